@@ -1,0 +1,313 @@
+"""Every key that the program reads, its default, and what it means.
+
+An experiment starts from `base()` and states what its source states; the keys are locked, so that a
+misspelt one is an error. This module imports neither JAX nor the rest of the package.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
+
+Config: TypeAlias = Any  # a locked ConfigDict with the keys of `base()`, which a type checker cannot know
+
+# What a run may change between two sittings: what is recorded and when, and where the data lie; not what is
+# computed. A name stands for a key or for a whole section.
+FREE = (
+    "steps_per_call",
+    "log_every",
+    "checkpoint_every",
+    "evaluate_every",
+    "keep_checkpoints",
+    "evaluators",
+    "evaluation",
+    "dataset.directory",
+    "dataset.feed",
+    "dataset.device_bytes",
+)
+
+# Sections whose keys are the fields or arguments of whatever they name; they may have more keys than `base`.
+OPEN = ("encoder", "decoder", "discriminator", "penalties")
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "parallel": ("mesh", "pmap"),
+    "lowering": ("auto", "native", "cpu"),
+    "gradient": ("auto", "one_pass", "two_pullbacks"),
+    "dataset.feed": ("auto", "device", "host"),
+}
+
+
+def base() -> Config:
+    """Return the locked default configuration; change values, not keys."""
+    config = ConfigDict()
+    config.seed = 0  # everything random follows from it: weights, noise, order of the data
+    config.batch_size = 100  # images per step over all devices
+    config.num_steps = 10_000  # updates of both players
+    config.steps_per_call = 100  # updates per dispatch; divides the *_every below that are < num_steps
+    config.log_every = 100  # steps between lines of metrics.jsonl
+    config.checkpoint_every = 1_000  # steps between checkpoints
+    config.evaluate_every = 0  # steps between evaluations; 0 = only at the end
+    config.keep_checkpoints = 2  # how many of the newest are kept
+    config.latent_dim = 64  # Z
+    config.dtype = "float32"  # compute type of the networks: float32 | bfloat16; state is always float32
+    config.ema_decay = 0.0  # of the parameters, with warm-up; 0 = off. Evaluation uses them where on
+    config.parallel = "mesh"  # mesh: one program over all devices; pmap: the named axis
+    config.lowering = "auto"  # convolutions: auto (by platform) | native | cpu
+    config.gradient = "auto"  # auto (one pass where exact) | one_pass | two_pullbacks
+    config.loss = "ali"  # a function of ali_jax.losses
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "digits"  # a function of ali_jax.data, or a TFDS name it lists
+    config.dataset.path = ""  # the user's own data: .npz, directory of images, or of SVHN .mat files
+    config.dataset.directory = ""  # where TFDS keeps its data; "" = its default
+    config.dataset.train_split = "train"  # TFDS and .mat only, e.g. extra, train[:45000]
+    config.dataset.test_split = "test"
+    config.dataset.shape = ()  # of one x: (H, W, C) or (D,); () = as the data say
+    config.dataset.feed = "auto"  # device: resident; host: streamed; auto: by size
+    config.dataset.device_bytes = 4 * 2**30  # the largest training set that auto keeps on the device
+    config.dataset.dequantize = 0.0  # half width of uniform noise added to x of the training batches
+    config.dataset.scale = 1.0  # factor on data that are no images (mixtures)
+
+    # The three networks. `name` is a class of ali_jax.networks, the other keys are its fields: a layer is
+    # (kernel, stride, maps[, padding]) or, in a multi-layer perceptron, a width.
+    config.encoder = ConfigDict()
+    config.encoder.name = "Encoder"
+    config.encoder.layers = ()
+    config.encoder.activation = "leaky_relu"  # relu | leaky_relu
+    config.encoder.slope = 0.01  # of leaky_relu
+    config.encoder.batch_norm = (True,)  # one for all layers, or one per layer
+    config.encoder.init_std = 0.01  # of the weights; 0 = He initialisation
+    config.encoder.posterior = "gaussian"  # z = mu + sigma epsilon | noise: z = f(x, epsilon)
+    config.encoder.log_sigma_clip = ()  # (low, high)
+    config.encoder.log_sigma_bias = 0.0  # initial value
+    config.encoder.log_sigma_init = 1.0  # factor on the initial weights of log sigma
+    config.encoder.center = False  # networks see 2x - 1
+    config.encoder.width = 0  # instead of layers: they follow the image size, from this many maps
+
+    config.decoder = ConfigDict()
+    config.decoder.name = "Decoder"
+    config.decoder.layers = ()
+    config.decoder.activation = "leaky_relu"
+    config.decoder.slope = 0.01
+    config.decoder.batch_norm = (True,)
+    config.decoder.init_std = 0.01
+    config.decoder.output = "sigmoid"  # sigmoid | linear
+    config.decoder.width = 0
+
+    config.discriminator = ConfigDict()
+    config.discriminator.name = "Discriminator"
+    config.discriminator.x_layers = ()  # D(x)
+    config.discriminator.z_layers = ()  # D(z)
+    config.discriminator.joint_layers = ()  # D(x, z), before the last linear layer
+    config.discriminator.activation = "leaky_relu"  # relu | leaky_relu | maxout
+    config.discriminator.slope = 0.01
+    config.discriminator.pieces = 2  # of maxout
+    config.discriminator.x_batch_norm = (True,)
+    config.discriminator.x_dropout = (0.0,)  # on the input of the layers: one rate for all, or one per layer
+    config.discriminator.x_dropout_after = (0.0,)  # between a layer and its activation, likewise
+    config.discriminator.z_dropout = (0.0,)
+    config.discriminator.z_bias = False
+    config.discriminator.joint_dropout = (
+        0.0,
+    )  # one rate for all, or one more than joint_layers: the logit's too
+    config.discriminator.init_std = 0.01
+    config.discriminator.center = False
+    config.discriminator.width = 0
+
+    # Terms added to the losses: name of a function of ali_jax.penalties -> its arguments.
+    config.penalties = ConfigDict()
+    config.penalties.r1 = ConfigDict()
+    config.penalties.r1.gamma = 0.0  # weight of the gradient penalty on D; 0 = off
+    config.penalties.r1.gamma_z = -1.0  # of its z part; negative = gamma
+    config.penalties.r1.gamma_final = -1.0  # geometric annealing over num_steps; negative = constant
+    config.penalties.r1.at = "encoder"  # encoder: (x, z_hat) | decoder: (x_tilde, z) | both | prior: (x, z)
+
+    config.optimizer = ConfigDict()  # Adam, as in optax
+    for player in ("generator", "discriminator"):  # generator: encoder and decoder
+        adam = config.optimizer[player] = ConfigDict()
+        adam.learning_rate = 1e-4
+        adam.b1 = 0.5
+        adam.b2 = 0.999
+        adam.eps = 1e-8
+    config.optimizer.constant_fraction = 1.0  # of num_steps at the full learning rate, then cosine
+    config.optimizer.final_fraction = 0.0  # of the learning rate, reached at the end of the cosine
+
+    config.evaluators = ("samples", "reconstructions")  # functions of ali_jax.evaluate
+    config.evaluation = ConfigDict()
+    config.evaluation.num_samples = 10_000  # of class_kl
+    config.evaluation.grid = (10, 10)  # rows, columns of pictures
+    config.evaluation.num_pairs = 4  # rows of interpolations
+    config.evaluation.num_interpolation_steps = 11
+    return config.lock()
+
+
+def flat(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Return the values by their dotted keys, such as `optimizer.generator.b1`."""
+    values = {}
+    for key, value in config.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    return values
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean ...?" with the known name most like `name`, or "" where none is like it."""
+    by_last = {key.rpartition(".")[2]: key for key in known}
+    close = difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.7)
+    close = close or [
+        by_last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], by_last, n=1)
+    ]
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def to_json(config: Config) -> str:
+    """Return the configuration as JSON text; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """Return the locked configuration of a text that `to_json` made.
+
+    Raises:
+      ValueError: the text is no JSON object, or its keys are not those of `base`.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"The configuration is no JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise ValueError("The configuration is no JSON object.")
+    config = ConfigDict(_tuples(values))
+    check_keys(config)
+    return config.lock()
+
+
+def check_keys(config: Config) -> None:
+    """Raise a ValueError unless the configuration has the keys of `base`, with values of their types."""
+    defaults, given = flat(base()), flat(config)
+    for key, value in given.items():
+        if key not in defaults and key.partition(".")[0] not in OPEN:
+            raise ValueError(f"There is no config key {key!r}.{nearest(key, defaults)}")
+        if key in defaults and not _has_type_of(value, defaults[key]):
+            kind = type(defaults[key]).__name__
+            raise ValueError(
+                f"config.{key} is {value!r}; it must be of type {kind}, as in {defaults[key]!r}."
+            )
+    if missing := [key for key in defaults if key not in given]:
+        raise ValueError(f"The configuration lacks {', '.join(missing)}: start from ali_jax.config.base().")
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the keys whose values differ, each with its old and its new value (None where it is absent)."""
+    a, b = _tuples(flat(old)), _tuples(flat(new))
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+
+
+def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Return those differences with which a run of `old` cannot go on as one of `new`.
+
+    The keys in `FREE` may differ, and num_steps may grow where no schedule depends on it.
+    """
+    scheduled = old.optimizer.constant_fraction < 1 or (
+        old.penalties.r1.gamma > 0 <= old.penalties.r1.gamma_final
+    )
+    found = differences(old, new)
+    if not scheduled and new.num_steps > old.num_steps:
+        found.pop("num_steps", None)
+    return {key: values for key, values in found.items() if not is_free(key, FREE)}
+
+
+def is_free(key: str, free: Iterable[str]) -> bool:
+    """Tell whether a dotted key is among `free` or in a section that is."""
+    return any(key == name or key.startswith(name + ".") for name in free)
+
+
+def validate(config: Config) -> None:
+    """Raise a ValueError for the first value that no run can use; named functions are checked where used."""
+    values = flat(config)
+    for key in (
+        "batch_size",
+        "num_steps",
+        "steps_per_call",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "latent_dim",
+        "evaluation.num_samples",
+        "evaluation.num_pairs",
+        "evaluation.num_interpolation_steps",
+    ):
+        _require(0 < values[key] < 2**31, key, values[key], "it must be positive and below 2^31")
+    for player in ("generator", "discriminator"):
+        for key in ("learning_rate", "eps"):
+            name = f"optimizer.{player}.{key}"
+            _require(0 < values[name] < float("inf"), name, values[name], "it must be positive")
+        for key in ("b1", "b2"):
+            name = f"optimizer.{player}.{key}"
+            _require(0 <= values[name] < 1, name, values[name], "it must lie in [0, 1)")
+    for key in (
+        "evaluate_every",
+        "dataset.dequantize",
+        "dataset.device_bytes",
+        "penalties.r1.gamma",
+        "optimizer.constant_fraction",
+        "optimizer.final_fraction",
+    ):
+        _require(0 <= values[key] < float("inf"), key, values[key], "it must not be negative")
+    _require(0 <= config.ema_decay < 1, "ema_decay", config.ema_decay, "it must lie in [0, 1)")
+    _require(0 <= config.seed < 2**32, "seed", config.seed, "it must lie in [0, 2^32)")
+    _require(
+        0 < config.dataset.scale < float("inf"), "dataset.scale", config.dataset.scale, "it must be positive"
+    )
+    for key, allowed in CHOICES.items():
+        _require(values[key] in allowed, key, values[key], f"it must be one of {', '.join(allowed)}")
+    grid = tuple(config.evaluation.grid)
+    _require(
+        len(grid) == 2 and all(isinstance(n, int) and n > 0 for n in grid),
+        "evaluation.grid",
+        grid,
+        "it must be two positive numbers, rows and columns",
+    )
+    shape = tuple(config.dataset.shape)
+    _require(
+        all(isinstance(n, int) and n > 0 for n in shape),
+        "dataset.shape",
+        shape,
+        "it must be positive numbers",
+    )
+    names = tuple(config.evaluators)
+    _require(all(isinstance(n, str) for n in names), "evaluators", names, "it must be names of evaluators")
+    _check_intervals(config)
+
+
+def _check_intervals(config: Config) -> None:
+    per_call = config.steps_per_call
+    for key in ("log_every", "checkpoint_every", "evaluate_every"):
+        if config[key] < config.num_steps and config[key] % per_call:
+            raise ValueError(
+                f"config.{key} is {config[key]}, no multiple of config.steps_per_call, {per_call}: set one "
+                f"of them anew, e.g. --config.steps_per_call={math.gcd(config[key], per_call)}."
+            )
+
+
+def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"config.{key} is {value!r}; {allowed}.")
+
+
+def _has_type_of(value: Any, default: Any) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    return isinstance(value, (list, tuple) if isinstance(default, tuple) else type(default))
+
+
+def _tuples(value: Any) -> Any:
+    """Turn lists into tuples, at any depth of lists and dicts."""
+    if isinstance(value, dict):
+        return {key: _tuples(v) for key, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
