@@ -1,0 +1,319 @@
+"""Valid convolutions and transposed convolutions, each with the lowering its platform runs fastest.
+
+Owns the two linear maps and how they are differentiated; biases, batch norm and initialisation are not here.
+"native" is plain `lax`, for GPU and TPU, and for forward-mode differentiation anywhere. "cpu" is for XLA:CPU,
+whose own gradients of strided and transposed convolutions (convolutions with a dilated input) are several
+times slower than their forward pass.
+"""
+
+import functools
+import itertools
+import operator
+from typing import Any, Literal, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ali_jax.types import Array
+
+Lowering: TypeAlias = Literal["native", "cpu"]
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def lowering_for(platform: str) -> Lowering:
+    """Return the lowering for programs compiled for `platform`, as in `device.platform`."""
+    return "cpu" if platform == "cpu" else "native"
+
+
+def conv(
+    x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, lowering: Lowering = "native"
+) -> Array:
+    """Convolve x [B, H, W, C] with kernel [k, k, C, F] into [B, H', W', F].
+
+    y[b, i, j] = sum over a, c of x[b, stride i + a - padding, stride j + c - padding] @ kernel[a, c],
+    H' = (H + 2 padding - k) // stride + 1. "cpu" differentiates in reverse mode only, to any order.
+    Raises ValueError for arguments that do not fit together.
+    """
+    _check(x, kernel, stride, padding, lowering)
+    size = kernel.shape[0]
+    if min(x.shape[1:3]) + 2 * padding < size:
+        raise ValueError(
+            f"conv: a {size}x{size} kernel does not fit an image of {x.shape[1]}x{x.shape[2]} "
+            f"with padding {padding}; use a smaller kernel or more padding."
+        )
+    if lowering == "native":
+        return _lax_conv(x, kernel, stride, padding)
+    return _conv(stride, _crop_or_pad(x, padding), kernel)
+
+
+def conv_transpose(
+    x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, lowering: Lowering = "native"
+) -> Array:
+    """Spread x [B, H, W, C] with kernel [k, k, C, F] into [B, H', W', F].
+
+    y[b, stride i + a - padding, stride j + c - padding] += x[b, i, j] @ kernel[a, c],
+    H' = stride (H - 1) + k - 2 padding: `padding` crops each side. The adjoint of `conv` with the kernel's
+    last two axes swapped. "cpu" differentiates in reverse mode only, to any order.
+    Raises ValueError for arguments that do not fit together.
+    """
+    _check(x, kernel, stride, padding, lowering)
+    size = kernel.shape[0]
+    height, width = (stride * (n - 1) + size for n in x.shape[1:3])
+    if min(height, width) <= 2 * padding:
+        raise ValueError(
+            f"conv_transpose: padding {padding} crops all of the {height}x{width} output; "
+            "use a smaller padding."
+        )
+    if lowering == "native":
+        margin = size - 1 - padding
+        return lax.conv_general_dilated(
+            x,
+            kernel[::-1, ::-1],
+            (1, 1),
+            [(margin, margin)] * 2,
+            lhs_dilation=(stride, stride),
+            dimension_numbers=_DIMENSIONS,
+        )
+    return _crop_or_pad(_input_gradient(stride, (height, width), x, kernel.swapaxes(2, 3)), -padding)
+
+
+def compiler_options(platform: str) -> dict[str, Any]:
+    """Return the options for `jax.jit(..., compiler_options=)` that suit programs with these convolutions.
+
+    On CPU: keep YNNPACK for dots but not for convolutions, which it makes 1.7 to 4 times slower; only where
+    the installed jaxlib knows the option.
+    """
+    return dict(_cpu_options()) if platform == "cpu" else {}
+
+
+@functools.cache
+def _cpu_options() -> dict[str, Any]:
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            jax.jit(lambda: jnp.zeros(()), compiler_options=options).lower().compile()
+    except RuntimeError:  # an unknown option, or no CPU backend to ask
+        return {}
+    return options
+
+
+def _check(x: Array, kernel: Array, stride: int, padding: int, lowering: str) -> None:
+    if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or x.shape[3] != kernel.shape[2]:
+        raise ValueError(
+            f"convolution: x has shape {x.shape} and the kernel {kernel.shape}; "
+            "they must be [B, H, W, C] and [k, k, C, F] with the same C."
+        )
+    if x.dtype != kernel.dtype:
+        raise ValueError(
+            f"convolution: x is {x.dtype} but the kernel {kernel.dtype}; cast one to the other's dtype."
+        )
+    if stride < 1 or padding < 0:
+        raise ValueError(
+            f"convolution: stride {stride}, padding {padding}; need stride >= 1 and padding >= 0."
+        )
+    if lowering not in get_args(Lowering):
+        raise ValueError(f"convolution: unknown lowering {lowering!r}; choose one of {get_args(Lowering)}.")
+
+
+def _lax_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_DIMENSIONS
+    )
+
+
+def _crop_or_pad(x: Array, rows: int) -> Array:
+    """Add `rows` of zeros on each side of an image, or take them away where negative."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (rows, rows, 0), (rows, rows, 0), (0, 0, 0)])
+
+
+# The CPU rules. With T(x, w, g) = sum(conv(x, w) * g), trilinear, the three maps below are dT/dg, dT/dx and
+# dT/dw. The gradient of each is made of the other two: no order of differentiation leaves the fast forms.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(stride: int, x: Array, w: Array) -> Array:
+    """dT/dg: x [B, H, W, C], w [k, k, C, F] -> [B, H', W', F]."""
+    k = w.shape[0]
+    if k == stride == 1:
+        return jnp.einsum("bijc,cf->bijf", x, w[0, 0])
+    if _output_size(x.shape, k, stride) == (1, 1):
+        return jnp.einsum("bijc,ijcf->bf", x[:, :k, :k], w)[:, None, None]
+    return _lax_conv(x, w, stride, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _input_gradient(stride: int, size: tuple[int, int], g: Array, w: Array) -> Array:
+    """dT/dx: g [B, H', W', F], w [k, k, C, F] -> [B, *size, C]."""
+    k = w.shape[0]
+    if k == stride == 1:
+        return jnp.einsum("bijf,cf->bijc", g, w[0, 0])
+    if g.shape[1:3] == (1, 1):
+        x = jnp.einsum("bf,ijcf->bijc", g[:, 0, 0], w)
+    elif stride == 1:
+        x = _spread(g, w)
+    else:
+        x = _depth_to_space(_spread(g, _phases(stride, w)), stride, stride)
+    return _fit(x, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _kernel_gradient(stride: int, k: int, x: Array, g: Array) -> Array:
+    """dT/dw: x [B, H, W, C], g [B, H', W', F] -> [k, k, C, F]."""
+    if k == stride == 1:
+        return jnp.einsum("bijc,bijf->cf", x, g)[None, None]
+    if g.shape[1:3] == (1, 1):
+        return jnp.einsum("bijc,bf->ijcf", x[:, :k, :k], g[:, 0, 0])
+    w = jax.ShapeDtypeStruct((k, k, x.shape[3], g.shape[3]), x.dtype)
+    return jax.linear_transpose(lambda w: _lax_conv(x, w, stride, 0), w)(g)[0]
+
+
+def _conv_backward(stride: int, xw: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, w = xw
+    return _input_gradient(stride, x.shape[1:3], g, w), _kernel_gradient(stride, w.shape[0], x, g)
+
+
+def _input_gradient_backward(
+    stride: int, size: tuple[int, int], gw: tuple[Array, Array], x: Array
+) -> tuple[Array, Array]:
+    g, w = gw
+    return _conv(stride, x, w), _kernel_gradient(stride, w.shape[0], x, g)
+
+
+def _kernel_gradient_backward(stride: int, k: int, xg: tuple[Array, Array], w: Array) -> tuple[Array, Array]:
+    x, g = xg
+    return _input_gradient(stride, x.shape[1:3], g, w), _conv(stride, x, w)
+
+
+_conv.defvjp(lambda stride, x, w: (_conv(stride, x, w), (x, w)), _conv_backward)
+_input_gradient.defvjp(
+    lambda stride, size, g, w: (_input_gradient(stride, size, g, w), (g, w)), _input_gradient_backward
+)
+_kernel_gradient.defvjp(
+    lambda stride, k, x, g: (_kernel_gradient(stride, k, x, g), (x, g)), _kernel_gradient_backward
+)
+
+
+def _spread(g: Array, w: Array) -> Array:
+    """Return the stride-1 input gradient x[i + a] += w[a] @ g[i], [B, H + k - 1, W + k - 1, C].
+
+    The padded convolution multiplies (H + k - 1)^2 / H^2 as much as needed. What the other forms take of its
+    CPU-seconds (2 Zen 5 cores, float32, batch 64): dots 0.6 for 2x2 taps on 4x4x256 -> 512; Toom-Cook 0.35
+    for 4x4 taps on 10x10x128 -> 64, but 1.3 for 28x28x64 -> 64 at batch 32, where its transforms
+    outgrow the cache; blocks 0.35 for 5x5 taps on 28x28x32 -> 3.
+    """
+    k, _, channels, features = w.shape
+    size = max(g.shape[1:3])
+    if size <= 4:
+        return _spread_by_dots(g, w)
+    if k == 4 and size <= 16 and min(channels, features) >= 32 and jnp.finfo(g.dtype).bits >= 32:
+        return _spread_by_toom_cook(g, w)
+    if k >= 4 and channels <= 4:
+        return _spread_in_blocks(g, w)
+    return _lax_conv(g, _adjoint(w), 1, k - 1)
+
+
+def _spread_by_dots(g: Array, w: Array) -> Array:
+    """Take all taps of a pixel in one dot, then add them where they overlap."""
+    taps = range(w.shape[0])
+    x = jnp.einsum("nijf,abcf->nijabc", g, w)
+    return _overlap_add([_overlap_add([x[:, :, :, a, b] for b in taps], 1, 2) for a in taps], 1, 1)
+
+
+# Toom-Cook for tiles of 2 pixels and 4 taps (Lavin & Gray, arXiv 1509.09308): evaluate both polynomials at
+# 0, 1, -1, 2 and infinity, multiply, interpolate the 5 coefficients of the product. In two dimensions
+# 25 products per tile instead of 64; the rounding error in float32 is about 1e-6 of the result's deviation.
+_EVALUATE = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [1, -1, 1, -1], [1, 2, 4, 8], [0, 0, 0, 1]])
+_INTERPOLATE = (
+    np.array([[6, 0, 0, 0, 0], [-3, 6, -2, -1, 12], [-6, 3, 3, 0, -6], [3, -3, -1, 1, -12], [0, 0, 0, 0, 6]])
+    / 6
+)
+_EVALUATE_TILE = np.array([[1, 0], [1, 1], [1, -1], [1, 2], [0, 1]])
+
+
+def _spread_by_toom_cook(g: Array, w: Array) -> Array:
+    """Multiply tiles of 2x2 pixels by 4x4 taps at 5x5 points, then add the 5x5 results where they overlap."""
+    _, height, width, _ = g.shape
+    g = _fit(g, (height + height % 2, width + width % 2))
+    rows = _combine(_EVALUATE_TILE, [g[:, a::2] for a in range(2)])
+    tiles = [_combine(_EVALUATE_TILE, [row[:, :, b::2] for b in range(2)]) for row in rows]
+    evaluate = jnp.asarray(_EVALUATE, w.dtype)
+    kernels = jnp.einsum("pa,qb,abcf->pqfc", evaluate, evaluate, w)
+    products = [[tile @ kernels[p, q] for q, tile in enumerate(row)] for p, row in enumerate(tiles)]
+    columns = [_overlap_add(_combine(_INTERPOLATE, row), 2, 2) for row in products]
+    return _fit(_overlap_add(_combine(_INTERPOLATE, columns), 2, 1), (height + 3, width + 3))
+
+
+def _spread_in_blocks(g: Array, w: Array) -> Array:
+    """Compute 2x4 pixels as 8 C outputs of a strided convolution: so few as C would waste the vector unit."""
+    k, _, channels, features = w.shape
+    height, width = g.shape[1] + k - 1, g.shape[2] + k - 1
+    shifted = [
+        jnp.pad(_adjoint(w), ((a, 1 - a), (b, 3 - b), (0, 0), (0, 0)))
+        for a, b in itertools.product(range(2), range(4))
+    ]
+    kernel = jnp.stack(shifted, axis=3).reshape(k + 1, k + 3, features, 8 * channels)
+    padding = [(k - 1, k - 1 + height % 2), (k - 1, k - 1 + -width % 4)]
+    x = lax.conv_general_dilated(g, kernel, (2, 4), padding, dimension_numbers=_DIMENSIONS)
+    return _fit(_depth_to_space(x, 2, 4), (height, width))
+
+
+def _phases(stride: int, w: Array) -> Array:
+    """Return w [k, k, C, F] as ceil(k / stride) taps with one set of C channels per phase of the stride.
+
+    Row stride * n + phase of the strided input gradient takes tap a = stride * m + phase from g's row n - m.
+    """
+    k, _, channels, features = w.shape
+    taps = -(-k // stride)
+    missing = taps * stride - k
+    w = jnp.pad(w, ((0, missing), (0, missing), (0, 0), (0, 0)))
+    w = w.reshape(taps, stride, taps, stride, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    return w.reshape(taps, taps, stride * stride * channels, features)
+
+
+def _depth_to_space(x: Array, rows: int, columns: int) -> Array:
+    """Lay out the channels [rows, columns, C] of each pixel as a block of pixels."""
+    batch, height, width, depth = x.shape
+    x = x.reshape(batch, height, width, rows, columns, depth // (rows * columns)).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height * rows, width * columns, -1)
+
+
+def _adjoint(w: Array) -> Array:
+    return w[::-1, ::-1].swapaxes(2, 3)
+
+
+def _combine(matrix: np.ndarray, arrays: list[Array]) -> list[Array]:
+    """Return the linear combinations of the arrays that the matrix's rows name, without its zeros."""
+    return [
+        functools.reduce(operator.add, [float(c) * x for c, x in zip(row, arrays, strict=True) if c])
+        for row in matrix
+    ]
+
+
+def _overlap_add(parts: list[Array], step: int, axis: int) -> Array:
+    """Return y[step * i + a] += parts[a][i] along `axis` of [B, H, W, C], its length a multiple of step."""
+    last = -(-len(parts) // step) - 1
+
+    def shift(part: Array, blocks: int) -> Array:
+        return jnp.pad(part, [(blocks, last - blocks) if n == axis else (0, 0) for n in range(4)])
+
+    phases = [
+        functools.reduce(
+            operator.add, [shift(part, blocks) for blocks, part in enumerate(parts[phase::step])]
+        )
+        for phase in range(step)
+    ]
+    shape = phases[0].shape
+    return jnp.stack(phases, axis + 1).reshape(*shape[:axis], step * shape[axis], *shape[axis + 1 :])
+
+
+def _fit(x: Array, size: tuple[int, int]) -> Array:
+    """Cut the image at `size` or fill it up with zeros: windows of a stride need not reach the last rows."""
+    rows, columns = size[0] - x.shape[1], size[1] - x.shape[2]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, rows, 0), (0, columns, 0), (0, 0, 0)])
+
+
+def _output_size(shape: tuple[int, ...], k: int, stride: int) -> tuple[int, int]:
+    return (shape[1] - k) // stride + 1, (shape[2] - k) // stride + 1

@@ -1,0 +1,199 @@
+"""The CPU convolutions equal lax's, in value and in gradients of the first and second order."""
+
+import functools
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ali_jax import convolutions
+from ali_jax.convolutions import compiler_options, conv, conv_transpose, lowering_for
+
+# (height, width), kernel, stride, padding, channels, features
+CASES = [
+    ((7, 7), 1, 1, 0, 3, 2),
+    ((1, 1), 1, 1, 0, 4, 3),
+    ((4, 4), 4, 1, 0, 3, 5),  # one output, as at the top of every stack
+    ((5, 5), 4, 2, 0, 3, 2),  # one output, and a row that no window reaches
+    ((5, 4), 2, 1, 0, 3, 2),
+    ((9, 8), 5, 1, 0, 2, 3),  # the input gradient in blocks
+    ((12, 11), 5, 1, 0, 5, 3),  # and by lax
+    ((8, 7), 4, 1, 2, 2, 3),
+    ((10, 9), 4, 2, 0, 3, 2),
+    ((13, 12), 4, 2, 1, 2, 3),
+    ((13, 12), 7, 2, 0, 2, 2),
+    ((11, 12), 5, 3, 1, 2, 3),
+    ((8, 9), 1, 2, 0, 2, 3),  # a kernel smaller than the stride
+    ((9, 8), 4, 1, 0, 32, 33),  # by Toom-Cook
+]
+TRANSPOSED = [
+    ((7, 7), 1, 1, 0, 3, 2),
+    ((1, 1), 4, 1, 0, 3, 2),
+    ((4, 4), 4, 2, 0, 3, 2),
+    ((7, 6), 4, 2, 1, 3, 2),
+    ((3, 4), 5, 1, 2, 2, 3),
+    ((6, 6), 5, 1, 0, 2, 5),
+    ((5, 6), 7, 2, 0, 2, 3),
+    ((2, 3), 2, 3, 0, 2, 2),
+    ((6, 5), 4, 1, 0, 32, 33),
+]
+QUICK = {"xla_backend_optimization_level": 0}  # compiling is what takes the time here
+PAIRS = [(conv, case) for case in CASES] + [(conv_transpose, case) for case in TRANSPOSED]
+
+
+def name(case):
+    (height, width), kernel, stride, padding, channels, features = case
+    return f"{height}x{width}x{channels}-k{kernel}-s{stride}-p{padding}-{features}"
+
+
+def operands(case, dtype):
+    (height, width), k, _, _, channels, features = case
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, height, width, channels)), dtype)
+    return x, jnp.asarray(rng.standard_normal((k, k, channels, features)), dtype)
+
+
+def bind(function, case, lowering):
+    _, _, stride, padding, _, _ = case
+    return functools.partial(function, stride=stride, padding=padding, lowering=lowering)
+
+
+def gradients(f, x, kernel):
+    # The sine makes the cotangent depend on the point, as second derivatives need.
+    return jax.grad(lambda x, kernel: jnp.sin(f(x, kernel)).sum(), (0, 1))(x, kernel)
+
+
+def up_to_second_order(f, x, kernel):
+    """Return value, both gradients, and the gradients of the gradients' squared norm."""
+
+    def penalty(x, kernel):
+        return sum((gradient**2).sum() for gradient in gradients(f, x, kernel))
+
+    return f(x, kernel), gradients(f, x, kernel), jax.grad(penalty, (0, 1))(x, kernel)
+
+
+@pytest.mark.parametrize(("function", "case"), PAIRS, ids=[f"{f.__name__}-{name(case)}" for f, case in PAIRS])
+def test_cpu_equals_native_up_to_second_order(function, case):
+    def both(x, kernel):
+        return [
+            up_to_second_order(bind(function, case, lowering), x, kernel) for lowering in ("native", "cpu")
+        ]
+
+    with jax.enable_x64(True):
+        native, cpu = jax.jit(both, compiler_options=QUICK)(*operands(case, jnp.float64))
+    for expected, found in zip(jax.tree.leaves(native), jax.tree.leaves(cpu), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("lowering", ["native", "cpu"])
+def test_conv_transpose_is_the_adjoint_of_conv(lowering):
+    def products(case):
+        x, kernel = operands(case, jnp.float64)
+        y = bind(conv_transpose, case, lowering)(x, kernel)
+        other = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape))
+        back = bind(conv, case, lowering)(other, kernel.swapaxes(2, 3))
+        return jnp.vdot(y, other), jnp.vdot(x, back)
+
+    with jax.enable_x64(True):
+        for left, right in jax.jit(lambda: [products(case) for case in TRANSPOSED], compiler_options=QUICK)():
+            np.testing.assert_allclose(left, right, rtol=1e-10)
+
+
+def test_conv_transpose_spreads_every_pixel_by_the_kernel():
+    x, kernel = jnp.asarray([[[[1.0], [10.0]]]]), jnp.arange(9.0).reshape(3, 3, 1, 1)
+    y = conv_transpose(x, kernel, stride=2)[0, :, :, 0]
+    expected = [[0, 1, 2, 10, 20], [3, 4, 35, 40, 50], [6, 7, 68, 70, 80]]
+    np.testing.assert_array_equal(y, np.asarray(expected, np.float32))
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def test_no_convolution_of_the_cpu_form_dilates_its_input():
+    def dilated(function, case, lowering):
+        f = functools.partial(up_to_second_order, bind(function, case, lowering))
+        jaxpr = jax.make_jaxpr(f)(*operands(case, jnp.float32))
+        convs = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated"]
+        return [e for e in convs if e.params["lhs_dilation"] != (1, 1)]
+
+    assert dilated(conv, ((10, 9), 4, 2, 0, 3, 2), "native")
+    strided = [(function, case) for function, case in PAIRS if case[2] > 1]
+    assert not [found for function, case in strided for found in dilated(function, case, "cpu")]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_cpu_keeps_the_dtype_and_its_precision(dtype):
+    case = ((9, 9), 4, 1, 0, 32, 32)
+    x, kernel = operands(case, dtype)
+
+    def value_and_pullback(lowering, x, kernel):
+        y, pullback = jax.vjp(bind(conv, case, lowering), x, kernel)
+        return y, *pullback(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
+
+    found = jax.jit(functools.partial(value_and_pullback, "cpu"), compiler_options=QUICK)(x, kernel)
+    expected = value_and_pullback("native", x.astype(jnp.float32), kernel.astype(jnp.float32))
+    tolerance = 4e-6 if dtype == jnp.float32 else 4e-3  # bfloat16 rounds to 2^-9
+    for a, b in zip(expected, found, strict=True):
+        assert b.dtype == dtype
+        assert np.linalg.norm(b.astype(np.float32) - a) <= tolerance * np.linalg.norm(a)
+
+
+def test_native_has_a_forward_mode():
+    case = ((7, 6), 4, 2, 0, 2, 3)
+    for function in (conv, conv_transpose):
+        f, (x, kernel) = bind(function, case, "native"), operands(case, jnp.float32)
+        _, tangent = jax.jvp(lambda x, f=f, kernel=kernel: f(x, kernel), (x,), (x,))
+        np.testing.assert_allclose(tangent, f(x, kernel), rtol=1e-6, atol=1e-6)  # linear: its own derivative
+
+
+def test_lowering_follows_the_platform():
+    assert lowering_for("cpu") == "cpu"
+    assert [lowering_for(platform) for platform in ("gpu", "cuda", "rocm", "tpu")] == ["native"] * 4
+
+
+def test_compiler_options_are_accepted_on_cpu_and_empty_elsewhere():
+    assert compiler_options("gpu") == compiler_options("tpu") == {}
+    options = compiler_options("cpu")
+    x, kernel = operands(((5, 5), 2, 1, 0, 2, 2), jnp.float32)
+    np.testing.assert_allclose(
+        jax.jit(conv, compiler_options=options)(x, kernel), conv(x, kernel), rtol=1e-5, atol=1e-5
+    )
+    options["mine"] = 1
+    assert "mine" not in compiler_options("cpu")
+
+
+def test_compiler_options_leave_out_what_this_jaxlib_does_not_know(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("No such compile option")
+
+    monkeypatch.setattr(jax, "jit", refuse)
+    assert convolutions._cpu_options.__wrapped__() == {}
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "kernel", "options", "message"),
+    [
+        (conv, (1, 5, 5, 2), (3, 3, 4, 1), {}, "same C"),
+        (conv, (1, 5, 5, 2), (3, 2, 2, 1), {}, "k, k, C, F"),
+        (conv, (5, 5, 2), (3, 3, 2, 1), {}, "B, H, W, C"),
+        (conv, (1, 5, 5, 2), (7, 7, 2, 1), {}, "use a smaller kernel"),
+        (conv, (1, 5, 5, 2), (3, 3, 2, 1), {"stride": 0}, "stride >= 1"),
+        (conv_transpose, (1, 5, 5, 2), (3, 3, 2, 1), {"padding": -1}, "padding >= 0"),
+        (conv_transpose, (1, 1, 1, 2), (4, 4, 2, 1), {"padding": 2}, "use a smaller padding"),
+        (conv_transpose, (1, 5, 5, 2), (3, 3, 2, 1), {"lowering": "gpu"}, "choose one of"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(function, x, kernel, options, message):
+    with pytest.raises(ValueError, match=message):
+        function(jnp.zeros(x), jnp.zeros(kernel), **options)
+
+
+def test_mixed_dtypes_are_refused():
+    with pytest.raises(ValueError, match="cast one"):
+        conv(jnp.zeros((1, 5, 5, 2)), jnp.zeros((3, 3, 2, 1), jnp.bfloat16))
