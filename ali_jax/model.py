@@ -1,0 +1,199 @@
+"""The model as pure functions of (ali, variables, ...): how the three networks are used, together and alone.
+
+Everything but `forward` and its two halves runs the networks as the authors' scripts do: running batch
+statistics and no dropout.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ali_jax.types import ALI, Array, Batch, Logits, Networks, Noise, Pairs, PyTree, Variables
+
+
+def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
+    """Initialise the three networks.
+
+    Args:
+      ali: the networks.
+      key: a PRNG key.
+      x: [N, *X] training data, 500 images in the authors' code: a decoder that has `fit_bias(params, x)` sets
+        its output bias from their mean.
+      y: [N, A] conditions, for networks that take them.
+    """
+    keys = Networks(*jax.random.split(key, 3))
+    x1, y1 = x[:1], None if y is None else y[:1]
+    z1 = jnp.zeros((1, latent_dim(ali)))
+    held = Networks(
+        encoder=ali.encoder.init(_streams(keys.encoder), x1, z1, y1, train=False),
+        decoder=ali.decoder.init(_streams(keys.decoder), z1, y1, train=False),
+        discriminator=ali.discriminator.init(_streams(keys.discriminator), x1, z1, y1, train=False),
+    )
+    params = Networks(*(h["params"] for h in held))
+    if hasattr(ali.decoder, "fit_bias"):
+        params = params._replace(decoder=ali.decoder.fit_bias(params.decoder, x))
+    return Variables(params, Networks(*(h.get("batch_stats", {}) for h in held)))
+
+
+def latent_dim(ali: ALI) -> int:
+    """Return Z, which the encoder states."""
+    return ali.encoder.latent_dim
+
+
+def draw_noise(ali: ALI, key: Array, size: int) -> Noise:
+    """Draw the noise of one step of `size` pairs: z and epsilon ~ N(0, I), and a key for dropout."""
+    key_z, key_epsilon, key_rest = jax.random.split(key, 3)
+    shape = (size, latent_dim(ali))
+    return Noise(jax.random.normal(key_z, shape), jax.random.normal(key_epsilon, shape), key_rest)
+
+
+def generate(
+    ali: ALI, params: Networks[PyTree], batch_stats: Networks[PyTree], batch: Batch, noise: Noise
+) -> tuple[Pairs, tuple[PyTree, PyTree]]:
+    """Draw both kinds of pairs in training mode; return them and the new statistics of encoder and decoder.
+
+    z_hat = G_z(x, epsilon) and x_tilde = G_x(z): the encoder sees only data, the decoder only the prior.
+    """
+    key_e, key_d = jax.random.split(jax.random.fold_in(noise.key, 1))
+    held = Networks(*map(_held, params, batch_stats))
+    z_hat, stats_e = ali.encoder.apply(
+        held.encoder,
+        batch.x,
+        noise.epsilon,
+        batch.y,
+        train=True,
+        rngs=_streams(key_e),
+        mutable=["batch_stats"],
+    )
+    x_tilde, stats_d = ali.decoder.apply(
+        held.decoder, noise.z, batch.y, train=True, rngs=_streams(key_d), mutable=["batch_stats"]
+    )
+    pairs = Pairs(batch.x, z_hat, x_tilde, noise.z, batch.y)
+    return pairs, (stats_e.get("batch_stats", {}), stats_d.get("batch_stats", {}))
+
+
+def judge(ali: ALI, params: PyTree, batch_stats: PyTree, pairs: Pairs, key: Array) -> tuple[Logits, PyTree]:
+    """Call D once, in training mode, on the 2B joined pairs; return logits and its new statistics.
+
+    One call as in the authors' code: batch norm sees data and samples together. The kinds are interleaved,
+    row by row, so that a batch sharded over devices stays where it is.
+    """
+    logits, stats = ali.discriminator.apply(
+        _held(params, batch_stats),
+        _interleave(pairs.x, pairs.x_tilde),
+        _interleave(pairs.z_hat, pairs.z),
+        None if pairs.y is None else _interleave(pairs.y, pairs.y),
+        train=True,
+        rngs=_streams(key),
+        mutable=["batch_stats"],
+    )
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.reshape(-1, 2, *logits.shape[1:])
+    return Logits(logits[:, 0], logits[:, 1]), stats.get("batch_stats", {})
+
+
+def forward(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple[Logits, Networks[PyTree]]:
+    """Run all three networks in training mode: logits of both kinds of pairs and new batch statistics."""
+    noise = draw_noise(ali, key, batch.x.shape[0])
+    params, batch_stats = variables
+    pairs, (stats_e, stats_d) = generate(ali, params, batch_stats, batch, noise)
+    logits, stats = judge(ali, params.discriminator, batch_stats.discriminator, pairs, noise.key)
+    return logits, Networks(stats_e, stats_d, stats)
+
+
+def encode(
+    ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, key: Array | None = None
+) -> Array:
+    """Return codes [B, Z] of data x [B, *X]: a sample of q(z | x), or without a key the code at epsilon = 0.
+
+    At epsilon = 0 a Gaussian encoder gives its mean.
+    """
+    shape = (x.shape[0], latent_dim(ali))
+    epsilon = jnp.zeros(shape) if key is None else jax.random.normal(key, shape)
+    held = _held(variables.params.encoder, variables.batch_stats.encoder)
+    return ali.encoder.apply(held, x, epsilon, y, train=False)
+
+
+def decode(ali: ALI, variables: Variables, z: Array, y: Array | None = None) -> Array:
+    """Return x_tilde [B, *X] for codes z [B, Z]."""
+    held = _held(variables.params.decoder, variables.batch_stats.decoder)
+    return ali.decoder.apply(held, z, y, train=False)
+
+
+def reconstruct(
+    ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, key: Array | None = None
+) -> Array:
+    """Return x_hat = G_x(z_hat) [B, *X]; z_hat is sampled where a key is given (as in the paper)."""
+    return decode(ali, variables, encode(ali, variables, x, y, key=key), y)
+
+
+def sample(ali: ALI, variables: Variables, key: Array, n: int, y: Array | None = None) -> Array:
+    """Return n samples x_tilde [n, *X] of the decoder at z ~ N(0, I)."""
+    return decode(ali, variables, jax.random.normal(key, (n, latent_dim(ali))), y)
+
+
+def interpolate(
+    ali: ALI,
+    variables: Variables,
+    x0: Array,
+    x1: Array,
+    steps: int,
+    y: Array | None = None,
+    *,
+    key: Array | None = None,
+) -> Array:
+    """Decode `steps` codes on the line from x0's to x1's, both ends included: [B, steps, *X].
+
+    With a key both ends are sampled from q(z | x), as in the paper; without, they are at epsilon = 0.
+    """
+    keys = (None, None) if key is None else jax.random.split(key)
+    z0 = encode(ali, variables, x0, y, key=keys[0])
+    z1 = encode(ali, variables, x1, y, key=keys[1])
+    alpha = jnp.linspace(0, 1, steps)[None, :, None]
+    z = (1 - alpha) * z0[:, None] + alpha * z1[:, None]
+    ys = None if y is None else jnp.repeat(y, steps, axis=0)
+    x = decode(ali, variables, z.reshape(-1, z.shape[-1]), ys)
+    return x.reshape(x0.shape[0], steps, *x.shape[1:])
+
+
+def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None = None) -> Array:
+    """Return the logits [B] of the pairs (x, z); large means that they look like the encoder's."""
+    held = _held(variables.params.discriminator, variables.batch_stats.discriminator)
+    return ali.discriminator.apply(held, x, z, y, train=False)
+
+
+def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) -> tuple[Array, Array]:
+    """Return mu and log sigma [B, Z] of q(z | x), for encoders that have `moments`; else a ValueError."""
+    if not (hasattr(ali.encoder, "moments") and getattr(ali.encoder, "posterior", "gaussian") == "gaussian"):
+        raise ValueError(
+            "posterior: this encoder is no Gaussian with `moments(x, y, *, train)`; sample it instead."
+        )
+    held = _held(variables.params.encoder, variables.batch_stats.encoder)
+    return ali.encoder.apply(held, x, y, train=False, method="moments")
+
+
+def features(ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, layers: int = 3) -> Array:
+    """Return [B, F]: the code at epsilon = 0 beside the encoder's last hidden layers, flattened.
+
+    Layers are taken after batch norm and before the nonlinearity, as in the authors' L2-SVM protocol
+    (paper, section 4.4): three of them, 5376 features on the SVHN networks.
+    """
+    held = _held(variables.params.encoder, variables.batch_stats.encoder)
+    epsilon = jnp.zeros((x.shape[0], latent_dim(ali)))
+    z, sown = ali.encoder.apply(held, x, epsilon, y, train=False, mutable=["intermediates"])
+    hidden = jax.tree.leaves(sown.get("intermediates", {}))[-layers:]
+    return jnp.concatenate([z, *(h.reshape(x.shape[0], -1) for h in hidden)], axis=-1)
+
+
+def _held(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
+    return {"params": params, "batch_stats": batch_stats}
+
+
+def _streams(key: Array) -> dict[str, Array]:
+    """Give a module its random streams: `dropout` masks, and `noise` for stochastic decoders of one's own."""
+    key_params, key_dropout, key_noise = jax.random.split(key, 3)
+    return {"params": key_params, "dropout": key_dropout, "noise": key_noise}
+
+
+def _interleave(a: Array, b: Array) -> Array:
+    """Join [B, ...] and [B, ...] to [2B, ...], rows alternating."""
+    return jnp.stack([a, b.astype(a.dtype)], axis=1).reshape(-1, *a.shape[1:])

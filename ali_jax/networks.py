@@ -1,0 +1,378 @@
+"""Encoders, decoders and joint discriminators, and `build`, which makes them from a config.
+
+The public classes of this module are what `config.encoder.name` and its like may name; the keys beside
+`name` are their fields.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ali_jax import convolutions, layers
+from ali_jax.config import Config, base
+from ali_jax.layers import Bias, Dense, Layer, Stack, per_layer
+from ali_jax.types import ALI, Array, Networks, PyTree
+
+
+class Encoder(nn.Module):
+    """The stochastic encoder q(z | x).
+
+    `gaussian`: z = mu(x) + sigma(x) epsilon, where the last linear layer gives mu and log sigma (paper,
+    section 2.1). `noise`: z = f(x, epsilon), the change of variables of the paper's mixture experiment.
+    """
+
+    latent_dim: int
+    layers: tuple[Layer, ...]
+    activation: str = "leaky_relu"
+    slope: float = 0.01
+    batch_norm: bool | tuple[bool, ...] = True
+    init_std: float = 0.01
+    posterior: str = "gaussian"
+    log_sigma_clip: tuple[float, ...] = ()
+    log_sigma_bias: float = 0.0
+    log_sigma_init: float = 1.0
+    center: bool = False
+    lowering: convolutions.Lowering = "native"
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.stack = Stack(
+            self.layers,
+            activation=layers.activation(self.activation, slope=self.slope),
+            batch_norm=self.batch_norm,
+            init_std=self.init_std,
+            lowering=self.lowering,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        self.mu = _Affine(self.latent_dim, self.init_std, dtype=self.dtype)
+        if self.posterior == "gaussian":
+            self.log_sigma = _Affine(
+                self.latent_dim, self.init_std, self.log_sigma_init, self.log_sigma_bias, self.dtype
+            )
+
+    def __call__(self, x: Array, epsilon: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Map data [B, *X], noise [B, Z] and conditions [B, A] to codes [B, Z]."""
+        if self.posterior == "gaussian":
+            mu, log_sigma = self.moments(x, y, train=train)
+            return mu + jnp.exp(log_sigma) * epsilon
+        inputs = jnp.concatenate([x.reshape(x.shape[0], -1), epsilon], axis=-1)
+        return self.mu(self._hidden(inputs, y, train))
+
+    def moments(self, x: Array, y: Array | None = None, *, train: bool = False) -> tuple[Array, Array]:
+        """Return mu and log sigma of the Gaussian posterior, [B, Z] each."""
+        h = self._hidden(x, y, train)
+        log_sigma = self.log_sigma(h)
+        if self.log_sigma_clip:
+            log_sigma = jnp.clip(log_sigma, *self.log_sigma_clip)
+        return self.mu(h), log_sigma
+
+    def _hidden(self, x: Array, y: Array | None, train: bool) -> Array:
+        h = self.stack(_centered(x) if self.center else x, train=train)
+        return _join(h, y)
+
+
+class Decoder(nn.Module):
+    """The deterministic decoder x_tilde = G_x(z), with an output bias per pixel and channel."""
+
+    x_shape: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    activation: str = "leaky_relu"
+    slope: float = 0.01
+    batch_norm: bool | tuple[bool, ...] = True
+    init_std: float = 0.01
+    output: str = "sigmoid"
+    lowering: convolutions.Lowering = "native"
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Map codes [B, Z] and conditions [B, A] to data [B, *X], in (0, 1) where the output is a sigmoid."""
+        z = _join(z, y)
+        shared = {"init_std": self.init_std, "dtype": self.dtype}
+        h = Stack(
+            self.layers,
+            transpose=True,
+            activation=layers.activation(self.activation, slope=self.slope),
+            batch_norm=self.batch_norm,
+            lowering=self.lowering,
+            axis_name=self.axis_name,
+            **shared,
+        )(z, train=train)
+        if h.ndim == 4:
+            maps = self.x_shape[-1]
+            h = layers.Convolution(1, 1, maps, lowering=self.lowering, name="output", **shared)(h)
+        else:
+            h = Dense(_size(self.x_shape), name="output", **shared)(h).reshape(-1, *self.x_shape)
+        logits = Bias(self.x_shape, name="untied")(h.astype(jnp.promote_types(self.dtype, jnp.float32)))
+        return jax.nn.sigmoid(logits) if self.output == "sigmoid" else logits
+
+    def fit_bias(self, params: PyTree, x: Array) -> PyTree:
+        """Set the output bias to the log-odds of the mean image of x [N, *X], clipped to [1e-7, 1 - 1e-7].
+
+        The authors use 500 training images. A linear output keeps its zeros.
+        """
+        if self.output != "sigmoid":
+            return params
+        mean = jnp.clip(jnp.mean(x, axis=0), 1e-7, 1 - 1e-7)
+        return {**params, "untied": {"bias": jnp.log(mean) - jnp.log1p(-mean)}}
+
+
+class Discriminator(nn.Module):
+    """The joint discriminator: logit of "(x, z) comes from the encoder".
+
+    D(x) and D(z) are stacks of their own; their outputs and y, joined, go through D(x, z). Without x_layers
+    and z_layers it is one perceptron on [x, z].
+    """
+
+    x_layers: tuple[Layer, ...] = ()
+    z_layers: tuple[int, ...] = ()
+    joint_layers: tuple[int, ...] = ()
+    activation: str = "leaky_relu"
+    slope: float = 0.01
+    pieces: int = 2
+    x_batch_norm: bool | tuple[bool, ...] = True
+    x_dropout: float | tuple[float, ...] = 0.0
+    x_dropout_after: float | tuple[float, ...] = 0.0
+    z_dropout: float | tuple[float, ...] = 0.0
+    z_bias: bool = False
+    joint_dropout: float | tuple[float, ...] = 0.0
+    init_std: float = 0.01
+    center: bool = False
+    lowering: convolutions.Lowering = "native"
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the logit of one pair depends on the others of the batch: through batch norm."""
+        return any(per_layer(self.x_batch_norm, len(self.x_layers), "x_batch_norm"))
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Map data [B, *X], codes [B, Z] and conditions [B, A] to logits [B], float32."""
+        act = layers.activation(self.activation, slope=self.slope, pieces=self.pieces)
+        shared = {"activation": act, "init_std": self.init_std, "dtype": self.dtype}
+        h_x = Stack(
+            self.x_layers,
+            batch_norm=self.x_batch_norm,
+            dropout=self.x_dropout,
+            dropout_after=self.x_dropout_after,
+            lowering=self.lowering,
+            axis_name=self.axis_name,
+            name="x",
+            **shared,
+        )(_centered(x) if self.center else x, train=train)
+        h_z = Stack(self.z_layers, dropout=self.z_dropout, bias=self.z_bias, name="z", **shared)(
+            z, train=train
+        )
+        rates = per_layer(self.joint_dropout, len(self.joint_layers) + 1, "joint_dropout")
+        h = _join(_join(h_x, h_z), y)
+        h = Stack(self.joint_layers, dropout=rates[:-1], name="joint", **shared)(h, train=train)
+        h = nn.Dropout(rates[-1], deterministic=not train)(h)
+        return _Affine(1, self.init_std, dtype=self.dtype, name="logit")(h)[:, 0]
+
+
+class _Affine(nn.Module):
+    """A linear output layer with bias, at least float32: [B, F] -> [B, width]."""
+
+    width: int
+    init_std: float
+    init_factor: float = 1.0
+    init_bias: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        kernel = self.param("kernel", _scaled(self.init_std, self.init_factor), (h.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.width,))
+        outputs = h.astype(self.dtype) @ kernel.astype(self.dtype)
+        return outputs.astype(jnp.promote_types(self.dtype, jnp.float32)) + bias[None]
+
+
+def _scaled(std: float, factor: float) -> nn.initializers.Initializer:
+    init = layers.initializer(std)
+    return lambda key, shape, dtype=jnp.float32: factor * init(key, shape, dtype)
+
+
+def _centered(x: Array) -> Array:
+    return 2 * x - 1
+
+
+def _join(h: Array, other: Array | None) -> Array:
+    """Flatten h [B, ...] and append what is beside it, if anything."""
+    if other is None:
+        return h if h.ndim == 2 else h.reshape(h.shape[0], -1)
+    parts = (h.reshape(h.shape[0], -1), other.reshape(other.shape[0], -1).astype(h.dtype))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _is_convolutional(table: Sequence[Layer]) -> bool:
+    return any(not isinstance(layer, int) for layer in table)
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def pyramid(size: int, width: int, *, what: str) -> tuple[Layer, ...]:
+    """Return encoder layers that follow the image size: 4x4 convolutions of stride 2 to 4x4, then one to 1x1.
+
+    `width` maps at first, doubled per layer up to eightfold. Sizes are powers of two from 8 to 128.
+    """
+    if size not in (8, 16, 32, 64, 128):
+        raise ValueError(
+            f"The layers of config.{what} follow the image size, which must be 8, 16, 32, 64 or 128; "
+            f"the images are {size}x{size}. Resize them, or state layers that fit."
+        )
+    maps = [width * min(2**i, 8) for i in range(size.bit_length() - 3)]
+    return (*((4, 2, m, 1) for m in maps), (4, 1, 2 * maps[-1]))
+
+
+def inverted_pyramid(size: int, width: int, *, what: str) -> tuple[Layer, ...]:
+    """Return the decoder layers that mirror `pyramid`: 1x1 to 4x4, then stride 2 up to the image size."""
+    down = pyramid(size, width, what=what)
+    maps = [layer[2] for layer in down if isinstance(layer, tuple)]
+    return ((4, 1, maps[-2]), *((4, 2, m, 1) for m in (*maps[-3::-1], width)))
+
+
+def build(
+    config: Config,
+    x_shape: Sequence[int] | None = None,
+    *,
+    platform: str = "gpu",
+    axis_name: str | None = None,
+) -> ALI:
+    """Make the three networks that a config describes.
+
+    Args:
+      config: reads `latent_dim`, `dtype`, `lowering`, `dataset.shape`, `encoder`, `decoder`, `discriminator`.
+      x_shape: the shape of one x, (H, W, C) or (D,), as the data have it; None: `config.dataset.shape`.
+      platform: what the program will be compiled for; with `config.lowering = "auto"` it chooses the form of
+        the convolutions (`ali_jax.convolutions`).
+      axis_name: the named axis over which batch statistics are synchronised under pmap or shard_map; None in
+        a single program over a mesh.
+
+    Raises:
+      ValueError: a name, a field or a value that no network has; an image size that the layers do not fit.
+    """
+    shape = _data_shape(config, x_shape)
+    sections = {role: _section(config, role) for role in Networks._fields}
+    _follow_size(sections, shape)
+    _check_fit(sections, shape)
+    if config.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"config.dtype is {config.dtype!r}; it must be float32 or bfloat16.")
+    lowering = convolutions.lowering_for(platform) if config.lowering == "auto" else config.lowering
+    shared = {"dtype": jnp.dtype(config.dtype), "lowering": lowering, "axis_name": axis_name}
+    return Networks(
+        encoder=_make("encoder", sections["encoder"], latent_dim=config.latent_dim, **shared),
+        decoder=_make("decoder", sections["decoder"], x_shape=shape, **shared),
+        discriminator=_make("discriminator", sections["discriminator"], **shared),
+    )
+
+
+def _data_shape(config: Config, x_shape: Sequence[int] | None) -> tuple[int, ...]:
+    stated = tuple(config.dataset.shape)
+    found = stated if x_shape is None else tuple(x_shape)
+    if stated and found != stated:
+        raise ValueError(
+            f"The networks of this experiment fit data of shape {_by(stated)} (config.dataset.shape); the "
+            f"data are {_by(found)}. Resize them, or use experiments/images.py, which follows the size."
+        )
+    if not found:
+        raise ValueError("The shape of the data is unknown: set config.dataset.shape, e.g. to (32, 32, 3).")
+    if len(found) not in (1, 3) or min(found) < 1:
+        raise ValueError(f"Data must have the shape (H, W, C) or (D,); this is {found}.")
+    return found
+
+
+def _section(config: Config, role: str) -> dict[str, Any]:
+    """Return one network's keys, those that the named class has no field for only where they are defaults."""
+    given, defaults = config[role].to_dict(), base()[role].to_dict()
+    cls = _network_class(given["name"], role)
+    fields = {field.name for field in dataclasses.fields(cls)} | {"name", "width"}
+    for key, value in given.items():
+        if key not in fields and value != defaults.get(key):
+            near = get_close_matches(key, fields, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"config.{role}.{key} is set, but {cls.__name__} has no such field.{hint}")
+    return {key: _frozen(value) for key, value in given.items() if key in fields}
+
+
+def _network_class(name: str, role: str) -> type[nn.Module]:
+    classes = {
+        key: value
+        for key, value in globals().items()
+        if not key.startswith("_") and isinstance(value, type) and value.__module__ == __name__
+    }
+    if name not in classes:
+        raise ValueError(
+            f"config.{role}.name is {name!r}; ali_jax.networks has {', '.join(sorted(classes))}."
+        )
+    return classes[name]
+
+
+def _follow_size(sections: Mapping[str, dict[str, Any]], shape: tuple[int, ...]) -> None:
+    """Where a width is set, replace the empty table of layers by one that follows the image size."""
+    for role, key, table in (
+        ("encoder", "layers", pyramid),
+        ("decoder", "layers", inverted_pyramid),
+        ("discriminator", "x_layers", pyramid),
+    ):
+        width = sections[role].pop("width")
+        if not width:
+            continue
+        if sections[role][key]:
+            raise ValueError(f"config.{role} sets both width and {key}: give one of them.")
+        if len(shape) != 3 or shape[0] != shape[1]:
+            raise ValueError(f"config.{role}.width is for square images; the data are {_by(shape)}.")
+        sections[role][key] = table(shape[0], width, what=role)
+
+
+def _check_fit(sections: Mapping[str, dict[str, Any]], shape: tuple[int, ...]) -> None:
+    """Refuse data that the tables of layers do not fit, and say which do."""
+    tables = {
+        "encoder": sections["encoder"]["layers"],
+        "discriminator": sections["discriminator"].get("x_layers", ()),
+    }
+    convolutional = [role for role, table in tables.items() if _is_convolutional(table)]
+    decoder = sections["decoder"]["layers"]
+    if not convolutional and not _is_convolutional(decoder):
+        return
+    if len(shape) != 3 or shape[0] != shape[1]:
+        raise ValueError(f"Convolutional networks need square images; the data are {_by(shape)}.")
+    made = layers.output_size(1, decoder, transpose=True) if _is_convolutional(decoder) else shape[0]
+    if made != shape[0]:
+        raise ValueError(
+            f"The decoder's layers make images of {made}x{made}; the data are {_by(shape)}. Resize them "
+            f"to {made}x{made}, or use experiments/images.py, whose networks follow the size."
+        )
+    for role in convolutional:
+        if layers.output_size(shape[0], tables[role]) < 1:
+            raise ValueError(f"The images, {_by(shape)}, are smaller than the layers of config.{role} need.")
+
+
+def _make(role: str, section: dict[str, Any], **given: Any) -> nn.Module:
+    cls = _network_class(section["name"], role)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    arguments = {key: value for key, value in {**section, **given}.items() if key in fields and key != "name"}
+    return cls(**arguments)
+
+
+def _frozen(value: Any) -> Any:
+    """Turn lists into tuples, at any depth: Flax fields must be hashable."""
+    return tuple(_frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(str(n) for n in shape)

@@ -1,0 +1,76 @@
+"""Terms added to the losses: functions `(ali, variables, pairs, key, step, **options) -> (Losses, metrics)`.
+
+The public functions of this module are what `config.penalties` may name. A penalty's generator loss is
+differentiated in the encoder's and decoder's parameters and in the pairs, its discriminator loss in the
+discriminator's parameters only.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from ali_jax.types import ALI, Array, Losses, Metrics, Pairs, Variables
+
+Placement = Literal["encoder", "decoder", "both", "prior"]
+
+
+def r1(
+    ali: ALI,
+    variables: Variables,
+    pairs: Pairs,
+    key: Array,
+    step: Array,
+    *,
+    gamma: float,
+    gamma_z: float | None = None,
+    gamma_final: float | None = None,
+    num_steps: int = 1,
+    at: Placement = "encoder",
+) -> tuple[Losses, Metrics]:
+    """Return the zero-centred gradient penalty on the joint discriminator.
+
+    R = 1/2 mean_i(gamma |ds_i/dx_i|^2 + gamma_z |ds_i/dz_i|^2), s the logit, (x, z) constants. At the
+    encoder's pairs (x, z_hat) it is R1, at the decoder's (x_tilde, z) R2; `prior` is (x, z).
+
+    Args:
+      gamma: weight, in units of x in [0, 1]: scaling x by c means gamma c^2.
+      gamma_z: weight of the z part; None: gamma.
+      gamma_final: both weights go geometrically to gamma_final / gamma of themselves over num_steps; None:
+        they stay.
+      at: where the gradient is taken; `both` adds R1 and R2.
+
+    Raises:
+      ValueError: a discriminator with batch statistics: the gradient of the summed logits would mix examples.
+    """
+    if jax.tree.leaves(variables.batch_stats.discriminator):
+        raise ValueError(
+            "A gradient penalty needs a discriminator without batch norm, which would mix examples: set "
+            "config.discriminator.x_batch_norm = (False,), or config.penalties.r1.gamma = 0."
+        )
+
+    def logit_sum(x: Array, z: Array) -> Array:
+        held = {
+            "params": variables.params.discriminator,
+            "batch_stats": variables.batch_stats.discriminator,
+        }
+        return jnp.sum(ali.discriminator.apply(held, x, z, pairs.y, train=True, rngs={"dropout": key}))
+
+    places = {
+        "encoder": [(pairs.x, pairs.z_hat)],
+        "decoder": [(pairs.x_tilde, pairs.z)],
+        "both": [(pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z)],
+        "prior": [(pairs.x, pairs.z)],
+    }
+    if at not in places:
+        raise ValueError(f"r1: at is {at!r}; it must be one of {', '.join(places)}.")
+    squared = jnp.zeros(2)
+    for x, z in places[at]:
+        gradients = jax.grad(logit_sum, argnums=(0, 1))(jax.lax.stop_gradient(x), jax.lax.stop_gradient(z))
+        squared += jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) / g.shape[0] for g in gradients])
+    anneal = 1.0
+    if gamma_final is not None:
+        anneal = jnp.exp(jnp.clip(step / num_steps, 0, 1) * jnp.log(gamma_final / gamma))
+    weights = jnp.array([gamma, gamma if gamma_z is None else gamma_z])
+    penalty = 0.5 * anneal * jnp.sum(weights * squared)
+    return Losses(jnp.zeros(()), penalty), {"r1/x": squared[0], "r1/z": squared[1]}

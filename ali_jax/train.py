@@ -1,0 +1,405 @@
+"""Training: the game's gradients, one simultaneous update of both players, many updates per dispatch.
+
+`game_gradients` is the paper's Algorithm 1, `train_step` the update, `make_train_step` what a loop calls.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from clu import metrics as clu_metrics
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ali_jax import convolutions, model, penalties
+from ali_jax.config import Config
+from ali_jax.types import (
+    ALI,
+    Array,
+    Batch,
+    Logits,
+    Loss,
+    Losses,
+    Metrics,
+    Networks,
+    Noise,
+    Pairs,
+    Penalty,
+    PyTree,
+    TrainState,
+    Variables,
+)
+
+Gradient = Literal["auto", "one_pass", "two_pullbacks"]
+AXIS = "data"  # the mesh axis, or the named axis, over which a batch is split
+
+# The smallest weight that the one pass pulls back: far below Adam's epsilon, far above float32's underflow.
+SMALLEST = 1e-20
+
+
+class Aux(NamedTuple):
+    """What the gradients leave behind."""
+
+    losses: Losses
+    batch_stats: Networks[PyTree]
+    metrics: Metrics
+
+
+def game_gradients(
+    ali: ALI,
+    variables: Variables,
+    loss: Loss,
+    penalties: Sequence[Penalty],
+    batch: Batch,
+    noise: Noise,
+    step: Array | int = 0,
+    *,
+    gradient: Gradient = "auto",
+) -> tuple[Networks[PyTree], Aux]:
+    """Return the vector field of the game: each network's gradient of its own player's loss.
+
+    Both players' gradients are taken at the same point, from one evaluation of D on the joined pairs, with
+    the same noise and dropout masks (Algorithm 1 of the paper):
+
+        pairs  = (x, z_hat), (x_tilde, z)        from encoder and decoder
+        logits = D(pairs)
+        encoder, decoder: d losses.generator / d (their parameters), through D and the pairs
+        discriminator:    d losses.discriminator / d (its parameters)
+
+    Args:
+      ali: the networks.
+      variables: parameters and batch statistics.
+      loss: `(logits, batch) -> (Losses, metrics)`.
+      penalties: functions `(ali, variables, pairs, key, step) -> (Losses, metrics)`, added to the losses.
+      batch: data.
+      noise: all randomness, from `model.draw_noise`.
+      step: for penalties that are annealed.
+      gradient: how the two gradients are pulled back through D. `one_pass` needs a D whose logits, one per
+        pair, do not depend on other pairs; `auto` takes it where D declares so (`coupled = False`).
+
+    Raises:
+      ValueError: `one_pass` for a D to which it does not apply.
+    """
+    params, batch_stats = variables
+
+    def generate(encoder: PyTree, decoder: PyTree) -> tuple[Pairs, tuple[PyTree, PyTree]]:
+        moved = params._replace(encoder=encoder, decoder=decoder)
+        return model.generate(ali, moved, batch_stats, batch, noise)
+
+    def judge(discriminator: PyTree, pairs: Pairs) -> tuple[Logits, PyTree]:
+        return model.judge(ali, discriminator, batch_stats.discriminator, pairs, noise.key)
+
+    pairs, pull_generate, (stats_e, stats_d) = jax.vjp(generate, params.encoder, params.decoder, has_aux=True)
+    logits, pull_judge, stats = jax.vjp(judge, params.discriminator, pairs, has_aux=True)
+    losses, pull_loss, metrics = jax.vjp(lambda s: loss(s, batch), logits, has_aux=True)
+
+    one, zero = jnp.ones_like(losses.generator), jnp.zeros_like(losses.generator)
+    (of_generator,) = pull_loss(Losses(one, zero))
+    (of_discriminator,) = pull_loss(Losses(zero, one))
+    pull = _one_pass if _takes_one_pass(ali, logits, gradient) else _two_pullbacks
+    discriminator, of_pairs = pull(pull_judge, of_generator, of_discriminator)
+
+    direct = []  # what penalties give parameters without going through D or the pairs
+    for penalty in penalties:
+        added, pull_penalty, more = jax.vjp(
+            lambda v, p, penalty=penalty: penalty(
+                ali, variables._replace(params=v), p, noise.key, jnp.asarray(step)
+            ),
+            params,
+            pairs,
+            has_aux=True,
+        )
+        by_params, by_pairs = pull_penalty(Losses(one, zero))
+        of_pairs = jax.tree.map(jnp.add, of_pairs, by_pairs)
+        direct.append(by_params._replace(discriminator=pull_penalty(Losses(zero, one))[0].discriminator))
+        losses, metrics = Losses(*map(jnp.add, losses, added)), {**metrics, **more}
+
+    encoder, decoder = pull_generate(of_pairs)
+    grads = Networks(encoder, decoder, discriminator)
+    grads = jax.tree.map(lambda *terms: sum(terms), grads, *direct)
+    return grads, Aux(losses, Networks(stats_e, stats_d, stats), metrics)
+
+
+def _two_pullbacks(pull: Callable, of_generator: Logits, of_discriminator: Logits) -> tuple[PyTree, Pairs]:
+    """Pull both players' cotangents of the logits back through D: D's gradient, the pairs' cotangent."""
+    return pull(of_discriminator)[0], pull(of_generator)[1]
+
+
+def _one_pass(pull: Callable, of_generator: Logits, of_discriminator: Logits) -> tuple[PyTree, Pairs]:
+    """Do the same with one pullback, exact where each logit depends on its own pair only.
+
+    Then the pairs' cotangent is b_i J_i for cotangents b of the logits, so that one pullback of D's own a
+    serves both: D's gradient as it is, the pairs' after scaling by b_i / a_i. Where |a_i| would underflow
+    (a discriminator that is sure of itself) SMALLEST is pulled back instead: D's gradient is off by less than
+    SMALLEST |ds_i / dtheta|, the pairs' stays exact. docs/performance.md has the derivation.
+    """
+    safe = jax.tree.map(
+        lambda a: jnp.where(a < 0, -1, 1) * jnp.maximum(jnp.abs(a), SMALLEST), of_discriminator
+    )
+    ratio = jax.tree.map(jnp.divide, of_generator, safe)
+    discriminator, of_pairs = pull(safe)
+
+    def scaled(cotangent: Array, by: Array) -> Array:
+        return cotangent * by.reshape(-1, *(1,) * (cotangent.ndim - 1)).astype(cotangent.dtype)
+
+    return discriminator, of_pairs._replace(
+        x=scaled(of_pairs.x, ratio.q),
+        z_hat=scaled(of_pairs.z_hat, ratio.q),
+        x_tilde=scaled(of_pairs.x_tilde, ratio.p),
+        z=scaled(of_pairs.z, ratio.p),
+    )
+
+
+def _takes_one_pass(ali: ALI, logits: Logits, gradient: Gradient) -> bool:
+    """Decide between one pass and two pullbacks; what D does not declare counts as coupled."""
+    if gradient not in ("auto", "one_pass", "two_pullbacks"):
+        raise ValueError(f"gradient is {gradient!r}; it must be auto, one_pass or two_pullbacks.")
+    exact = not getattr(ali.discriminator, "coupled", True) and logits.q.ndim == 1
+    if gradient == "one_pass" and not exact:
+        raise ValueError(
+            "gradient='one_pass' needs a discriminator that gives one logit per pair and declares "
+            "coupled = False (no batch norm or other coupling between examples): use two_pullbacks, or auto."
+        )
+    return exact and gradient != "two_pullbacks"
+
+
+def make_optimizer(config: Config, *, frozen: Sequence[str] = ()) -> optax.GradientTransformation:
+    """Make one Adam per player, over trees of `Networks`: encoder and decoder are one player.
+
+    Args:
+      config: reads `optimizer` and `num_steps`.
+      frozen: names of networks that are not updated.
+    """
+    players: dict[Any, Any] = {"frozen": optax.set_to_zero()}
+    for player in ("generator", "discriminator"):
+        adam = config.optimizer[player]
+        rate = _schedule(adam.learning_rate, config)
+        players[player] = optax.adam(rate, b1=adam.b1, b2=adam.b2, eps=adam.eps)
+    labels = Networks("generator", "generator", "discriminator")
+    labels = Networks(
+        *("frozen" if n in frozen else label for n, label in zip(labels._fields, labels, strict=True))
+    )
+    return optax.multi_transform(players, labels)
+
+
+def _schedule(rate: float, config: Config) -> float | optax.Schedule:
+    """Return a constant, or: constant for a fraction of the steps, then cosine to a fraction of the rate."""
+    fraction = config.optimizer.constant_fraction
+    if fraction >= 1:
+        return rate
+    constant = int(fraction * config.num_steps)
+    decay = optax.cosine_decay_schedule(
+        rate, max(config.num_steps - constant, 1), config.optimizer.final_fraction
+    )
+    return optax.join_schedules([optax.constant_schedule(rate), decay], [constant])
+
+
+def make_penalties(config: Config) -> tuple[Penalty, ...]:
+    """Make the penalties that `config.penalties` switches on, with their arguments filled in."""
+    made = []
+    if config.penalties.r1.gamma > 0:
+        r1 = config.penalties.r1
+        options = {"gamma": r1.gamma, "at": r1.at, "num_steps": config.num_steps}
+        if r1.gamma_z >= 0:
+            options["gamma_z"] = r1.gamma_z
+        if r1.gamma_final > 0:
+            options["gamma_final"] = r1.gamma_final
+        made.append(partial(penalties.r1, **options))
+    return tuple(made)
+
+
+def init_state(
+    ali: ALI, tx: optax.GradientTransformation, key: Array, batch: Batch, *, ema: bool = False
+) -> TrainState:
+    """Make the state before the first step.
+
+    Args:
+      ali: the networks.
+      tx: over `Networks` of parameters, from `make_optimizer` or `optax.multi_transform`.
+      key: the run's PRNG key.
+      batch: data to initialise from, as `model.init` takes them.
+      ema: whether an exponential moving average of the parameters is kept.
+    """
+    variables = model.init(ali, jax.random.fold_in(key, 2**31 - 1), batch.x, batch.y)
+    average = jax.tree.map(jnp.copy, variables.params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), key, variables, average, tx.init(variables.params))
+
+
+def train_step(
+    ali: ALI,
+    tx: optax.GradientTransformation,
+    loss: Loss,
+    penalties: Sequence[Penalty],
+    state: TrainState,
+    batch: Batch,
+    *,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+    gradient: Gradient = "auto",
+    noise: Noise | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Update both players at once from one minibatch.
+
+    Args:
+      ali, tx, loss, penalties: the game; see `game_gradients`.
+      state: from `init_state`.
+      batch: this step's data, or in a named axis this device's share of them.
+      ema_decay: of the averaged parameters, where the state has them: min(ema_decay, (1 + t) / (10 + t)).
+      axis_name: the named axis to average over, under `jax.pmap`, `jax.shard_map(..., check_vma=False)` or
+        `jax.vmap`; None in a single program.
+      gradient: see `game_gradients`.
+      noise: this step's noise; None: drawn from the state's key, the step and the device's index.
+
+    Returns:
+      The new state, and metrics: `loss/generator`, `loss/discriminator` and those of loss and penalties.
+    """
+    if noise is None:
+        key = jax.random.fold_in(state.key, state.step)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        noise = model.draw_noise(ali, key, batch.x.shape[0])
+    grads, aux = game_gradients(
+        ali, state.variables, loss, penalties, batch, noise, state.step, gradient=gradient
+    )
+    metrics = {
+        "loss/generator": aux.losses.generator,
+        "loss/discriminator": aux.losses.discriminator,
+        **aux.metrics,
+    }
+    if axis_name is not None:
+        _check_axis(ali, state.variables.batch_stats, axis_name)
+        grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.variables.params)
+    params: Any = optax.apply_updates(state.variables.params, updates)
+    step = state.step + 1
+    ema: Any = state.ema
+    if ema is not None:
+        decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+        ema = optax.incremental_update(params, ema, 1 - decay)
+    return TrainState(step, state.key, Variables(params, aux.batch_stats), ema, opt_state), metrics
+
+
+def _check_axis(ali: ALI, batch_stats: Networks[PyTree], axis_name: str) -> None:
+    """Refuse batch statistics that would differ between devices: their gradients would be wrong."""
+    for role, module, stats in zip(Networks._fields, ali, batch_stats, strict=True):
+        found = getattr(module, "axis_name", None)
+        if jax.tree.leaves(stats) and found != axis_name:
+            raise ValueError(
+                f"The {role} has batch statistics, which must be synchronised over {axis_name!r}, but "
+                f"its axis_name is {found!r}: make the networks with build(config, axis_name={axis_name!r})."
+            )
+
+
+class Feed(Protocol):
+    """Where `make_train_step` gets its batches from; ali_jax.data has one on the device and one streaming."""
+
+    def take(self, data: PyTree, step: Array, i: Array, *, shard: tuple[Array, int] | None = None) -> Batch:
+        """Return the batch of a step (the i-th of a call) from what the call was given; pure, traced."""
+        ...
+
+
+def make_train_step(
+    ali: ALI,
+    tx: optax.GradientTransformation,
+    loss: Loss,
+    penalties: Sequence[Penalty] = (),
+    *,
+    feed: Feed,
+    steps: int,
+    mesh: Mesh | None = None,
+    parallel: Literal["mesh", "pmap"] = "mesh",
+    ema_decay: float = 0.0,
+    gradient: Gradient = "auto",
+) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
+    """Make the compiled `(state, data) -> (state, metrics)` that takes `steps` steps.
+
+    One dispatch scans all steps, except that convolutions on a CPU step singly: XLA:CPU runs the gradients of
+    a convolution 16 to 27 times slower inside a loop. The state is donated, so that its buffers are reused.
+
+    Args:
+      ali, tx, loss, penalties: the game; see `game_gradients`.
+      feed: makes each step's batch from `data` inside the program.
+      steps: updates per call.
+      mesh: the devices, along the axis "data"; None: the default device.
+      parallel: `mesh`: one program over all devices, the batch sharded, the state replicated; `pmap`: the
+        same step along a named axis, under `jax.pmap`; `ali` must have been built with that `axis_name`.
+      ema_decay, gradient: see `train_step`.
+
+    Returns:
+      The function. Its metrics are means over the steps, with `finite_steps`: how many steps went by before
+      the first loss that was not finite.
+    """
+    mesh = mesh or Mesh(jax.devices()[:1], (AXIS,))
+    platform = mesh.devices.flat[0].platform
+    axis_name = AXIS if parallel == "pmap" else None
+
+    def one(state: TrainState, first: Array, data: PyTree) -> tuple[TrainState, Metrics]:
+        shard = None if axis_name is None else (jax.lax.axis_index(AXIS), mesh.size)
+        batch = feed.take(data, state.step, state.step - first, shard=shard)
+        if axis_name is None and mesh.size > 1:
+            batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
+        return train_step(
+            ali,
+            tx,
+            loss,
+            penalties,
+            state,
+            batch,
+            ema_decay=ema_decay,
+            axis_name=axis_name,
+            gradient=gradient,
+        )
+
+    def all_at_once(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        first = state.step
+        state, metrics = jax.lax.scan(lambda s, _: one(s, first, data), state, length=steps)
+        return state, _summarise(metrics)
+
+    def singly(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        first, metrics = jnp.copy(state.step), []
+        for _ in range(steps):
+            state, more = compiled_one(state, first, data)
+            metrics.append(more)
+            if mesh.size > 1:  # steps queued on several CPU devices can starve each other's collectives
+                jax.block_until_ready(more)
+        return state, compiled_summary(metrics)
+
+    if parallel == "pmap":
+        mapped = jax.pmap(
+            lambda state, data, device: all_at_once(state, data),
+            AXIS,
+            in_axes=(None, None, 0),
+            out_axes=None,
+            devices=list(mesh.devices.flat),
+        )
+        return lambda state, data: mapped(state, data, np.arange(mesh.size))
+    jit = partial(
+        jax.jit,
+        donate_argnums=0,
+        out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None,
+        compiler_options=convolutions.compiler_options(platform),
+    )
+    compiled_one, compiled = jit(one), jit(all_at_once)
+    compiled_summary = jax.jit(lambda m: _summarise(jax.tree.map(lambda *v: jnp.stack(v), *m)))
+
+    def call(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        loops_slowly = platform == "cpu" and has_convolutions(state.variables.params)
+        return (singly if loops_slowly else compiled)(state, data)
+
+    return call
+
+
+def has_convolutions(params: PyTree) -> bool:
+    """Tell whether any parameter is a convolution's kernel: of rank 4 and larger than 1x1."""
+    return any(leaf.ndim == 4 and leaf.shape[0] > 1 for leaf in jax.tree.leaves(params))
+
+
+def _summarise(metrics: Metrics) -> Metrics:
+    """Average metrics of shape [steps], and count the steps before the first loss that is not finite."""
+    finite = jnp.isfinite(metrics["loss/generator"]) & jnp.isfinite(metrics["loss/discriminator"])
+    means = {k: clu_metrics.Average.from_model_output(v).compute() for k, v in metrics.items()}
+    return {**means, "finite_steps": jnp.sum(jnp.cumprod(finite))}

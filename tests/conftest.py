@@ -1,0 +1,32 @@
+"""What every test runs under: eight CPU devices, no silent rank promotion, warnings as errors."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before JAX starts. NPROC: steps queued on more devices than cores must not starve each other.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NPROC", "16")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "ali_jax_test_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key():
+    """Give a PRNG key."""
+    return jax.random.PRNGKey(0)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Give the folder of real .npz data sets named by ALI_JAX_DATA, or skip."""
+    folder = os.environ.get("ALI_JAX_DATA", "")
+    if not folder:
+        pytest.skip("ALI_JAX_DATA names no folder of real data (.npz)")
+    return Path(folder)

@@ -1,0 +1,62 @@
+"""Small versions of the experiments for tests: the same structure, a few units wide."""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from ali_jax import model, networks
+from ali_jax.types import ALI, Array, Batch, Variables
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+
+
+def experiment(name: str) -> ConfigDict:
+    """Load experiments/NAME.py[:variant]."""
+    stem, _, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location(stem, ROOT / "experiments" / f"{stem}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant) if variant else module.get_config()
+    if not config.dataset.shape:
+        config.dataset.shape = (16, 16, 3)
+    return config
+
+
+def narrow(config: ConfigDict, maps: int = 4) -> ConfigDict:
+    """Give every layer at most `maps` maps (twice that for layers that a maxout will reduce)."""
+    pieces = config.discriminator.pieces if config.discriminator.activation == "maxout" else 1
+
+    def cut(layers: tuple, by: int = 1) -> tuple:
+        return tuple(maps * by if isinstance(la, int) else (*la[:2], maps * by, *la[3:]) for la in layers)
+
+    for network in (config.encoder, config.decoder):
+        network.layers = cut(network.layers)
+        network.width = min(network.width, maps)
+    for key in ("x_layers", "z_layers", "joint_layers"):
+        config.discriminator[key] = cut(config.discriminator[key], pieces)
+    config.discriminator.width = min(config.discriminator.width, maps)
+    config.latent_dim = min(config.latent_dim, 3)
+    return config
+
+
+def game(
+    name: str, *, batch_size: int = 4, edit: Callable | None = None, **build
+) -> tuple[ALI, ConfigDict, Batch]:
+    """Return the narrow networks of an experiment, its config and a batch of random data."""
+    config = narrow(experiment(name))
+    if edit is not None:
+        edit(config)
+    ali = networks.build(config, **build)
+    x = jax.random.uniform(jax.random.PRNGKey(1), (batch_size, *config.dataset.shape))
+    return ali, config, Batch(x)
+
+
+@partial(jax.jit, static_argnums=0)
+def init(ali: ALI, key: Array, x: Array) -> Variables:
+    """Initialise in one program; op by op it takes seconds."""
+    return model.init(ali, key, x)

@@ -1,0 +1,387 @@
+"""The game: its gradients, the update, and that scanning, sharding and named axes change nothing."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ali_jax import data as data_module
+from ali_jax import losses, model, train
+from ali_jax.data import ArraySplit
+from ali_jax.types import Batch, Logits, Losses, Networks, Variables
+
+
+def distance(a, b):
+    """Return |a - b| / |b| over whole trees: a bias before batch norm has a true gradient of zero.
+
+    A norm below 1e-9 counts as zero: that of a discriminator which is right beyond float32's resolution.
+    """
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
+    return float(difference / jnp.maximum(optax.tree.norm(b), 1e-9))
+
+
+def separate_gradients(ali, variables, loss, batch, noise):
+    """Differentiate each player's loss on its own, with `jax.grad`: what `game_gradients` must equal."""
+
+    def player_loss(params, player):
+        pairs, _ = model.generate(ali, params, variables.batch_stats, batch, noise)
+        stats = variables.batch_stats.discriminator
+        logits, _ = model.judge(ali, params.discriminator, stats, pairs, noise.key)
+        return getattr(loss(logits, batch)[0], player)
+
+    by_generator = jax.grad(player_loss)(variables.params, "generator")
+    by_discriminator = jax.grad(player_loss)(variables.params, "discriminator")
+    return by_generator._replace(discriminator=by_discriminator.discriminator)
+
+
+def saturate(variables, factor):
+    """Scale D's last layer, so that its logits are large."""
+    params = variables.params
+    logit = jax.tree.map(lambda w: factor * w, params.discriminator["logit"])
+    discriminator = {**params.discriminator, "logit": logit}
+    return variables._replace(params=params._replace(discriminator=discriminator))
+
+
+def wide(config):
+    """Draw weights large enough for logits that differ."""
+    for network in (config.encoder, config.decoder, config.discriminator):
+        network.init_std = network.init_std and 0.3
+
+
+def compared(name, dtype, factor):
+    """Return the distance of the game's gradients from separate ones, and the largest logit."""
+    ali, _, batch = small.game(name, edit=wide)
+    ali = Networks(*(module.clone(dtype=dtype) for module in ali))
+    variables = saturate(small.init(ali, jax.random.PRNGKey(0), batch.x), factor)
+    noise = model.draw_noise(ali, jax.random.PRNGKey(2), 4)
+    variables, batch, noise = jax.tree.map(
+        lambda v: v.astype(dtype) if v.dtype == jnp.float32 else v, (variables, batch, noise)
+    )
+
+    @jax.jit
+    def both(variables, batch, noise):
+        ours, aux = train.game_gradients(ali, variables, loss, (), batch, noise)
+        return ours, separate_gradients(ali, variables, loss, batch, noise), aux.metrics["largest"]
+
+    def loss(logits, batch):
+        largest = jnp.maximum(jnp.abs(logits.q).max(), jnp.abs(logits.p).max())
+        return losses.ali(logits, batch)[0], {"largest": largest}
+
+    ours, theirs, largest = both(variables, batch, noise)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(ours))
+    assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype(dtype)}
+    return max(distance(a, b) for a, b in zip(ours, theirs, strict=True)), float(largest)
+
+
+@pytest.mark.parametrize("name", small.EXPERIMENTS)
+def test_game_gradients_equal_two_separate_gradients(name):
+    assert compared(name, "float32", 1.0)[0] < 1e-5
+    with jax.enable_x64(True):
+        assert compared(name, "float64", 1.0)[0] < 1e-10
+
+
+@pytest.mark.parametrize(("name", "factor"), [("digits", 5e3), ("mixture", 1e5)])
+def test_one_pass_holds_where_the_discriminator_is_sure_of_itself(name, factor):
+    error, largest = compared(name, "float32", factor)
+    assert largest > 500
+    assert error < 1e-5
+    with jax.enable_x64(True):
+        error, largest = compared(name, "float64", factor)
+    assert largest > 500
+    assert error < 1e-10
+
+
+def two_dimensional(coupled):
+    """Return a game in float32 with a D that is coupled by batch norm, or not."""
+
+    def edit(config):
+        config.discriminator.x_layers = (20, 20)
+        config.discriminator.x_batch_norm = (coupled,)
+
+    return small.game("mixture", edit=edit)
+
+
+def test_the_shortcut_is_refused_where_it_would_be_wrong(key):
+    ali, _, batch = two_dimensional(coupled=True)
+    variables, noise = small.init(ali, key, batch.x), model.draw_noise(ali, key, 4)
+    with pytest.raises(ValueError, match="two_pullbacks"):
+        train.game_gradients(ali, variables, losses.ali, (), batch, noise, gradient="one_pass")
+
+    class Undeclared:  # a discriminator of one's own that says nothing about coupling
+        apply = ali.discriminator.apply
+
+    own = ali._replace(discriminator=Undeclared())
+    with pytest.raises(ValueError, match="declares coupled = False"):
+        train.game_gradients(own, variables, losses.ali, (), batch, noise, gradient="one_pass")
+
+
+def test_a_coupled_discriminator_would_get_wrong_gradients_from_one_pass(key, monkeypatch):
+    ali, _, batch = two_dimensional(coupled=True)
+    variables, noise = small.init(ali, key, batch.x), model.draw_noise(ali, key, 4)
+    variables = jax.tree.map(lambda v: 20 * v, variables)
+    right = separate_gradients(ali, variables, losses.ali, batch, noise)
+    monkeypatch.setattr(train, "_takes_one_pass", lambda *_: True)
+    wrong, _ = train.game_gradients(ali, variables, losses.ali, (), batch, noise)
+    assert distance(wrong.decoder, right.decoder) > 1e-3
+    assert distance(wrong.discriminator, right.discriminator) < 1e-5
+
+
+def test_one_pass_compiles_to_fewer_flops_than_two_pullbacks(key):
+    ali, _, batch = small.game("digits")
+    variables, noise = small.init(ali, key, batch.x), model.draw_noise(ali, key, 4)
+
+    def flops(gradient):
+        run = partial(train.game_gradients, ali, loss=losses.ali, penalties=(), gradient=gradient)
+        compiled = jax.jit(lambda v: run(variables=v, batch=batch, noise=noise)[0]).lower(variables).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert flops("one_pass") < flops("two_pullbacks")
+
+
+def test_encoder_learns_nothing_from_a_discriminator_that_ignores_z(key):
+    ali, _, batch = small.game("digits")
+    variables = small.init(ali, key, batch.x)
+    discriminator = variables.params.discriminator
+    joint = discriminator["joint"]["layer_0"]["kernel"]
+    blind = joint.at[joint.shape[0] // 2 :].set(0)  # the rows that read D(z)
+    discriminator = {**discriminator, "joint": {**discriminator["joint"], "layer_0": {"kernel": blind}}}
+    variables = variables._replace(params=variables.params._replace(discriminator=discriminator))
+    grads, _ = train.game_gradients(ali, variables, losses.ali, (), batch, model.draw_noise(ali, key, 4))
+    assert optax.tree.norm(grads.encoder) == 0
+    assert optax.tree.norm(grads.decoder) > 0
+
+
+class Fixed:
+    """A feed of batches that lie ready, [steps, B, ...]."""
+
+    def take(self, data, step, i, *, shard=None):
+        rows = data[step]
+        if shard is not None:
+            size = rows.shape[0] // shard[1]
+            rows = jax.lax.dynamic_slice_in_dim(rows, shard[0] * size, size)
+        return Batch(rows)
+
+
+def setting(name, *, steps=4, batch_size=8, **build):
+    """Return what a run needs: networks, optimiser, state, data."""
+    ali, config, _ = small.game(name, batch_size=batch_size, edit=wide, **build)
+    data = jax.random.uniform(jax.random.PRNGKey(3), (steps, batch_size, *config.dataset.shape))
+    tx = train.make_optimizer(config)
+    start = jax.jit(lambda: train.init_state(ali, tx, jax.random.PRNGKey(0), Batch(data[0]), ema=True))
+    return ali, config, tx, start, data
+
+
+def test_a_scan_of_steps_equals_the_steps_one_by_one():
+    ali, config, tx, start, data = setting("digits")
+    penalties = train.make_penalties(config)
+    call = train.make_train_step(ali, tx, losses.ali, penalties, feed=Fixed(), steps=4, ema_decay=0.9)
+    state, metrics = call(start(), data)
+
+    single = jax.jit(partial(train.train_step, ali, tx, losses.ali, penalties, ema_decay=0.9))
+    expected, rows = start(), []
+    for x in data:
+        expected, row = single(expected, Batch(x))
+        rows.append(row)
+    assert int(state.step) == 4
+    assert distance(state.variables.params, expected.variables.params) < 1e-6
+    assert distance(state.ema, expected.ema) < 1e-6
+    for name, value in metrics.items():
+        if name != "finite_steps":
+            np.testing.assert_allclose(value, np.mean([row[name] for row in rows]), rtol=1e-5)
+    assert metrics["finite_steps"] == 4
+
+
+def test_convolutions_on_a_cpu_step_singly_and_to_the_same_result():
+    ali, _, tx, start, data = setting("svhn")
+    call = train.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=4)
+    assert train.has_convolutions(start().variables.params)
+    state, metrics = call(start(), data)
+    single = jax.jit(partial(train.train_step, ali, tx, losses.ali, ()))
+    expected = start()
+    for x in data:
+        expected, _ = single(expected, Batch(x))
+    assert distance(state.variables.params, expected.variables.params) < 1e-5
+    assert metrics["finite_steps"] == 4
+
+
+def test_both_players_move_at_once_from_the_same_point():
+    ali, _, _, start, data = setting("digits")
+    state, batch = start(), Batch(data[0])
+    noise = model.draw_noise(ali, jax.random.PRNGKey(5), 8)
+    grads, _ = train.game_gradients(ali, state.variables, losses.ali, (), batch, noise)
+    sgd = optax.sgd(0.1)
+    state = state._replace(opt_state=sgd.init(state.variables.params))
+    moved, _ = train.train_step(ali, sgd, losses.ali, (), state, batch, noise=noise)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.variables.params, grads)
+    assert distance(moved.variables.params, expected) < 1e-6
+
+
+def test_the_average_warms_up():
+    ali, _, tx, start, data = setting("digits")
+    state = start()
+    moved, _ = train.train_step(ali, tx, losses.ali, (), state, Batch(data[0]), ema_decay=0.999)
+    decay = 2 / 11  # (1 + t) / (10 + t) after the first step
+    expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.ema, moved.variables.params)
+    assert distance(moved.ema, expected) < 1e-6
+
+
+def test_each_player_has_its_own_optimiser_and_a_frozen_network_stays(key):
+    ali, config, _, start, data = setting("digits")
+    config.optimizer.discriminator.learning_rate = 0.0
+    tx = train.make_optimizer(config, frozen=("decoder",))
+    state = start()
+    state = state._replace(opt_state=tx.init(state.variables.params))
+    moved, _ = train.train_step(ali, tx, losses.ali, (), state, Batch(data[0]))
+    change = Networks(*map(distance, moved.variables.params, state.variables.params))
+    assert change.encoder > 0
+    assert change.decoder == change.discriminator == 0
+
+
+def test_the_learning_rate_is_constant_then_falls_on_a_cosine():
+    config = small.experiment("images")
+    config.num_steps, config.optimizer.constant_fraction = 10_000, 0.3
+    schedule = train._schedule(1.0, config)
+    found = [float(schedule(step)) for step in (0, 2_999, 6_500, 10_000)]
+    np.testing.assert_allclose(found, [1.0, 1.0, 0.525, 0.05], rtol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_is_located():
+    ali, _, tx, start, data = setting("digits")
+    call = train.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=4)
+    _, metrics = call(start(), data.at[2].set(jnp.nan))
+    assert metrics["finite_steps"] == 2
+
+
+@pytest.mark.parametrize("name", ["digits", "svhn"])
+@pytest.mark.parametrize("devices", [2, 8])
+def test_each_step_is_the_same_on_one_device_and_on_many(name, devices):
+    ali, config, tx, start, data = setting(name)
+    penalties = train.make_penalties(config)
+    found = []
+    for mesh in (Mesh(jax.devices()[:1], ("data",)), Mesh(jax.devices()[:devices], ("data",))):
+        replicated = NamedSharding(mesh, PartitionSpec())
+        call = train.make_train_step(ali, tx, losses.ali, penalties, feed=Fixed(), steps=2, mesh=mesh)
+        state, metrics = call(jax.device_put(start(), replicated), jax.device_put(data, replicated))
+        found.append((jax.device_get(state.variables), metrics["loss/discriminator"]))
+    (one, loss_one), (many, loss_many) = found
+    assert distance(many.params, one.params) < 1e-5
+    np.testing.assert_allclose(loss_many, loss_one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["digits", "svhn"])
+def test_named_axes_agree_with_a_single_program(name):
+    """Gradients of one SGD step under pmap, shard_map and vmap, with the same noise, by norm."""
+    ali, config, _, start, data = setting(name)
+    axis_ali, *_ = setting(name, axis_name="data")
+    penalties = train.make_penalties(config)
+    tx = optax.sgd(1.0)
+    state = start()
+    state = state._replace(opt_state=tx.init(state.variables.params), ema=None)
+    batch, noise = Batch(data[0]), model.draw_noise(ali, jax.random.PRNGKey(5), 8)
+    noise = noise._replace(key=jax.random.PRNGKey(6))
+
+    def step(ali, axis_name, x, z, epsilon):
+        local = noise._replace(z=z, epsilon=epsilon)
+        game = (ali, tx, losses.ali, penalties)
+        moved, metrics = train.train_step(*game, state, Batch(x), axis_name=axis_name, noise=local)
+        return moved.variables, metrics
+
+    undropped = lambda ali: ali._replace(  # noqa: E731  masks would differ: each device has its own rows
+        discriminator=ali.discriminator.clone(x_dropout=(0.0,), z_dropout=(0.0,), joint_dropout=(0.0,))
+    )
+    expected, _ = jax.jit(partial(step, undropped(ali), None))(batch.x, noise.z, noise.epsilon)
+    local = partial(step, undropped(axis_ali), "data")
+    split = jax.tree.map(lambda v: v.reshape(4, 2, *v.shape[1:]), (batch.x, noise.z, noise.epsilon))
+    mesh = Mesh(jax.devices()[:4], ("data",))
+    sharded = jax.shard_map(
+        local, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec(), check_vma=False
+    )
+    found = {
+        "vmap": jax.tree.map(lambda v: v[0], jax.jit(jax.vmap(local, axis_name="data"))(*split)[0]),
+        "pmap": jax.tree.map(lambda v: v[0], jax.pmap(local, "data", devices=jax.devices()[:4])(*split)[0]),
+        "shard_map": jax.jit(sharded)(batch.x, noise.z, noise.epsilon)[0],
+    }
+    for way, variables in found.items():
+        variables = jax.device_get(variables)
+        by_gradient = jax.tree.map(jnp.subtract, variables.params, state.variables.params)
+        gradient = jax.tree.map(jnp.subtract, expected.params, state.variables.params)
+        assert distance(by_gradient, gradient) < 1e-5, way
+        if jax.tree.leaves(expected.batch_stats):
+            assert distance(variables.batch_stats, expected.batch_stats) < 1e-5, way
+
+
+def test_pmap_runs_the_loop():
+    ali, config, tx, start, data = setting("digits", axis_name="data")
+    mesh = Mesh(jax.devices()[:4], ("data",))
+    call = train.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=3, mesh=mesh, parallel="pmap")
+    state, metrics = call(start(), data)
+    assert int(state.step) == 3
+    assert metrics["finite_steps"] == 3
+    assert state.variables.params.encoder["mu"]["bias"].shape == (config.latent_dim,)
+
+
+def test_batch_statistics_that_are_not_synchronised_are_refused():
+    ali, _, tx, start, data = setting("svhn")
+    state = jax.eval_shape(start)
+    step = jax.vmap(
+        lambda state, x: train.train_step(ali, tx, losses.ali, (), state, Batch(x), axis_name="data"),
+        in_axes=(None, 0),
+        axis_name="data",
+    )
+    with pytest.raises(ValueError, match="build\\(config, axis_name='data'\\)"):
+        jax.eval_shape(step, state, data)
+
+
+def test_the_sharded_step_needs_all_reduces_only():
+    ali, _, tx, start, data = setting("svhn")
+    mesh = Mesh(jax.devices()[:4], ("data",))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    batch = Batch(jax.device_put(data[0], NamedSharding(mesh, PartitionSpec("data"))))
+    state = jax.device_put(start(), replicated)
+    step = jax.jit(partial(train.train_step, ali, tx, losses.ali, ()), out_shardings=replicated)
+    text = step.lower(state, batch).compile().as_text()
+    others = ("all-to-all", "collective-permute", "all-gather", "reduce-scatter")
+    assert " all-reduce(" in text
+    assert [op for op in others if f" {op}(" in text] == []
+
+
+def test_the_loop_moves_nothing_between_host_and_device():
+    ali, _, tx, start, data = setting("digits")
+    rows = np.zeros((30, *data.shape[2:]), np.uint8)
+    feed = data_module.make_feed(ArraySplit(rows), batch_size=8, seed=0, scale=16.0)
+    call = train.make_train_step(ali, tx, losses.ali, feed=feed, steps=2)
+    state, _ = call(start(), feed.load(0, 2))
+    with jax.transfer_guard("disallow"):
+        state, metrics = call(state, feed.load(2, 2))
+        jax.block_until_ready(metrics)
+    assert int(state.step) == 4
+
+
+def test_the_state_is_donated():
+    ali, _, tx, start, data = setting("digits")
+    call = train.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=2)
+    state = start()
+    call(state, data)
+    assert state.variables.params.encoder["mu"]["kernel"].is_deleted()
+
+
+def test_a_game_can_have_losses_of_ones_own(key):
+    """A least-squares loss, written by a user: one pass applies as long as D gives one logit per pair."""
+    ali, _, batch = small.game("digits")
+    variables, noise = small.init(ali, key, batch.x), model.draw_noise(ali, key, 4)
+
+    def least_squares(logits: Logits, batch: Batch):
+        square = lambda s, t: jnp.mean((s - t) ** 2)  # noqa: E731
+        generator = square(logits.q, 0) + square(logits.p, 1)
+        return Losses(generator, square(logits.q, 1) + square(logits.p, 0)), {}
+
+    ours, _ = train.game_gradients(ali, variables, least_squares, (), batch, noise)
+    theirs = separate_gradients(ali, variables, least_squares, batch, noise)
+    assert isinstance(ours, Networks)
+    assert isinstance(variables, Variables)
+    assert max(distance(a, b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
