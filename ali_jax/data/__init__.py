@@ -1,0 +1,87 @@
+"""Data sets by name or from the user's own files, and the feeds that bring them to the devices.
+
+`load` returns a `Dataset` of two `Split`s, which hold rows as they are stored; `make_feed` turns a split
+into an endless shuffled stream of batches. Nothing here downloads: `python -m ali_jax.data.prepare` does.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+
+from ali_jax.data import files, sources, tfds
+from ali_jax.data.dataset import ArraySplit, DataError, Dataset, Options, SourceSplit, Split, scaled
+from ali_jax.data.feeds import DeviceFeed, Feed, HostFeed, make_feed, shuffled_rows
+
+__all__ = [
+    "ArraySplit",
+    "DataError",
+    "Dataset",
+    "DeviceFeed",
+    "Feed",
+    "HostFeed",
+    "Options",
+    "SourceSplit",
+    "Split",
+    "load",
+    "make_feed",
+    "names",
+    "scaled",
+    "shuffled_rows",
+]
+
+
+def load(
+    name: str,
+    *,
+    path: str = "",
+    directory: str = "",
+    train_split: str = "train",
+    test_split: str = "test",
+    seed: int = 0,
+    scale: float = 1.0,
+) -> Dataset:
+    """Load a data set by its name, or from `path` where one is given.
+
+    Args:
+        name: a public function of `ali_jax.data.sources` or a TensorFlow Datasets name; unused with `path`.
+        path: an .npz file, a directory of images, or a directory of SVHN's `*_32x32.mat` files.
+        directory: where TensorFlow Datasets keeps its data; empty for its default.
+        train_split: which part trains, such as `extra` or `train[:45000]`.
+        test_split: which part is held out.
+        seed: of the points of synthetic data.
+        scale: factor on data that are no images.
+
+    Raises:
+        DataError: the name is unknown, the data are absent, or a file is not what it should be.
+    """
+    options = Options(directory, train_split, test_split, seed, scale)
+    dataset = files.load(path, options) if path else _by_name(name, options)
+    if scale != 1.0 and dataset.train.dtype == np.uint8:
+        raise DataError(
+            f"scale is {scale:g}, but {dataset.name} holds images, which always become [0, 1]: leave it at 1"
+        )
+    return dataset
+
+
+def names() -> list[str]:
+    """List the data sets that `load` knows by name."""
+    return sorted([*_functions(), *tfds.NAMES])
+
+
+def _by_name(name: str, options: Options) -> Dataset:
+    functions = _functions()
+    if name in functions:
+        return functions[name](options)
+    if (builder := tfds.find(name, options.directory)) is not None:
+        return tfds.load(name, builder, options)
+    raise tfds.unknown(name, names())
+
+
+def _functions() -> dict[str, Callable[[Options], Dataset]]:
+    """Return the registry: the public functions that are defined in `sources`."""
+    return {
+        name: function
+        for name, function in inspect.getmembers(sources, inspect.isfunction)
+        if function.__module__ == sources.__name__ and not name.startswith("_")
+    }

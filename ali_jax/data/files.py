@@ -1,0 +1,244 @@
+"""The user's own data: an .npz file, a directory of images, or a directory of SVHN's .mat files.
+
+Everything that can be wrong with a file is a `DataError` that names it.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ali_jax.data import images
+from ali_jax.data.dataset import (
+    THREADS,
+    ArraySplit,
+    DataError,
+    Dataset,
+    Options,
+    SourceSplit,
+    host_batch,
+    parse_split,
+    select,
+    stratified,
+)
+from ali_jax.types import Batch
+
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx",
+    ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
+)
+# fmt: on
+EAGER_BYTES = 2**30  # directories whose decoded images are larger are decoded when rows are asked for
+_MAT_SUFFIX = "_32x32.mat"
+PARTS = ("train", "test")  # of an .npz and of a directory of images
+
+
+class _ImageFile(NamedTuple):
+    path: Path
+    label: int  # -1 without class folders
+
+
+def load(path: str, options: Options) -> Dataset:
+    """Load the data set at `path`; its kind follows from what is there.
+
+    An .npz and a directory of images have the parts train and test; which part of the options' name is which
+    matters to SVHN's .mat files alone.
+
+    Raises:
+        DataError: nothing is there, or something in it cannot be used.
+    """
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise DataError(f"{root}: no such file or directory; give an .npz file or a directory of images")
+    if root.is_file() and root.suffix.lower() != ".npz":
+        raise DataError(f"{root}: unsupported file type; give an .npz file or a directory of images")
+    if any(root.glob("*" + _MAT_SUFFIX)):
+        wanted = (options.train_split, options.test_split)
+        names = list(dict.fromkeys(parse_split(split)[0] for split in wanted))
+        parts = {name: _read_mat(root / (name + _MAT_SUFFIX)) for name in names}
+        train, test = (select(parts, split) for split in wanted)
+    else:
+        splits = _read_npz(root, options.scale) if root.is_file() else _read_folder(root)
+        train, test = (splits[name] for name in PARTS)
+    if train.shape != test.shape:
+        raise DataError(f"{root}: x is {train.shape} in train but {test.shape} in test; they must agree")
+    scale = 255.0 if train.dtype == np.uint8 else 1.0
+    return Dataset(root.stem, train, test, scale, train.num_classes)
+
+
+def _read_npz(path: Path, scale: float) -> dict[str, ArraySplit]:
+    """Read train_image, test_image and, where present, train_label and test_label."""
+    wanted = [f"{name}_{kind}" for name in PARTS for kind in ("image", "label")]
+    arrays = _npz_arrays(path, wanted)
+    missing = [f"{name}_image" for name in PARTS if f"{name}_image" not in arrays]
+    if missing:
+        raise DataError(
+            f"{path}: no array {' or '.join(missing)}; it must hold train_image and test_image, and may hold "
+            "train_label and test_label"
+        )
+    labels = [name for name in PARTS if f"{name}_label" in arrays]
+    if labels and len(labels) < len(PARTS):
+        raise DataError(f"{path}: labels for {labels[0]} alone; give them for every split or for none")
+    num_classes = 0
+    for name in labels:
+        _check_labels(f"{path}: {name}_label", arrays[f"{name}_label"], len(arrays[f"{name}_image"]))
+        num_classes = max(num_classes, int(arrays[f"{name}_label"].max()) + 1)
+    splits = {}
+    for name in PARTS:
+        x = _check_x(f"{path}: {name}_image", arrays[f"{name}_image"], scale)
+        label = arrays[f"{name}_label"].astype(np.int32) if num_classes else None
+        splits[name] = ArraySplit(x, None, label, num_classes)
+    return splits
+
+
+def _npz_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return those of the wanted arrays that the file holds."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: not an .npz file, or cut short; write it anew with numpy.savez")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in wanted if key in archive.files}
+    except Exception as error:  # zip, zlib, header and pickle errors share no base class
+        reason = "holds Python objects" if "Object arrays" in str(error) else f"is damaged ({error})"
+        raise DataError(f"{path}: {reason}; write it anew with numpy.savez and plain arrays") from error
+
+
+def _check_x(what: str, x: np.ndarray, scale: float) -> np.ndarray:
+    """Return images as uint8 [N, H, W, C] or vectors as scaled float32 [N, D]."""
+    if x.size == 0:
+        raise DataError(f"{what} is empty: its shape is {x.shape}")
+    if x.dtype.kind == "f" and x.ndim == 2:
+        x = x.astype(np.float32) * np.float32(scale)
+        if not np.isfinite(x).all():
+            raise DataError(f"{what} holds values that are NaN or infinite; remove those rows")
+        return x
+    if x.dtype != np.uint8 or x.ndim not in (3, 4):
+        raise DataError(
+            f"{what} is {x.dtype} {list(x.shape)}; images must be uint8 [N, H, W, C] or [N, H, W] from 0 to "
+            "255, vectors floats [N, D]"
+        )
+    x = x[..., None] if x.ndim == 3 else x
+    if x.shape[1] != x.shape[2] or x.shape[3] not in (1, 3):
+        raise DataError(f"{what} is {list(x.shape)}; images must be square, with 1 or 3 channels last")
+    return x
+
+
+def _check_labels(what: str, label: np.ndarray, count: int) -> None:
+    if label.dtype.kind not in "iu" or label.ndim != 1:
+        raise DataError(f"{what} is {label.dtype} {list(label.shape)}; labels must be integers [N]")
+    if len(label) != count:
+        raise DataError(f"{what} has {len(label)} entries for {count} images; the numbers must agree")
+    if count and (label.min() < -1 or label.max() < 0 or label.max() >= 2**31 - 1):
+        raise DataError(f"{what} runs from {label.min()} to {label.max()}; classes count from 0, -1 is none")
+
+
+def _read_mat(path: Path) -> ArraySplit:
+    """Read a file of the original SVHN: X [32, 32, 3, N] and y [N, 1], in which 10 is the digit 0."""
+    from scipy.io import loadmat
+
+    if not path.exists():
+        raise DataError(f"{path}: no such file; fetch it from SVHN's page, or choose another split")
+    try:
+        content = loadmat(path, variable_names=("X", "y"))
+    except Exception as error:  # the reader passes on whatever damaged bytes provoke
+        raise DataError(f"{path}: not a readable .mat file, or cut short ({error})") from error
+    x, y = content.get("X"), content.get("y")
+    if x is None or y is None or x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (32, 32, 3):
+        raise DataError(f"{path}: not a file of SVHN, which hold X uint8 [32, 32, 3, N] and y [N, 1]")
+    label = y.reshape(-1).astype(np.int32) % 10
+    if len(label) != x.shape[3]:
+        raise DataError(f"{path}: {len(label)} labels for {x.shape[3]} images")
+    return ArraySplit(np.ascontiguousarray(np.moveaxis(x, 3, 0)), None, label, 10)
+
+
+def _read_folder(root: Path) -> dict[str, ArraySplit] | dict[str, SourceSplit]:
+    """Read a directory of images with folders train and test, or divide one directory 90 to 10."""
+    present = [name for name in PARTS if (root / name).is_dir()]
+    if present and len(present) < len(PARTS):
+        absent = next(name for name in PARTS if name not in present)
+        raise DataError(f"{root}: a folder {present[0]} but none named {absent}; add it or rename the other")
+    if present:
+        found = {name: _image_paths(root / name) for name in PARTS}
+        classes = sorted({c for name in PARTS for c in _class_folders(root / name, found[name])})
+        parts = {name: _labelled(root / name, found[name], classes) for name in PARTS}
+    else:
+        paths = _image_paths(root)
+        rows = _labelled(root, paths, _class_folders(root, paths))
+        if len(rows) < 2:
+            raise DataError(f"{root}: only one image; at least two are needed, to train and to test")
+        divided = stratified(np.array([row.label for row in rows]), max(1, len(rows) // 10))
+        parts = {name: [rows[i] for i in index] for name, index in zip(PARTS, divided, strict=True)}
+    every = [row for part in parts.values() for row in part]
+    shape = _common_shape([row.path for row in every])
+    num_classes = 1 + max(row.label for row in every)
+    lazy = {
+        name: SourceSplit(part, lambda row: _decode(row, shape), shape, np.dtype(np.uint8), num_classes)
+        for name, part in parts.items()
+    }
+    if sum(split.nbytes for split in lazy.values()) > EAGER_BYTES:
+        return lazy
+    return {name: split.in_memory() for name, split in lazy.items()}
+
+
+def _image_paths(root: Path) -> list[Path]:
+    """Return all image files below root in the order of their names, hidden ones left out."""
+    paths = sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and path.is_file()
+    )
+    if not paths:
+        raise DataError(f"{root}: no images in it; their names must end in {', '.join(IMAGE_SUFFIXES)}")
+    return paths
+
+
+def _class_folders(root: Path, paths: Sequence[Path]) -> list[str]:
+    """Return the folders that hold the images; none unless every image lies in one and there are several."""
+    folders = {path.relative_to(root).parts[0] for path in paths if path.parent != root}
+    loose = any(path.parent == root for path in paths)
+    return [] if loose or len(folders) < 2 else sorted(folders)
+
+
+def _labelled(root: Path, paths: Sequence[Path], classes: Sequence[str]) -> list[_ImageFile]:
+    number = {name: i for i, name in enumerate(classes)}
+    return [_ImageFile(path, number.get(path.relative_to(root).parts[0], -1)) for path in paths]
+
+
+def _common_shape(paths: Sequence[Path]) -> tuple[int, int, int]:
+    """Return the (S, S, C) that all images share, from their headers; C is 1 if all are grey.
+
+    Raises:
+        DataError: an image is broken, not square, or of another size than the first.
+    """
+    all_grey = True
+    first = (0, 0)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for path, (size, grey) in zip(paths, pool.map(_header, paths), strict=True):
+            first = size if path == paths[0] else first
+            if size[0] != size[1] or size != first:
+                pool.shutdown(cancel_futures=True)
+                given = f"{path} is {size[0]}x{size[1]} pixels"
+                wanted = "square" if path == paths[0] else f"{first[0]}x{first[1]} like {paths[0]}"
+                raise DataError(f"{given} but must be {wanted}; crop and resize all to one square size")
+            all_grey = all_grey and grey
+    return first[1], first[0], 1 if all_grey else 3
+
+
+def _header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Return width and height, and whether the image is grey, without decoding it."""
+    with images.opened(path) as image:
+        return image.size, images.is_grey(image)
+
+
+def _decode(row: _ImageFile, shape: tuple[int, ...]) -> Batch:
+    with images.opened(row.path) as image:
+        x = images.to_uint8(image, shape[-1])
+    if x.shape != shape:
+        raise DataError(f"{row.path} changed while it was used: it is {x.shape}, not {shape}")
+    return host_batch(x, label=row.label)

@@ -1,0 +1,59 @@
+"""Data sets that need no files. A public function here is a data set: its name is what configs write.
+
+Each takes the `Options` of `load`, uses what concerns it, and returns a `Dataset`.
+"""
+
+import numpy as np
+
+from ali_jax.data.dataset import ArraySplit, Dataset, Options, select, stratified
+
+TRAIN_POINTS = 100_000  # of the mixtures: the size of the authors' training set
+TEST_POINTS = 10_000  # the paper measures coverage on 10,000 points
+
+
+def digits(options: Options) -> Dataset:
+    """Return scikit-learn's 1,797 bundled digits [8, 8, 1], 0 to 16, divided into 1,400 and 397.
+
+    The division is stratified and the same for every seed.
+    """
+    from sklearn.datasets import load_digits  # half a second that other data sets need not wait for
+
+    pixels, target = load_digits(return_X_y=True)
+    x = np.asarray(pixels, np.uint8).reshape(-1, 8, 8, 1)
+    label = np.asarray(target, np.int32)
+    rows = zip(("train", "test"), stratified(label, 397), strict=True)
+    splits = {name: ArraySplit(x[index], None, label[index], 10) for name, index in rows}
+    train, test = select(splits, options.train_split), select(splits, options.test_split)
+    return Dataset("digits", train, test, scale=16.0, num_classes=10)
+
+
+def mixture(options: Options) -> Dataset:
+    """Return 25 equiprobable Gaussians of standard deviation 0.05 with means {-4, -2, 0, 2, 4}^2.
+
+    Labels are the components. `options.scale` multiplies points, means and standard deviation. Unlike the
+    authors' validation points, the test points are other draws than the training points.
+    """
+    side = np.arange(-4.0, 5.0, 2.0)
+    means = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)
+    return _gaussians("mixture", means, 0.05, options)
+
+
+def ring(options: Options) -> Dataset:
+    """Return 8 equiprobable Gaussians of standard deviation 0.01 on the unit circle (PacGAN's ring)."""
+    angle = 2 * np.pi * np.arange(8) / 8
+    return _gaussians("ring", np.stack([np.cos(angle), np.sin(angle)], -1), 0.01, options)
+
+
+def _gaussians(name: str, means: np.ndarray, std: float, options: Options) -> Dataset:
+    """Draw both splits of an isotropic mixture with means [K, D]."""
+    means, std = means * options.scale, std * options.scale
+
+    def draw(stream: int, count: int) -> ArraySplit:
+        generator = np.random.default_rng((options.seed % 2**64, stream))
+        label = generator.integers(len(means), size=count)
+        x = means[label] + std * generator.standard_normal((count, means.shape[1]))
+        return ArraySplit(x.astype(np.float32), None, label.astype(np.int32), len(means))
+
+    splits = {"train": draw(0, TRAIN_POINTS), "test": draw(1, TEST_POINTS)}
+    train, test = select(splits, options.train_split), select(splits, options.test_split)
+    return Dataset(name, train, test, 1.0, len(means), means.astype(np.float32), std)

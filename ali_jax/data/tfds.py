@@ -1,0 +1,197 @@
+"""Image data sets of TensorFlow Datasets, read from array_record files without TensorFlow.
+
+Nothing is downloaded here: a data set that `ali_jax.data.prepare` has not prepared is an error at once.
+"""
+
+import contextlib
+import difflib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ali_jax.data import images
+from ali_jax.data.dataset import DataError, Dataset, Options, SourceSplit, host_batch
+from ali_jax.types import Batch
+
+NAMES = ("celeb_a", "cifar10", "imagenet_resized/64x64", "mnist", "svhn_cropped")
+PREPARE = "python -m ali_jax.data.prepare"
+INSTALL = "pip install 'ali_jax[tfds]'"
+
+# In the order of CelebA's own file, which is the order of the columns of y.
+CELEBA_ATTRIBUTES = (
+    "5_o_Clock_Shadow",
+    "Arched_Eyebrows",
+    "Attractive",
+    "Bags_Under_Eyes",
+    "Bald",
+    "Bangs",
+    "Big_Lips",
+    "Big_Nose",
+    "Black_Hair",
+    "Blond_Hair",
+    "Blurry",
+    "Brown_Hair",
+    "Bushy_Eyebrows",
+    "Chubby",
+    "Double_Chin",
+    "Eyeglasses",
+    "Goatee",
+    "Gray_Hair",
+    "Heavy_Makeup",
+    "High_Cheekbones",
+    "Male",
+    "Mouth_Slightly_Open",
+    "Mustache",
+    "Narrow_Eyes",
+    "No_Beard",
+    "Oval_Face",
+    "Pale_Skin",
+    "Pointy_Nose",
+    "Receding_Hairline",
+    "Rosy_Cheeks",
+    "Sideburns",
+    "Smiling",
+    "Straight_Hair",
+    "Wavy_Hair",
+    "Wearing_Earrings",
+    "Wearing_Hat",
+    "Wearing_Lipstick",
+    "Wearing_Necklace",
+    "Wearing_Necktie",
+    "Young",
+)
+
+
+def find(name: str, directory: str = "", **kwargs: Any) -> Any:
+    """Return TensorFlow Datasets' builder of a data set, or None if there is none by this name.
+
+    A data set that a user prepared with a builder of their own is found by its files in `directory`.
+    """
+    try:
+        with quiet():
+            return _library().builder(name, data_dir=directory or None, **kwargs)
+    except ValueError:  # no such data set, no such variant, or no name at all
+        return None
+
+
+def unknown(name: str, known: Sequence[str]) -> DataError:
+    """Return the error for a name that is neither among the known ones nor in TensorFlow Datasets."""
+    registered = _library().list_builders(with_community_datasets=False)
+    nearest = difflib.get_close_matches(name, [*known, *registered], n=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return DataError(
+        f"unknown data set {name!r}: {hint}There are {', '.join(known)}, every other data set of TensorFlow "
+        "Datasets that has images, and your own files by --config.dataset.path"
+    )
+
+
+def check_images(name: str, builder: Any) -> tuple[int, ...]:
+    """Return the shape of a data set's images as they become x.
+
+    Raises:
+        DataError: the data set has no images, or they differ in size or are not square.
+    """
+    if name == "celeb_a":
+        return (64, 64, 3)
+    features = dict(builder.info.features.items())
+    if "image" not in features:
+        raise DataError(f"{name} has no feature 'image' but {', '.join(features)}")
+    feature = features["image"]
+    shape = feature.shape
+    if len(shape) != 3 or None in shape or shape[0] != shape[1] or feature.np_dtype != np.uint8:
+        raise DataError(
+            f"{name} has images {shape} of {feature.np_dtype}; they must be uint8 of one square size: resize "
+            "them and give the result by --config.dataset.path"
+        )
+    return shape
+
+
+def is_prepared(builder: Any) -> bool:
+    """Return whether a builder finds its files."""
+    with quiet():
+        return builder.is_prepared()
+
+
+def load(name: str, builder: Any, options: Options) -> Dataset:
+    """Load a prepared data set; `options` may name splits in all of TensorFlow Datasets' notation.
+
+    CelebA gets the paper's crop and its attributes as y. ImageNet's held-out split is "validation", also
+    under the name "test".
+
+    Raises:
+        DataError: the data are not prepared, or have no such split.
+    """
+    shape = check_images(name, builder)
+    if not is_prepared(builder):
+        raise DataError(_not_prepared(name, builder.data_path, options.directory))
+    available = list(builder.info.splits)
+    held_out = options.test_split
+    if held_out == "test" and "test" not in available and "validation" in available:
+        held_out = "validation"
+    train, test = (_split(name, builder, text, shape) for text in (options.train_split, held_out))
+    attributes = CELEBA_ATTRIBUTES if name == "celeb_a" else ()
+    return Dataset(name, train, test, 255.0, train.num_classes, attributes=attributes)
+
+
+def _split(name: str, builder: Any, text: str, shape: tuple[int, ...]) -> SourceSplit:
+    undecoded = {"image": _library().decode.SkipDecoding()}  # Pillow does it here, and says what is wrong
+    try:
+        with quiet():
+            source = builder.as_data_source(text, decoders=undecoded)
+    except NotImplementedError as error:
+        raise DataError(
+            f"{name} in {builder.data_path} is prepared as {builder.info.file_format.value}, which only "
+            f"TensorFlow reads; prepare it in another directory: {PREPARE} {name} --directory DIR"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"split {text!r} of {name}: {str(error).splitlines()[0]}") from error
+    if not len(source):
+        raise DataError(f"split {text!r} of {name} has no rows")
+    if name == "celeb_a":
+        return SourceSplit(source, _decode_celeba, shape, np.dtype(np.uint8), 0, len(CELEBA_ATTRIBUTES))
+    num_classes = getattr(dict(builder.info.features.items()).get("label"), "num_classes", None) or 0
+
+    def decode(record: dict[str, Any]) -> Batch:
+        with images.opened(io.BytesIO(record["image"]), f"an image of {name}") as image:
+            return host_batch(images.to_uint8(image, shape[-1]), label=record.get("label"))
+
+    return SourceSplit(source, decode, shape, np.dtype(np.uint8), num_classes)
+
+
+def _decode_celeba(record: dict[str, Any]) -> Batch:
+    with images.opened(io.BytesIO(record["image"]), "an image of celeb_a") as image:
+        x = images.crop_celeba(image)
+    return host_batch(x, np.array([record["attributes"][name] for name in CELEBA_ATTRIBUTES], np.float32))
+
+
+def _not_prepared(name: str, looked_in: Any, directory: str) -> str:
+    where = f" --directory {directory}" if directory else " [--directory DIR]"
+    return (
+        f"{name} is not prepared: there is nothing in {looked_in}. With a network, run\n"
+        f"    {INSTALL}\n"
+        f"    {PREPARE} {name}{where} [--manual_dir DIR]\n"
+        "once, or give your own files by --config.dataset.path=..."
+    )
+
+
+def _library() -> ModuleType:
+    """Import TensorFlow Datasets late: it takes a second, and most data sets do without."""
+    with quiet():
+        import tensorflow_datasets
+    return tensorflow_datasets
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the library from warning about what is reported as an error here, or is of no concern."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
