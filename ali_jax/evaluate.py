@@ -1,0 +1,461 @@
+"""The evaluators: a model and a data set in, a Report out.
+
+Every public function here that returns a Report is an evaluator, and configs name it. All have the signature
+`(ali, variables, key, dataset, **options)`; the options are those of `config.evaluation` that they accept.
+What the numbers are is in the docstrings. "Mean code" is the encoder's output at epsilon = 0. Training data
+are all of train or, of a larger split, 60,000 rows spread evenly over it; test data likewise, with 10,000.
+"""
+
+import difflib
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ali_jax import figures, model
+from ali_jax.convolutions import compiler_options
+from ali_jax.data import Dataset, Split
+from ali_jax.metrics import classes, reconstruction
+from ali_jax.metrics.blocks import map_blocks
+from ali_jax.metrics.classifier import Predict, train_classifier
+from ali_jax.metrics.modes import mode_kept, mode_statistics, paper_mode_count
+from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
+from ali_jax.types import ALI, Array, PyTree, Report, Variables
+
+Evaluator = Callable[..., Report]
+
+TRAIN_ROWS = 60_000
+TEST_ROWS = 10_000
+PICTURE_ROWS = 5_000  # pictures show rows drawn from the first 5,000 of test, as the authors' scripts do
+SCATTER_POINTS = 2_500  # as in the authors' mixture plots
+MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are quoted at in the literature
+PAPER_MODE_SAMPLES = 10_000  # the paper's own
+MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
+UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
+
+
+def names() -> list[str]:
+    """Return the names of the evaluators."""
+    public = inspect.getmembers(sys.modules[__name__], inspect.isfunction)
+    return [name for name, f in public if name[0] != "_" and inspect.signature(f).return_annotation is Report]
+
+
+def named(name: str) -> Evaluator:
+    """Return the evaluator of that name; of an unknown one, raise a ValueError that lists them."""
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"There is no evaluator {name!r}.{hint} There are: {', '.join(known)}.")
+    return getattr(sys.modules[__name__], name)
+
+
+def check_applicable(name: str, dataset: Dataset) -> None:
+    """Raise a ValueError if there is no evaluator of that name, or if it does not apply to the data set."""
+    named(name)
+    needs, lacks = _NEEDS.get(name, _NOTHING)
+    if lacks(dataset):
+        shape = "x".join(map(str, dataset.test.shape))
+        raise ValueError(
+            f"The evaluator {name!r} needs {needs}, and the data set {dataset.name!r} (x: {shape}) has none: "
+            "leave it out of config.evaluators."
+        )
+
+
+def samples(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, grid: tuple[int, int] = (10, 10)
+) -> Report:
+    """Show G_x(z), z ~ N(0, I): a grid of rows x columns, or points in the plane.
+
+    Conditional models are given the conditions of the first test rows.
+    """
+    check_applicable("samples", dataset)
+    if _is_planar(dataset):
+        x_tilde = _sample(ali, variables, key, SCATTER_POINTS, dataset)
+        limit = figures.limit_of(_test(dataset).x)
+        return Report({}, {"samples": figures.scatter([[figures.Panel("x_tilde", x_tilde, limit=limit)]])})
+    x_tilde = _sample(ali, variables, key, grid[0] * grid[1], dataset)
+    return Report({}, {"samples": figures.image_grid(x_tilde, *grid)})
+
+
+def reconstructions(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, grid: tuple[int, int] = (10, 10)
+) -> Report:
+    """Show test data beside G_x(z_hat), z_hat ~ q(z | x) sampled as in the paper.
+
+    Images: `grid` gives the rows, and the pairs per row; odd columns are originals. Data in the plane: x,
+    x_hat, x_tilde above z_hat, z; of codes the first two coordinates.
+    """
+    check_applicable("reconstructions", dataset)
+    key_rows, key_code, key_prior = jax.random.split(key, 3)
+    planar = _is_planar(dataset)
+    rows = _picture_rows(dataset, key_rows, SCATTER_POINTS if planar else grid[0] * grid[1])
+    z_hat = _over_rows(model.encode, ali, variables, rows, dataset.scale, key=key_code)
+    x, x_hat = _unit(rows.x, dataset.scale), _decode(ali, variables, z_hat, rows.y)
+    if not planar:
+        return Report({}, {"reconstructions": figures.reconstruction_grid(x, x_hat, *grid)})
+    z = np.asarray(jax.random.normal(key_prior, z_hat.shape))
+    x_tilde = _decode(ali, variables, z, rows.y)
+    image = figures.mixture_panel(x, x_hat, x_tilde, z_hat[:, :2], z[:, :2], labels=rows.label)
+    return Report({}, {"reconstructions": image})
+
+
+def interpolations(
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    dataset: Dataset,
+    *,
+    num_pairs: int = 4,
+    num_interpolation_steps: int = 11,
+) -> Report:
+    """Show decodings on straight lines between the sampled codes of two test images, one row per pair.
+
+    The outer columns are the originals; between them stand num_interpolation_steps + 1 images, the two
+    reconstructions included (paper: 4 rows, 11 steps). Conditions are those of the first of the pair.
+    """
+    check_applicable("interpolations", dataset)
+    key_rows, key_code = jax.random.split(key)
+    rows = _picture_rows(dataset, key_rows, 2 * num_pairs)
+    pairs = len(rows.x) // 2
+    x0, x1 = (_unit(x, dataset.scale) for x in (rows.x[:pairs], rows.x[pairs : 2 * pairs]))
+    y = None if rows.y is None else rows.y[:pairs]
+    run = _jitted(model.interpolate, _platform(variables), static=(0, 4))
+    path = run(ali, variables, x0, x1, num_interpolation_steps + 1, y, key=key_code)
+    return Report({}, {"interpolations": figures.interpolation_grid(x0, np.asarray(path), x1)})
+
+
+def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure the error of reconstructions of test data, per pixel, x in [0, 1].
+
+    reconstruction_mse              mean squared error, from the mean code
+    reconstruction_mse_sampled      the same, from a sampled code
+    reconstruction_mse_random_pair  between two different test images, as scale
+    """
+    test = _test(dataset)
+    x = _unit(test.x, dataset.scale)
+    reconstruct = functools.partial(_over_rows, model.reconstruct, ali, variables, test, dataset.scale)
+    scalars = {
+        "reconstruction_mse": reconstruction.mean_squared_error(x, reconstruct()),
+        "reconstruction_mse_sampled": reconstruction.mean_squared_error(x, reconstruct(key=key)),
+        "reconstruction_mse_random_pair": reconstruction.random_pair_error(x),
+        "n_test": float(len(x)),
+    }
+    return Report(scalars, {})
+
+
+def class_balance(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
+) -> Report:
+    """Measure which classes the model makes and keeps, as the reference classifier sees them.
+
+    class_kl                          KL(classes of `num_samples` samples || classes of train)
+    class_kl_floor                    its expectation for perfect samples, (K - 1) / 2n
+    class_share_min, class_share_max  the smallest and the largest share among the samples
+    class_kept, class_kept_sampled    share of test images whose reconstruction, from the mean code and from
+                                      a sampled one, is given their true label
+    classifier_accuracy               of the classifier on test; it is trained on train only
+    """
+    check_applicable("class_balance", dataset)
+    key_samples, key_codes = jax.random.split(key)
+    predict, accuracy = _classifier(_ByIdentity(dataset))
+    test = _labelled(_test(dataset))
+    frequencies = classes.class_histogram(_labelled(_train(dataset)).label, dataset.num_classes)
+    sampled = predict(_sample(ali, variables, key_samples, num_samples, dataset))
+    shares = classes.class_histogram(sampled, dataset.num_classes)
+
+    def kept(key: Array | None) -> float:
+        x_hat = _over_rows(model.reconstruct, ali, variables, test, dataset.scale, key=key)
+        return float(np.mean(predict(x_hat) == test.label))
+
+    scalars = {
+        "class_kl": classes.class_kl(sampled, frequencies),
+        "class_kl_floor": classes.class_kl_floor(dataset.num_classes, num_samples),
+        "class_share_min": float(shares.min()),
+        "class_share_max": float(shares.max()),
+        "class_kept": kept(None),
+        "class_kept_sampled": kept(key_codes),
+        "classifier_accuracy": accuracy,
+        "n_samples": float(num_samples),
+        "n_test": float(len(test.x)),
+    }
+    return Report(scalars, {})
+
+
+def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure how far mean codes tell the classes apart: reference is train, queries are test.
+
+    knn_accuracy           1-nearest neighbour, Euclidean, unscaled
+    linear_probe_accuracy  logistic regression, C = 1, standardised, all labels of train
+
+    Beside each, as controls, the same of raw pixels (_pixels), of their principal components, as many as the
+    code has dimensions (_pca), and of the untrained encoder (_untrained). Nothing is drawn from `key`.
+    """
+    check_applicable("probes", dataset)
+    del key
+    data = _ByIdentity(dataset)
+    scalars = {
+        **_code_accuracies(ali, variables, dataset),
+        **_with_suffix(_pixel_accuracies(data), "pixels"),
+        **_with_suffix(_pca_accuracies(data, model.latent_dim(ali)), "pca"),
+        **_with_suffix(_untrained_accuracies(data, ali), "untrained"),
+        "n_train": float(len(_labelled(_train(dataset)).x)),
+        "n_test": float(len(_labelled(_test(dataset)).x)),
+    }
+    return Report(scalars, {})
+
+
+def posterior(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure posterior_sigma, the median over test rows and dimensions of the encoder's sigma.
+
+    Nothing is drawn from `key`. Raises ValueError for an encoder that is no Gaussian.
+    """
+    del key
+    test = _test(dataset)
+    _, log_sigma = _over_rows(model.posterior, ali, variables, test, dataset.scale)
+    return Report({"posterior_sigma": float(np.exp(np.median(log_sigma))), "n_test": float(len(test.x))}, {})
+
+
+def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure memorisation: the median distance of 2,000 samples to the nearest training row, over test's.
+
+    About 1 for samples as far from the training data as test data are, near 0 for copies.
+    """
+    train = _train(dataset)
+    x_tilde = _sample(ali, variables, key, MEMORISATION_ROWS, dataset)
+    distance = reconstruction.median_distance(x_tilde, _unit(train.x, dataset.scale))
+    scalars = {
+        "memorisation": distance / _test_distance(_ByIdentity(dataset)),
+        "n_memorisation": float(MEMORISATION_ROWS),
+        "n_train": float(len(train.x)),
+    }
+    return Report(scalars, {})
+
+
+def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure the coverage of a mixture, with 2,500 samples as `metrics.modes.mode_statistics` does.
+
+    modes, modes_strict, high_quality, reverse_kl, mode_spread  as there
+    modes_paper  the paper's lenient count, with 10,000 samples
+    mode_kept    share of test rows whose reconstruction, from a sampled code, stays with their mode
+    """
+    check_applicable("modes", dataset)
+    assert dataset.modes is not None
+    key_samples, key_paper, key_codes = jax.random.split(key, 3)
+    test = _test(dataset)
+    x_hat = _over_rows(model.reconstruct, ali, variables, test, dataset.scale, key=key_codes)
+    x_tilde = _sample(ali, variables, key_samples, MODE_SAMPLES, dataset)
+    many = _sample(ali, variables, key_paper, PAPER_MODE_SAMPLES, dataset)
+    scalars = {
+        **mode_statistics(x_tilde, dataset.modes, dataset.mode_std),
+        "modes_paper": float(paper_mode_count(many, dataset.modes)),
+        "mode_kept": mode_kept(test.x, x_hat, dataset.modes),
+        "n_test": float(len(test.x)),
+    }
+    return Report(scalars, {})
+
+
+class _Need(NamedTuple):
+    what: str
+    is_missing: Callable[[Dataset], bool]
+
+
+def _is_planar(dataset: Dataset) -> bool:
+    return dataset.test.shape == (2,)
+
+
+def _is_no_image(dataset: Dataset) -> bool:
+    return len(dataset.test.shape) != 3
+
+
+_NOTHING = _Need("nothing", lambda data: False)
+_PICTURES = _Need("images or points in the plane", lambda data: _is_no_image(data) and not _is_planar(data))
+_LABELS = _Need("labels of two classes or more", lambda data: data.num_classes < 2)
+_NEEDS = {
+    "samples": _PICTURES,
+    "reconstructions": _PICTURES,
+    "interpolations": _Need("images", _is_no_image),
+    "class_balance": _LABELS,
+    "probes": _LABELS,
+    "modes": _Need("known modes", lambda data: data.modes is None),
+}
+
+
+class _Rows(NamedTuple):
+    """Rows of a split, on the host."""
+
+    x: np.ndarray  # [N, *X] as stored
+    y: np.ndarray | None  # [N, A]
+    label: np.ndarray  # [N] int, -1 where there is none
+
+
+class _ByIdentity:
+    """A data set as a key: equal where the splits are the same objects, which it keeps alive."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _ByIdentity)
+            and self.dataset.train is other.dataset.train
+            and self.dataset.test is other.dataset.test
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.dataset.train), id(self.dataset.test)))
+
+
+# What does not depend on the trained model is worked out once per data set and process.
+
+
+@functools.lru_cache(maxsize=4)
+def _stored(data: _ByIdentity, split_name: str, most: int) -> _Rows:
+    split = getattr(data.dataset, split_name)
+    number = min(len(split), most)
+    return _read(split, np.arange(number) * len(split) // number)
+
+
+@functools.lru_cache(maxsize=2)
+def _classifier(data: _ByIdentity) -> tuple[Predict, float]:
+    """Train the reference classifier; return it and its test accuracy."""
+    train, test = _labelled(_train(data.dataset)), _labelled(_test(data.dataset))
+    scale = data.dataset.scale
+    predict = train_classifier(train.x, train.label, data.dataset.num_classes, scale=scale)
+    return predict, float(np.mean(predict(_unit(test.x, scale)) == test.label))
+
+
+@functools.lru_cache(maxsize=2)
+def _pixel_accuracies(data: _ByIdentity) -> dict[str, float]:
+    return _accuracies(data.dataset, *_pixels(data.dataset))
+
+
+@functools.lru_cache(maxsize=2)
+def _pca_accuracies(data: _ByIdentity, size: int) -> dict[str, float]:
+    train, test = _pixels(data.dataset)
+    mean, components = pca(train, min(size, train.shape[1]))
+    return _accuracies(data.dataset, (train - mean[None]) @ components, (test - mean[None]) @ components)
+
+
+@functools.lru_cache(maxsize=2)
+def _untrained_accuracies(data: _ByIdentity, ali: ALI) -> dict[str, float]:
+    train = _train(data.dataset)
+    x, y = _unit(train.x[:500], data.dataset.scale), None if train.y is None else train.y[:500]
+    variables = _jitted(model.init, _default_platform())(ali, jax.random.key(UNTRAINED_SEED), x, y)
+    return _code_accuracies(ali, variables, data.dataset)
+
+
+@functools.lru_cache(maxsize=2)
+def _test_distance(data: _ByIdentity) -> float:
+    train, test = (_unit(rows.x, data.dataset.scale) for rows in (_train(data.dataset), _test(data.dataset)))
+    return reconstruction.median_distance(test[:MEMORISATION_ROWS], train)
+
+
+def _train(dataset: Dataset) -> _Rows:
+    return _stored(_ByIdentity(dataset), "train", TRAIN_ROWS)
+
+
+def _test(dataset: Dataset) -> _Rows:
+    return _stored(_ByIdentity(dataset), "test", TEST_ROWS)
+
+
+def _picture_rows(dataset: Dataset, key: Array, number: int) -> _Rows:
+    """Draw distinct test rows; all that there are, if those are fewer."""
+    candidates = jax.random.permutation(key, min(len(dataset.test), PICTURE_ROWS))
+    return _read(dataset.test, np.asarray(candidates[:number]))
+
+
+def _read(split: Split, indices: np.ndarray) -> _Rows:
+    x, y, label = split.rows(indices)
+    label = np.full(len(indices), -1) if label is None else np.asarray(label)
+    return _Rows(np.asarray(x), None if y is None else np.asarray(y), label)
+
+
+def _labelled(rows: _Rows) -> _Rows:
+    known = rows.label >= 0
+    return rows if known.all() else jax.tree.map(lambda array: array[known], rows)
+
+
+def _unit(x: np.ndarray, scale: float) -> np.ndarray:
+    """Turn stored x into what networks see."""
+    return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32) / np.float32(scale)
+
+
+def _pixels(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    train, test = (_unit(_labelled(rows).x, dataset.scale) for rows in (_train(dataset), _test(dataset)))
+    return train.reshape(len(train), -1), test.reshape(len(test), -1)
+
+
+def _code_accuracies(ali: ALI, variables: Variables, dataset: Dataset) -> dict[str, float]:
+    train, test = (
+        _over_rows(model.encode, ali, variables, _labelled(rows), dataset.scale)
+        for rows in (_train(dataset), _test(dataset))
+    )
+    return _accuracies(dataset, train, test)
+
+
+def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    train_label, test_label = _labelled(_train(dataset)).label, _labelled(_test(dataset)).label
+    linear = linear_probe_accuracy(train, train_label, test, test_label, dataset.num_classes)
+    return {
+        "knn_accuracy": knn_accuracy(train, train_label, test, test_label),
+        "linear_probe_accuracy": linear,
+    }
+
+
+def _with_suffix(scalars: dict[str, float], suffix: str) -> dict[str, float]:
+    return {f"{name}_{suffix}": value for name, value in scalars.items()}
+
+
+def _sample(ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset) -> np.ndarray:
+    """Draw x_tilde [number, *X] in blocks; conditions are those of the first test rows, over and over."""
+    y = _test(dataset).y
+    z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
+    return _decode(ali, variables, z, None if y is None else y[np.arange(number) % len(y)])
+
+
+def _decode(ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
+    run = _jitted(model.decode, _platform(variables))
+    return map_blocks(functools.partial(run, ali, variables), z, y)
+
+
+def _over_rows(
+    function: Callable[..., PyTree],
+    ali: ALI,
+    variables: Variables,
+    rows: _Rows,
+    scale: float,
+    *,
+    key: Array | None = None,
+) -> PyTree:
+    """Apply a function of the model to rows, in blocks; with a key, each block has its own noise."""
+    run = _jitted(function, _platform(variables))
+
+    def on_block(index: np.ndarray, x: np.ndarray, y: np.ndarray | None) -> PyTree:
+        noise = {} if key is None else {"key": jax.random.fold_in(key, index[0])}
+        return run(ali, variables, _unit(x, scale), y, **noise)
+
+    return map_blocks(on_block, np.arange(len(rows.x)), rows.x, rows.y)
+
+
+@functools.cache
+def _jitted(
+    function: Callable[..., PyTree], platform: str, *, static: tuple[int, ...] = (0,)
+) -> Callable[..., PyTree]:
+    return jax.jit(function, static_argnums=static, compiler_options=compiler_options(platform))
+
+
+def _platform(variables: Variables) -> str:
+    """Return the platform that holds the variables, for which programs are compiled."""
+    leaf = jax.tree.leaves(variables)[0]
+    return next(iter(leaf.devices())).platform if isinstance(leaf, jax.Array) else _default_platform()
+
+
+def _default_platform() -> str:
+    """Return the platform on which new arrays are placed."""
+    return next(iter(jnp.zeros(()).devices())).platform

@@ -1,0 +1,138 @@
+"""Pictures as uint8 arrays [H, W, 3]: the paper's grids, and scatter plots for data in the plane.
+
+Owns layout and files, not what is shown. Matplotlib is needed for scatter plots alone; its global state is
+left alone.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+TARGET_SIZE = 800  # pixels of the longer side of a grid; small images are enlarged to come near it
+PAD = 2  # white pixels around each image
+
+
+def image_grid(images: np.ndarray, rows: int, cols: int, *, pad: int = PAD) -> np.ndarray:
+    """Lay out images [N, H, W, C] in [0, 1], row by row, as one picture.
+
+    C is 1 or 3. Small images are enlarged by a whole factor, cells without an image stay white. Values
+    outside [0, 1] are clipped, those that are no numbers are black. Raises ValueError for other shapes, and
+    for more images than cells.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"A grid is made of images [N, H, W, C] with C = 1 or 3; the shape given is {images.shape}."
+        )
+    if len(images) > rows * cols:
+        raise ValueError(f"{len(images)} images do not fit into {rows} rows of {cols}: ask for more cells.")
+    pixels = np.rint(255 * np.clip(np.nan_to_num(images.astype(np.float32)), 0, 1)).astype(np.uint8)
+    factor = max(1, round(TARGET_SIZE / max(rows * images.shape[1], cols * images.shape[2])))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2).repeat(3 // images.shape[-1], axis=3)
+    height, width = pixels.shape[1] + pad, pixels.shape[2] + pad
+    grid = np.full((rows * height + pad, cols * width + pad, 3), 255, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = i // cols * height + pad, i % cols * width + pad
+        grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return grid
+
+
+def reconstruction_grid(
+    x: np.ndarray, x_hat: np.ndarray, rows: int, cols: int, *, pad: int = PAD
+) -> np.ndarray:
+    """Lay out originals x and reconstructions x_hat, both [N, H, W, C], as the paper does.
+
+    `rows` rows of `cols` pairs: odd columns are originals, even columns their reconstructions.
+    """
+    pairs = np.stack([x, x_hat], axis=1)
+    return image_grid(pairs.reshape(-1, *pairs.shape[2:]), rows, 2 * cols, pad=pad)
+
+
+def interpolation_grid(x0: np.ndarray, path: np.ndarray, x1: np.ndarray, *, pad: int = PAD) -> np.ndarray:
+    """Lay out one row per pair: the original x0, the decodings on the path, the original x1.
+
+    x0 and x1 are [B, H, W, C], path is [B, steps, H, W, C].
+    """
+    rows = np.concatenate([x0[:, None], path, x1[:, None]], axis=1)
+    return image_grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[0], rows.shape[1], pad=pad)
+
+
+class Panel(NamedTuple):
+    """One scatter plot: points in the plane, coloured by class."""
+
+    title: str
+    points: np.ndarray  # [N, 2]
+    labels: np.ndarray | None = None  # [N] int
+    limit: float = 4.0  # of both axes, on both sides
+
+
+def scatter(panels: Sequence[Sequence[Panel]]) -> np.ndarray:
+    """Draw rows of scatter plots; the rows may differ in length. Points that are no numbers are not drawn."""
+    for panel in (panel for row in panels for panel in row):
+        if panel.points.ndim != 2 or panel.points.shape[1] != 2:
+            raise ValueError(
+                f"Points {panel.title!r} have shape {panel.points.shape}; a scatter plot needs [N, 2]."
+            )
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cols = max(len(row) for row in panels)
+    figure = Figure(figsize=(3 * cols, 3 * len(panels)), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for i, row in enumerate(panels):
+        for j, panel in enumerate(row):
+            axes = figure.add_subplot(len(panels), cols, i * cols + j + 1)
+            colors = {} if panel.labels is None else {"c": panel.labels, "cmap": "gist_rainbow"}
+            axes.scatter(*panel.points.T, s=2, linewidths=0, **colors)
+            axes.set(
+                title=panel.title,
+                aspect="equal",
+                xlim=(-panel.limit, panel.limit),
+                ylim=(-panel.limit, panel.limit),
+            )
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def limit_of(points: np.ndarray) -> float:
+    """Return where the axes of data [N, 2] end: at 1.5 times its largest value, as in the paper (6)."""
+    return 1.5 * float(np.abs(points).max())
+
+
+def mixture_panel(
+    x: np.ndarray,
+    x_hat: np.ndarray,
+    x_tilde: np.ndarray,
+    z_hat: np.ndarray,
+    z: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw what the paper shows of a model of data in the plane; all arguments are [N, 2].
+
+    Above: data x, reconstructions x_hat, samples x_tilde. Below: codes z_hat and prior draws z. Data, their
+    codes and reconstructions are coloured by `labels` [N]. The axes of codes end at 4, as in the paper.
+    """
+    limit = limit_of(x)
+    return scatter(
+        [
+            [
+                Panel("x", x, labels, limit),
+                Panel("x_hat", x_hat, labels, limit),
+                Panel("x_tilde", x_tilde, None, limit),
+            ],
+            [Panel("z_hat", z_hat, labels), Panel("z", z)],
+        ]
+    )
+
+
+def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Write a uint8 picture [H, W, 3] as PNG; the file appears whole or not at all."""
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    Image.fromarray(image).save(partial, format="PNG")
+    os.replace(partial, path)

@@ -1,0 +1,30 @@
+"""Apply a function to many rows, a bounded number at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ali_jax.types import PyTree
+
+ROWS_PER_BLOCK = 500
+
+
+def map_blocks(function: Callable[..., PyTree], *arrays: Any, size: int = ROWS_PER_BLOCK) -> PyTree:
+    """Apply a row-wise function to blocks of rows, and join its results as numpy arrays.
+
+    `arrays` are arrays or pytrees of arrays that share their first axis; None stays None. Every block has
+    the same shape, so that a jitted function compiles once: the last one is filled up with copies of the
+    last row, whose results are dropped.
+    """
+    total = len(jax.tree.leaves(arrays)[0])
+    if not total:
+        raise ValueError("There are no rows to work on: the arrays are empty.")
+    size = min(size, total)
+    results = []
+    for start in range(0, total, size):
+        rows = np.minimum(np.arange(start, start + size), total - 1)
+        block = jax.tree.map(lambda array, rows=rows: array[rows], arrays)
+        results.append(jax.tree.map(np.asarray, function(*block)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)

@@ -1,0 +1,175 @@
+"""The reference classifier, with which the classes of generated images are read off.
+
+A network of its own, trained on training data only. Its size follows the data: a multi-layer perceptron for
+vectors and images under 16 pixels, a small convolutional network for larger ones.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ali_jax.convolutions import Lowering, compiler_options, conv, lowering_for
+from ali_jax.metrics.blocks import map_blocks
+from ali_jax.types import Array, PyTree
+
+Predict: TypeAlias = Callable[[np.ndarray], np.ndarray]  # x [N, *X] in [0, 1] -> labels [N]
+
+BATCH_SIZE = 128
+EMA_DECAY = 0.999
+
+
+class _Recipe(NamedTuple):
+    """A network and how it is trained; hashable."""
+
+    convolutions: tuple[tuple[int, int, int], ...]  # kernel, stride, maps
+    hidden: tuple[int, ...]
+    num_classes: int
+    dropout: float  # on the input of every dense layer but the first of a perceptron
+    shift: int  # largest random translation of training images, in pixels
+    steps: int
+    learning_rate: float
+    lowering: Lowering
+
+
+class _Progress(NamedTuple):
+    params: PyTree
+    average: PyTree
+    opt_state: PyTree
+
+
+def train_classifier(
+    x: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    steps: int | None = None,
+) -> Predict:
+    """Train on x [N, *X] and labels [N], and return a function from data in [0, 1] to labels.
+
+    Args:
+      x: images [N, H, W, C] or vectors [N, D] as stored; x / scale is what the returned function is given.
+      labels: integers below `num_classes`; rows with a negative one are left out.
+      seed: of weights, batches, translations and dropout.
+      scale: see x.
+      steps: updates; None for what the network was tuned with, 1,000 or 5,000.
+
+    Adam with cosine decay, random translations of images, dropout, moving average of the weights.
+    """
+    known = np.asarray(labels) >= 0
+    if len(x) != len(known) or not known.any():
+        raise ValueError(
+            f"{len(x)} rows came with {known.sum()} usable labels of {len(known)}: give one per row."
+        )
+    x, labels = x[known], np.asarray(labels)[known].astype(np.int32)
+    platform = next(iter(jnp.zeros(()).devices())).platform  # that of new arrays, hence of these programs
+    recipe = _recipe_for(x.shape[1:], num_classes, lowering_for(platform))
+    recipe = recipe if steps is None else recipe._replace(steps=steps)
+    jit = functools.partial(jax.jit, compiler_options=compiler_options(platform))
+
+    axes = 0 if x.ndim == 2 else None  # features of a vector have units of their own
+    mean = np.mean(x, axis=axes, keepdims=True, dtype=np.float64) / scale
+    std = np.std(x, axis=axes, keepdims=True, dtype=np.float64) / scale
+
+    def standardise(x: Array) -> Array:
+        return (x - mean.astype(np.float32)) / np.maximum(std, 1e-6).astype(np.float32)
+
+    params = _train(
+        recipe, jit, jnp.asarray(x), jnp.asarray(labels), scale, standardise, jax.random.key(seed)
+    )
+    predict = jit(lambda params, x: jnp.argmax(_logits(recipe, params, standardise(x)), axis=-1))
+    return lambda x: map_blocks(functools.partial(predict, params), x)
+
+
+def _train(
+    recipe: _Recipe,
+    jit: Callable[..., Callable[..., PyTree]],
+    data: Array,
+    labels: Array,
+    scale: float,
+    standardise: Callable[[Array], Array],
+    key: Array,
+) -> PyTree:
+    """Return the averaged parameters after all steps."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps))
+    key_init, key_steps = jax.random.split(key)
+
+    def step(progress: _Progress, data: Array, labels: Array, i: Array) -> _Progress:
+        key_rows, key_shift, key_dropout = jax.random.split(jax.random.fold_in(key_steps, i), 3)
+        rows = jax.random.randint(key_rows, (BATCH_SIZE,), 0, len(data))
+        batch = standardise(_translate(data[rows].astype(jnp.float32) / scale, recipe.shift, key_shift))
+
+        def loss(params: PyTree) -> Array:
+            logits = _logits(recipe, params, batch, key_dropout)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
+
+        updates, opt_state = optimizer.update(jax.grad(loss)(progress.params), progress.opt_state)
+        params = optax.apply_updates(progress.params, updates)
+        decay = jnp.minimum(EMA_DECAY, (1 + i) / (10 + i))
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, progress.average, params)
+        return _Progress(params, average, opt_state)
+
+    params = jit(functools.partial(_init, recipe, shape=data.shape[1:]))(key_init)
+    progress = _Progress(params, params, optimizer.init(params))
+    run = jit(step)  # called in a loop: XLA:CPU runs gradients of convolutions slowly inside a scan
+    for i in range(recipe.steps):
+        progress = run(progress, data, labels, i)
+    return progress.average
+
+
+def _recipe_for(shape: tuple[int, ...], num_classes: int, lowering: Lowering) -> _Recipe:
+    """Choose the network by the shape of one x.
+
+    Test accuracy is 99.4 % on MNIST with convolutions, 99 % on the digits with the perceptron; translations
+    cost the latter more than a point, as its images are 8 pixels wide.
+    """
+    if len(shape) == 3 and min(shape[:2]) >= 16:
+        return _Recipe(
+            ((4, 2, 32), (3, 1, 32), (3, 2, 64)), (128,), num_classes, 0.4, 2, 5000, 2e-3, lowering
+        )
+    return _Recipe((), (256, 256), num_classes, 0.2, 0, 1000, 2e-3, lowering)
+
+
+def _translate(x: Array, largest: int, key: Array) -> Array:
+    """Move each image [B, H, W, C] by up to `largest` pixels along both axes, repeating its border."""
+    if not largest:
+        return x
+    padded = jnp.pad(x, ((0, 0), (largest, largest), (largest, largest), (0, 0)), mode="edge")
+    corners = jax.random.randint(key, (len(x), 2), 0, 2 * largest + 1)
+    corners = jnp.pad(corners, ((0, 0), (0, 1)))  # channels stay in place
+    return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, corner, x.shape[1:]))(padded, corners)
+
+
+def _init(recipe: _Recipe, key: Array, *, shape: tuple[int, ...]) -> PyTree:
+    """Draw He-normal kernels and zero biases, as (kernel, bias) per layer."""
+    kernels, shape = [], tuple(shape)
+    for size, stride, maps in recipe.convolutions:
+        kernels.append((size, size, shape[-1], maps))
+        shape = (*((n - size) // stride + 1 for n in shape[:2]), maps)
+    width = int(np.prod(shape))
+    for out in (*recipe.hidden, recipe.num_classes):
+        kernels.append((width, out))
+        width = out
+    he = jax.nn.initializers.he_normal()
+    keys = jax.random.split(key, len(kernels))
+    return [(he(k, kernel), jnp.zeros(kernel[-1:])) for k, kernel in zip(keys, kernels, strict=True)]
+
+
+def _logits(recipe: _Recipe, params: PyTree, x: Array, key: Array | None = None) -> Array:
+    """Return [B, K] for standardised x; with a key, drop out."""
+    count = len(recipe.convolutions)
+    for (_, stride, _), (kernel, bias) in zip(recipe.convolutions, params[:count], strict=True):
+        x = jax.nn.relu(conv(x, kernel, stride=stride, lowering=recipe.lowering) + bias[None, None, None])
+    h = x.reshape(len(x), -1)
+    for i, (kernel, bias) in enumerate(params[count:]):
+        if key is not None and (i or count):
+            kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - recipe.dropout, h.shape)
+            h = jnp.where(kept, h / (1 - recipe.dropout), 0)
+        h = (jax.nn.relu(h) if i else h) @ kernel + bias[None]
+    return h

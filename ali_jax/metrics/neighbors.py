@@ -1,0 +1,35 @@
+"""Nearest neighbours by brute force, in blocks so that memory stays bounded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ali_jax.metrics.blocks import map_blocks
+from ali_jax.types import Array
+
+
+@jax.jit
+def _nearest_block(references: Array, half_squares: Array, queries: Array) -> tuple[Array, Array]:
+    products = jnp.matmul(queries, references.T, precision="highest")
+    index = jnp.argmin(half_squares[None] - products, axis=1)
+    # The expanded square is good enough to choose by, but loses small distances to cancellation.
+    return index, jnp.linalg.norm(queries - references[index], axis=1)
+
+
+def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest row of references [M, F] to each row of queries [N, F], by Euclidean distance.
+
+    Returns its index [N] and the distance [N]. Memory is that of references and 500 rows of distances.
+    """
+    if queries.ndim != 2 or references.ndim != 2 or queries.shape[1] != references.shape[1]:
+        raise ValueError(
+            f"Queries of shape {queries.shape} and references of shape {references.shape} do not go "
+            "together: give [N, F] and [M, F]."
+        )
+    center = references.mean(axis=0, dtype=np.float64).astype(np.float32)[None]  # keeps the squares small
+    on_device = jnp.asarray(references - center, jnp.float32)
+    half_squares = 0.5 * jnp.sum(on_device**2, axis=1)
+    return map_blocks(
+        lambda block: _nearest_block(on_device, half_squares, jnp.asarray(block - center, jnp.float32)),
+        queries,
+    )

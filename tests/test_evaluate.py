@@ -1,0 +1,301 @@
+"""The evaluators on models whose results are known: codes that are the image, and a decoder that recalls."""
+
+import inspect
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ali_jax import data, evaluate
+from ali_jax.config import base
+from ali_jax.data import ArraySplit, Dataset
+from ali_jax.types import Networks, Variables
+
+SIGMA = 0.1
+
+
+class Copy(nn.Module):
+    """The encoder whose mean code is the image, and whose standard deviation is SIGMA."""
+
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self, x, epsilon, y=None, *, train):
+        mu, log_sigma = self.moments(x, y, train=train)
+        return mu + jnp.exp(log_sigma) * epsilon
+
+    @nn.compact
+    def moments(self, x, y=None, *, train):
+        one = self.param("one", nn.initializers.ones, ())
+        mu = one * x.reshape(x.shape[0], -1)
+        return mu, jnp.full_like(mu, np.log(SIGMA))
+
+
+class Paste(nn.Module):
+    """The decoder that undoes Copy; with y it adds the first attribute."""
+
+    x_shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, z, y=None, *, train):
+        one = self.param("one", nn.initializers.ones, ())
+        if y is not None:
+            z = z + y[:, :1]
+        return one * z.reshape(-1, *self.x_shape)
+
+
+class Recall(nn.Module):
+    """The decoder that shows one of the images it remembers, each as often as the others."""
+
+    x_shape: tuple[int, ...]
+    number: int
+
+    @nn.compact
+    def __call__(self, z, y=None, *, train):
+        memory = self.param("memory", nn.initializers.zeros, (self.number, *self.x_shape))
+        uniform = jax.scipy.stats.norm.cdf(z[:, 0])
+        return memory[jnp.clip((uniform * self.number).astype(jnp.int32), 0, self.number - 1)]
+
+
+class Blind(nn.Module):
+    """A discriminator, which no evaluator uses."""
+
+    @nn.compact
+    def __call__(self, x, z, y=None, *, train):
+        return jnp.zeros(len(x)) + self.param("zero", nn.initializers.zeros, ())
+
+
+def copier(dataset: Dataset) -> tuple[Networks, Variables]:
+    """Give the model that encodes without loss."""
+    shape = dataset.train.shape
+    ali = Networks(Copy(int(np.prod(shape))), Paste(shape), Blind())
+    one = {"one": jnp.ones(())}
+    return ali, Variables(Networks(one, one, {}), Networks({}, {}, {}))
+
+
+def recaller(dataset: Dataset, x: np.ndarray) -> tuple[Networks, Variables]:
+    """Give the model whose samples are the rows of x."""
+    ali = Networks(Copy(int(np.prod(x.shape[1:]))), Recall(x.shape[1:], len(x)), Blind())
+    params = Networks({"one": jnp.ones(())}, {"memory": jnp.asarray(x)}, {})
+    return ali, Variables(params, Networks({}, {}, {}))
+
+
+class CountingSplit:
+    """A split that counts how often it is read."""
+
+    def __init__(self, split: Any) -> None:
+        self.split, self.reads = split, 0
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getattr__(self, name):
+        return getattr(self.split, name)
+
+    def rows(self, indices):
+        self.reads += 1
+        return self.split.rows(indices)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return data.load("mixture")
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """Give a conditional data set of small colour images, without labels."""
+    rng = np.random.default_rng(0)
+    splits = [
+        ArraySplit(rng.integers(256, size=(n, 8, 8, 3), dtype=np.uint8), rng.random((n, 2), np.float32))
+        for n in (40, 30)
+    ]
+    return Dataset("faces", *splits, scale=255.0, attributes=("Bald", "Young"))
+
+
+def test_a_lossless_code_reconstructs_up_to_its_noise(digits, key):
+    found = evaluate.reconstruction_error(*copier(digits), key, digits).scalars
+    x = digits.test.x / 16
+    assert found["reconstruction_mse"] < 1e-12
+    assert found["reconstruction_mse_sampled"] == pytest.approx(SIGMA**2, rel=0.05)
+    assert found["reconstruction_mse_random_pair"] == pytest.approx(np.mean((x[:-1] - x[1:]) ** 2), rel=0.05)
+    assert found["n_test"] == 397
+
+
+def test_posterior_sigma_is_the_encoders(digits, key):
+    assert evaluate.posterior(*copier(digits), key, digits).scalars["posterior_sigma"] == pytest.approx(SIGMA)
+
+
+def test_a_lossless_code_probes_as_its_pixels_do(digits, key):
+    found = evaluate.probes(*copier(digits), key, digits).scalars
+    for name in ("knn_accuracy", "linear_probe_accuracy"):
+        assert found[name] == found[f"{name}_pixels"] == found[f"{name}_untrained"] > 0.95
+    assert found["knn_accuracy_pca"] == pytest.approx(
+        found["knn_accuracy"], abs=0.003
+    )  # a rotation of pixels
+    assert 0.9 < found["linear_probe_accuracy_pca"] < 1
+    assert (found["n_train"], found["n_test"]) == (1400, 397)
+
+
+def test_recalled_training_data_are_balanced_kept_by_copies_and_found_out(digits, key):
+    ali, variables = recaller(digits, digits.train.x / np.float32(16))
+    found = evaluate.class_balance(ali, variables, key, digits, num_samples=5_000).scalars
+    assert found["class_kl_floor"] == pytest.approx(9e-4)
+    assert found["class_kl"] < 5e-3
+    assert 0.08 < found["class_share_min"] < 0.1 < found["class_share_max"] < 0.12
+    assert found["classifier_accuracy"] > 0.97
+    assert evaluate.memorisation(ali, variables, key, digits).scalars["memorisation"] == 0
+
+    copied = evaluate.class_balance(*copier(digits), key, digits, num_samples=100).scalars
+    assert copied["class_kept"] == copied["classifier_accuracy"] == found["classifier_accuracy"]
+    assert copied["class_kept_sampled"] > 0.9
+
+
+def test_a_collapsed_model_has_one_class(digits, key):
+    found = evaluate.class_balance(
+        *recaller(digits, digits.train.x[:1] / np.float32(16)), key, digits
+    ).scalars
+    assert found["class_share_max"] == 1
+    assert found["class_kl"] == pytest.approx(np.log(10), rel=0.02)
+
+
+def test_recalled_points_cover_the_mixture(mixture, key):
+    found = evaluate.modes(*recaller(mixture, mixture.train.x[:20_000]), key, mixture).scalars
+    assert (found["modes"], found["modes_strict"], found["modes_paper"]) == (25, 25, 25)
+    assert found["mode_spread"] == pytest.approx(0.974, abs=0.03)
+    assert found["mode_kept"] < 0.1  # it recalls what has nothing to do with the code
+    assert evaluate.modes(*copier(mixture), key, mixture).scalars["mode_kept"] == 1
+
+
+def test_pictures_have_the_layout_of_the_paper(digits, key):
+    model = copier(digits)
+    cell = 10 * 8 + 2  # images are enlarged tenfold at ten columns, and two pixels apart
+    assert evaluate.samples(*model, key, digits).images["samples"].shape == (10 * cell + 2, 10 * cell + 2, 3)
+    pairs = evaluate.reconstructions(*model, key, digits, grid=(2, 5)).images["reconstructions"]
+    assert pairs.shape == (2 * cell + 2, 10 * cell + 2, 3)
+    lines = evaluate.interpolations(*model, key, digits, num_pairs=4, num_interpolation_steps=7)
+    assert lines.images["interpolations"].shape == (4 * cell + 2, 10 * cell + 2, 3)
+
+
+def test_points_in_the_plane_are_scattered(mixture, key):
+    model = copier(mixture)
+    assert evaluate.samples(*model, key, mixture).images["samples"].shape == (300, 300, 3)
+    assert evaluate.reconstructions(*model, key, mixture).images["reconstructions"].shape == (600, 900, 3)
+
+
+def test_conditions_are_those_of_the_same_rows(faces, key):
+    found = evaluate.reconstruction_error(*copier(faces), key, faces).scalars
+    assert found["reconstruction_mse"] == pytest.approx(np.mean(faces.test.y[:, 0] ** 2), rel=1e-4)
+    for name in ("samples", "reconstructions", "interpolations"):  # more cells than there are test rows
+        assert set(evaluate.named(name)(*copier(faces), key, faces).images) == {name}
+    assert evaluate.memorisation(*copier(faces), key, faces).scalars["n_memorisation"] == 2_000
+
+
+def test_a_model_that_has_diverged_is_still_reported(digits, mixture, key, monkeypatch):
+    monkeypatch.setattr(evaluate, "TRAIN_ROWS", 2_000)
+    for dataset, skipped in ((digits, {"modes"}), (mixture, {"interpolations", "probes", "class_balance"})):
+        ali, variables = copier(dataset)
+        broken = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), variables)
+        for name in set(evaluate.names()) - skipped:
+            evaluate.named(name)(ali, broken, key, dataset)
+
+
+def test_evaluators_repeat_with_a_key_and_vary_with_it(digits, key):
+    model = copier(digits)
+    first, again, other = (
+        evaluate.reconstruction_error(*model, k, digits).scalars["reconstruction_mse_sampled"]
+        for k in (key, key, jax.random.PRNGKey(7))
+    )
+    assert first == again != other
+
+
+def test_what_does_not_depend_on_the_model_is_worked_out_once(digits, key):
+    counted = digits._replace(train=CountingSplit(digits.train), test=CountingSplit(digits.test))
+    first = evaluate.probes(*copier(counted), key, counted)
+    reads = counted.train.reads, counted.test.reads
+    assert reads == (1, 1)
+    again = evaluate.probes(*copier(counted), key, counted._replace(name="renamed"))
+    assert (counted.train.reads, counted.test.reads) == reads
+    assert first.scalars == again.scalars
+
+
+def test_a_large_split_is_thinned_evenly(digits, key, monkeypatch):
+    monkeypatch.setattr(evaluate, "TEST_ROWS", 100)
+    label = np.sort(digits.test.label)  # as in a folder of folders: the first 100 rows are two classes
+    test = digits.test.x[np.argsort(digits.test.label, kind="stable")]
+    sorted_digits = digits._replace(test=ArraySplit(test, None, label, 10))
+    assert evaluate.posterior(*copier(digits), key, sorted_digits).scalars["n_test"] == 100
+    assert len(np.unique(evaluate._test(sorted_digits).label)) == 10
+
+
+def test_unlabelled_rows_take_no_part_in_probes(digits, key):
+    label = np.where(np.arange(1400) < 700, digits.train.label, -1)
+    partly = digits._replace(train=ArraySplit(digits.train.x, None, label, 10))
+    assert evaluate.probes(*copier(partly), key, partly).scalars["n_train"] == 700
+
+
+def test_the_module_is_the_registry():
+    assert set(evaluate.names()) == {
+        "class_balance",
+        "interpolations",
+        "memorisation",
+        "modes",
+        "posterior",
+        "probes",
+        "reconstruction_error",
+        "reconstructions",
+        "samples",
+    }
+    assert evaluate.named("modes") is evaluate.modes
+    with pytest.raises(
+        ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, interpolations"
+    ):
+        evaluate.named("sample")
+    with pytest.raises(ValueError, match="no evaluator '_test'"):
+        evaluate.named("_test")
+
+
+def test_options_of_evaluators_are_keys_of_the_config():
+    keys = set(base().evaluation)
+    for name in evaluate.names():
+        parameters = list(inspect.signature(evaluate.named(name)).parameters.values())
+        assert [p.name for p in parameters[:4]] == ["ali", "variables", "key", "dataset"]
+        assert {p.name for p in parameters[4:]} <= keys
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "message"),
+    [
+        ("modes", "digits", "'modes' needs known modes, and the data set 'digits'"),
+        ("interpolations", "mixture", "'interpolations' needs images, and the data set 'mixture'"),
+        ("probes", "faces", "'probes' needs labels"),
+        ("class_balance", "faces", "'class_balance' needs labels"),
+    ],
+)
+def test_an_evaluator_that_does_not_apply_says_so(name, dataset, message, request, key):
+    dataset = request.getfixturevalue(dataset)
+    with pytest.raises(ValueError, match=message):
+        evaluate.check_applicable(name, dataset)
+    with pytest.raises(ValueError, match=message):
+        evaluate.named(name)(*copier(dataset), key, dataset)
+
+
+def test_an_encoder_that_is_no_gaussian_has_no_posterior(digits, key):
+    class Code(nn.Module):
+        latent_dim: int = 64
+
+        @nn.compact
+        def __call__(self, x, epsilon, y=None, *, train):
+            return epsilon
+
+    ali, variables = copier(digits)
+    with pytest.raises(ValueError, match="posterior"):
+        evaluate.posterior(ali._replace(encoder=Code()), variables, key, digits)
