@@ -1,0 +1,168 @@
+"""The command line: what it says, the config file that it names, and the values that it overrides.
+
+Every mistake in it becomes a `UsageError` with one message. JAX is not imported here.
+"""
+
+import difflib
+import inspect
+import re
+import runpy
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from ali_jax import config as configs
+from ali_jax.config import Config
+
+USAGE = """\
+usage: python -m ali_jax.main --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
+       python -m ali_jax.main --mode MODE --workdir DIR [--out FILE] [--json] [--config.KEY=VALUE ...]
+
+modes:
+  train        train, or go on with the run in DIR (default)
+  evaluate     print and write the numbers of config.evaluators
+  sample, reconstruct, interpolate
+               make a picture
+  describe     print layers, parameters, operations per step, bytes of state; needs --config, no --workdir
+
+--out FILE     where the picture or the numbers go, instead of into DIR
+--json         print one JSON object (evaluate, describe)
+--config.KEY   overrides a value of the config; ali_jax/config.py lists the keys
+"""
+
+PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
+MODES = ("train", "evaluate", *PICTURES, "describe")
+
+
+class UsageError(ValueError):
+    """The command line is wrong; the message says how."""
+
+
+class Options(NamedTuple):
+    """What the command line says."""
+
+    mode: str
+    workdir: Path  # of no use where a config is only described
+    out: Path | None
+    json: bool
+    config_file: str | None
+    overrides: list[str]
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Read the command line.
+
+    Raises:
+      UsageError: it is wrong.
+    """
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    flags.DEFINE_string("config", None, "the config's file", flag_values=values)
+    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
+    flags.DEFINE_string("out", None, "where the result goes", flag_values=values)
+    flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
+    try:
+        rest = values(["ali_jax", *arguments], known_only=True)[1:]
+    except flags.Error as error:
+        raise UsageError(str(error)) from None
+    for argument in rest:
+        name = argument.partition("=")[0]
+        if argument.startswith("-") and not _override_key(argument):
+            near = difflib.get_close_matches(
+                name.lstrip("-"), ["config", "workdir", "mode", "out", "json"], n=1
+            )
+            raise UsageError(f"There is no flag {name}.{f' Did you mean --{near[0]}?' if near else ''}")
+    if values.json and values.mode not in ("describe", "evaluate"):
+        raise UsageError(f"--json goes with --mode describe or evaluate, not with {values.mode}.")
+    if values.out is not None and values.mode in ("train", "describe"):
+        raise UsageError(f"--out goes with evaluate and the modes that draw, not with {values.mode}.")
+    if values.mode == "train" and not values.config:
+        raise UsageError("Give --config, such as --config experiments/digits.py.")
+    if not values.workdir and not (values.mode == "describe" and values.config):
+        raise UsageError("Give --workdir, the folder of the run.")
+    out = Path(values.out) if values.out else None
+    return Options(values.mode, Path(values.workdir or "."), out, values.json, values.config, rest)
+
+
+def load_config(spec: str) -> Config:
+    """Call `get_config` of FILE, or with a variant of FILE:VARIANT, and check what it returns.
+
+    Raises:
+      UsageError: there is no such file, or it gives no configuration; the message says where it fails.
+    """
+    file, colon, variant = (spec, "", "") if Path(spec).is_file() else spec.partition(":")
+    if not Path(file).is_file():
+        raise UsageError(f"There is no config file {file!r} in {Path.cwd()}.")
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+        if not callable(get_config):
+            raise UsageError(f"{file} defines no function get_config().")
+        variants = (variant,) if colon else ()
+        try:
+            inspect.signature(get_config).bind(*variants)
+        except TypeError:
+            raise UsageError(
+                f"get_config of {file} takes {'no' if colon else 'a'} variant (FILE:VARIANT)."
+            ) from None
+        config = get_config(*variants)
+    except UsageError:
+        raise
+    except SyntaxError as error:
+        raise UsageError(f"{error.filename}, line {error.lineno}: {error.msg}.") from None
+    except Exception as error:
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
+        ]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        raise UsageError(f"{where}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"get_config of {file} returned {type(config).__name__}, not a ConfigDict.")
+    try:
+        configs.check_keys(config)
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}") from None
+    return config.lock()
+
+
+def override(config: Config, arguments: Sequence[str]) -> None:
+    """Set the values that arguments such as `--config.optimizer.generator.b1=0.5` give.
+
+    Raises:
+      UsageError: an unknown key, a value of the wrong type, or something else than overrides.
+    """
+    known = configs.flat(config)
+    for argument in arguments:
+        key = _override_key(argument)
+        if key and key not in known:
+            keys = [k.removeprefix(key + ".") for k in known if k.startswith(key + ".")]
+            hint = f" It is a section: set one of {', '.join(keys)}." if keys else configs.nearest(key, known)
+            raise UsageError(f"There is no config key {key!r} to set.{hint}")
+    values, argv = flags.FlagValues(), ["ali_jax", *arguments]
+    values.set_gnu_getopt(True)
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        unused = values(argv)[1:]
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UsageError(_wrong_value(str(error), known)) from None
+    if unused:
+        raise UsageError(f"Unexpected argument {unused[0]!r}: options begin with --.")
+
+
+def _wrong_value(message: str, known: Mapping[str, Any]) -> str:
+    """Say of what type the value must be that a message of absl's or ml_collections' rejects."""
+    match = re.match(r"flag (--config\.([\w.]+)=.*?): ", message)
+    if match is None or match.group(2) not in known:
+        return message.splitlines()[0]
+    old = known[match.group(2)]
+    return f"{match.group(1)} is no {type(old).__name__}; the value in the config is {old!r}."
+
+
+def _override_key(argument: str) -> str:
+    """Return the key of an argument such as `--config.batch_size=32`, or "" for another argument."""
+    match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+    return match.group(1) if match else ""

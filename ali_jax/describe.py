@@ -1,0 +1,140 @@
+"""What a config describes, without training it: layers, shapes, parameters, operations and bytes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from ali_jax import data, model, networks, train
+from ali_jax.config import Config
+from ali_jax.game import named_loss
+from ali_jax.types import ALI, Batch, Networks, PyTree, TrainState
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """Describe the networks and the training step of a config.
+
+    Returns:
+      parameters: numbers of trained parameters, by network.
+      flops_per_step: floating-point operations of one training step at the config's batch: XLA's
+        `cost_analysis` of the program compiled for a CPU, convolutions as XLA has them, without a loop.
+      state_bytes: size of the TrainState.
+      layers: see `layers`, in the order of their calls.
+
+    Raises:
+      ValueError: the shape of the data is unknown, or the networks do not fit it.
+    """
+    shape = data_shape(config)
+    native = config.copy_and_resolve_references()
+    native.lowering = "native"
+    ali = networks.build(native, x_shape=shape)
+    tx = train.make_optimizer(config)
+    x: Any = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
+    batch = Batch(x)
+    init = partial(train.init_state, ali, tx, ema=config.ema_decay > 0)
+    state = jax.eval_shape(init, jax.random.PRNGKey(0), batch)
+    return {
+        "parameters": {role: _size(params) for role, params in state.variables.params._asdict().items()},
+        "flops_per_step": flops_per_step(config, ali, state, batch),
+        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+        "layers": layers(ali, state, shape),
+    }
+
+
+def data_shape(config: Config) -> tuple[int, ...]:
+    """Return the shape of one x, from the config or else from the data.
+
+    Raises:
+      ValueError: the config does not say and the data are not there.
+    """
+    source = config.dataset
+    if source.shape:
+        return tuple(source.shape)
+    try:
+        return data.load(source.name, path=source.path, directory=source.directory).train.shape
+    except data.DataError as error:
+        raise ValueError(
+            "The shape of the data is in neither the config nor loadable data: set config.dataset.shape, "
+            f"e.g. --config.dataset.shape='(32, 32, 3)'. ({error})"
+        ) from None
+
+
+def layers(ali: ALI, state: TrainState, shape: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
+    """List the layers of each network that have parameters: name, output shape of one example, parameters."""
+    x, z = jnp.zeros((1, *shape)), jnp.zeros((1, model.latent_dim(ali)))
+    arguments = Networks((x, z), (z,), (x, z))
+    found = {}
+    for role, module, inputs, params, stats in zip(
+        Networks._fields, ali, arguments, *state.variables, strict=True
+    ):
+        calls: list[tuple[tuple[str, ...], list[int]]] = []
+        with nn.intercept_methods(partial(_note, calls)):
+            held = {"params": params, "batch_stats": stats}
+            jax.eval_shape(partial(module.apply, train=False), held, *inputs)
+        paths = [path for path, _ in calls]
+        found[role] = [
+            {"name": "/".join(path), "output": output, "parameters": count}
+            for path, output in calls
+            if (count := _size(_at(params, path))) and not any(_is_within(other, path) for other in paths)
+        ]
+    return found
+
+
+def flops_per_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> float:
+    """Count the operations of one training step, compiled for a CPU as one program without a loop."""
+    step = partial(
+        train.train_step,
+        ali,
+        train.make_optimizer(config),
+        named_loss(config.loss),
+        train.make_penalties(config),
+        ema_decay=config.ema_decay,
+        gradient=config.gradient,
+    )
+    # Optimising the machine code changes no operation that is counted, and takes most of the time.
+    options = {"xla_backend_optimization_level": 0}
+    with jax.default_device(jax.devices("cpu")[0]):
+        costs: Any = jax.jit(step, compiler_options=options).lower(state, batch).compile().cost_analysis()
+    return float(costs["flops"])
+
+
+def show(description: dict[str, Any]) -> None:
+    """Print a description as tables on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    for role, rows in description["layers"].items():
+        table = Table(title=f"{role}: {description['parameters'][role]:,} parameters", title_justify="left")
+        for column in ("layer", "output", "parameters"):
+            table.add_column(column, justify="left" if column == "layer" else "right")
+        for row in rows:
+            table.add_row(row["name"], " x ".join(map(str, row["output"])), f"{row['parameters']:,}")
+        console.print(table)
+    console.print(f"parameters       {sum(description['parameters'].values()):,}")
+    console.print(f"FLOPs per step   {description['flops_per_step']:.4g}")
+    console.print(f"bytes of state   {description['state_bytes']:,}")
+
+
+def _note(calls: list, call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    """Call a module's method and note its path and the shape of one example of its output."""
+    output = call(*args, **kwargs)
+    if context.method_name == "__call__" and context.module.path:
+        calls.append((context.module.path, list(output.shape[1:])))
+    return output
+
+
+def _is_within(path: tuple[str, ...], outer: tuple[str, ...]) -> bool:
+    return len(path) > len(outer) and path[: len(outer)] == outer
+
+
+def _at(tree: PyTree, path: tuple[str, ...]) -> PyTree:
+    for name in path:
+        tree = tree.get(name, {})
+    return tree
+
+
+def _size(tree: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,345 @@
+"""The program's run: train, or go on training, evaluate, record.
+
+The only place where a game meets files, signals and the clock.
+"""
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ali_jax import checkpoint, data, train
+from ali_jax import config as configs
+from ali_jax.config import Config
+from ali_jax.game import Game, abstract_state, check_names, evaluate, initial_state, prepare
+from ali_jax.types import Array, TrainState
+from ali_jax.workdir import RunError, check_same_run, check_writable, is_finished, locked, write_text
+from ali_jax.writers import Records, Reporter, evaluation_at
+
+
+class NonFiniteError(RunError):
+    """A loss or a parameter stopped being a number; the message names the step."""
+
+
+def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
+    """Train, or go on where the last run in the same folder stopped; evaluate; write the summary.
+
+    Args:
+      config: what to train.
+      workdir: the folder of the run; made where it is missing, once all input has proved good.
+      started: `time.monotonic()` of when the program started.
+
+    Returns:
+      0, or 128 + the number of the signal that stopped the run, after a checkpoint.
+
+    Raises:
+      ValueError: bad input; the folder is as it was.
+      RunError: the folder cannot be written, or another process trains there.
+      NonFiniteError: the training diverged; the last good checkpoint stays.
+      checkpoint.CheckpointError: the run's checkpoints cannot be read.
+    """
+    clock = _Clock(time.monotonic() if started is None else started)
+    configs.validate(config)
+    check_names(config)
+    check_writable(workdir)
+    with contextlib.ExitStack() as stack:
+        if workdir.exists():
+            stack.enter_context(_held(workdir))
+            check_same_run(config, workdir)
+            if is_finished(config, workdir):
+                print(f"{workdir} holds this run, finished: nothing to do. {_where(workdir)}")
+                return 0
+        game = prepare(config)
+        if not workdir.exists():
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_held(workdir))
+        status = _train(game, workdir, clock)
+    if status == 0 and jax.process_index() == 0:
+        print(f"Trained {config.num_steps} steps. {_where(workdir)}")
+    return status
+
+
+def _held(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the folder, by one of the processes that share the run."""
+    return locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+
+
+class _Clock:
+    """Wall time over all sittings of a run, and the speed of those calls that nothing else slowed down."""
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self.progress = {"wall_seconds": 0.0, "timed_seconds": 0.0, "timed_images": 0.0}
+        self.images_per_second: float | None = None  # of the last call
+        self.first_call = True
+        self._last = started
+
+    def now(self) -> dict[str, float]:
+        """Return what a checkpoint remembers."""
+        return {**self.progress, "wall_seconds": self.wall_seconds()}
+
+    def wall_seconds(self) -> float:
+        return self.progress["wall_seconds"] + time.monotonic() - self.started
+
+    def restart(self) -> None:
+        """Leave out the time since the last call ended."""
+        self._last = time.monotonic()
+
+    def tick(self, images: int, *, timed: bool) -> None:
+        """Note the end of a call, unless it was one that was compiled first."""
+        seconds, self._last = time.monotonic() - self._last, time.monotonic()
+        if timed:
+            self.progress["timed_seconds"] += seconds
+            self.progress["timed_images"] += images
+            self.images_per_second = images / seconds
+
+
+class _Call(NamedTuple):
+    """A call that was dispatched: the step after it, how many it takes, what it will tell."""
+
+    step: int
+    count: int
+    metrics: Any
+    timed: bool
+
+
+class _Session(NamedTuple):
+    """What one sitting of a run has open."""
+
+    game: Game
+    manager: Any
+    records: Records
+    reporter: Reporter
+    clock: _Clock
+    stops: list[int]  # signals received
+
+
+def _train(game: Game, workdir: Path, clock: _Clock) -> int:
+    """Run the loop in a locked folder; return the exit status.
+
+    While a call runs, the metrics of the one before it are looked at.
+    """
+    config, main = game.config, jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        reporter = Reporter(config.num_steps, quiet=not main)
+        stack.callback(reporter.close)
+        manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
+        stack.callback(manager.close)
+        state = _first_state(game, manager, reporter, clock)
+        step = int(state.step)
+        if main:
+            write_text(workdir / "config.json", configs.to_json(config))
+        records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
+        feed = stack.enter_context(contextlib.closing(_make_feed(game)))
+        session = _Session(game, manager, records, reporter, clock, stack.enter_context(_signals()))
+        reporter.start(step)
+
+        calls: dict[int, Any] = {}  # compiled, by the number of steps that they take
+        pending: _Call | None = None
+        while step < config.num_steps and not session.stops:
+            if _is_due(config, "evaluate_every", step):
+                _assess(session, state)
+            count = min(config.steps_per_call - step % config.steps_per_call, config.num_steps - step)
+            new = count not in calls
+            if new:
+                pending = _settle(session, pending)
+                calls[count] = _make_call(game, feed, count)
+            state, metrics = calls[count](state, feed.load(step, count))
+            _settle(session, pending)
+            step += count
+            pending = _Call(step, count, metrics, timed=not new)
+            if any(_is_due(config, key, step) for key in ("log_every", "checkpoint_every", "evaluate_every")):
+                pending = _settle(session, pending)
+            if _is_due(config, "checkpoint_every", step):
+                _save(session, state)
+
+        _settle(session, pending)
+        _save(session, state)
+        if not session.stops:
+            _assess(session, state)
+        manager.wait_until_finished()
+        if session.stops:
+            reporter.say(f"Stopped by a signal. Step {step} is saved; the same command goes on from there.")
+            return 128 + session.stops[0]
+        if main:
+            _write_summary(session, workdir)
+    return 0
+
+
+def _first_state(game: Game, manager: Any, reporter: Reporter, clock: _Clock) -> TrainState:
+    """Restore the newest checkpoint that can be read, or make the state before the first step."""
+    if not manager.all_steps():
+        state = initial_state(game)
+        reporter.say(parameter_overview.get_parameter_overview(state.variables.params._asdict()))
+        return state
+    state, progress, damaged = checkpoint.restore(manager, abstract_state(game))
+    for step, error in damaged.items():
+        reporter.say(f"The checkpoint of step {step} cannot be read: {error}")
+    checkpoint.delete(manager, damaged)
+    clock.progress.update(progress)
+    reporter.say(f"Going on from step {int(state.step)}.")
+    return state
+
+
+def _make_feed(game: Game) -> data.Feed:
+    config, split = game.config, game.dataset.train
+    spec = PartitionSpec(None, train.AXIS) if config.parallel == "mesh" else PartitionSpec()
+    return data.make_feed(
+        split,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        scale=game.dataset.scale,
+        dequantize=config.dataset.dequantize,
+        kind=config.dataset.feed,
+        device_bytes=config.dataset.device_bytes,
+        sharding=game.replicated,
+        batch_sharding=NamedSharding(game.mesh, spec),
+    )
+
+
+def _make_call(game: Game, feed: data.Feed, steps: int) -> Any:
+    config = game.config
+    return train.make_train_step(
+        game.ali,
+        game.tx,
+        game.loss,
+        game.penalties,
+        feed=feed,
+        steps=steps,
+        mesh=game.mesh,
+        parallel=config.parallel,
+        ema_decay=config.ema_decay,
+        gradient=config.gradient,
+    )
+
+
+def _settle(session: _Session, call: _Call | None) -> None:
+    """Wait for a call, show and log its metrics where they are due, and stop at a loss that is no number."""
+    if call is None:
+        return
+    config, clock, reporter = session.game.config, session.clock, session.reporter
+    metrics = {key: float(value) for key, value in jax.device_get(call.metrics).items()}
+    clock.tick(call.count * config.batch_size, timed=call.timed)
+    finite_steps = int(metrics.pop("finite_steps"))
+    if finite_steps < call.count:
+        bad = ", ".join(
+            f"{k} is {v}" for k, v in metrics.items() if k.startswith("loss/") and not np.isfinite(v)
+        )
+        _diverged(session, call.step - call.count + finite_steps + 1, bad)
+    if clock.first_call:
+        clock.first_call = False
+        seconds = time.monotonic() - clock.started
+        reporter.say(
+            f"The first {call.count} steps were done {seconds:.1f} s after the start, compilation included."
+        )
+    reporter.progress(call.step, metrics, clock.images_per_second)
+    if _is_due(config, "log_every", call.step):
+        session.records.scalars(call.step, metrics, images_per_second=clock.images_per_second)
+        reporter.log(
+            call.step, metrics, clock.images_per_second, (config.num_steps - call.step) * config.batch_size
+        )
+
+
+def _save(session: _Session, state: TrainState) -> None:
+    if not _all_finite(state):
+        _diverged(session, int(state.step), "a parameter is not finite")
+    checkpoint.save(session.manager, state, session.clock.now())
+
+
+def _diverged(session: _Session, step: int, what: str) -> NoReturn:
+    session.manager.wait_until_finished()
+    saved = session.manager.latest_step()
+    kept = (
+        "No checkpoint was saved before"
+        if saved is None
+        else f"The last good checkpoint, of step {saved}, stays"
+    )
+    raise NonFiniteError(
+        f"The training diverged: at step {step} {what}. {kept}. Lower the learning rates or strengthen "
+        "config.penalties.r1.gamma, and choose another --workdir."
+    )
+
+
+@jax.jit
+def _all_finite(state: TrainState) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
+
+
+def _assess(session: _Session, state: TrainState) -> None:
+    """Evaluate and record it, unless this step's evaluation stands in the records; a signal ends it early.
+
+    At the end the raw parameters' numbers stand beside those of averaged ones, named `raw/`.
+    """
+    game, step = session.game, int(state.step)
+    if evaluation_at(session.records.rows, step) is not None:
+        return
+    scalars: dict[str, float] = {}
+    images: dict[str, np.ndarray] = {}
+    for name in game.config.evaluators:
+        report = evaluate(game, state, name, raw_beside=step == game.config.num_steps)
+        scalars |= report.scalars
+        images |= report.images
+        if session.stops:
+            return
+    session.records.images(step, images)
+    session.records.scalars(step, scalars)
+    if scalars:
+        session.reporter.table(f"Evaluation at step {step}", scalars)
+    session.clock.restart()
+
+
+def _write_summary(session: _Session, workdir: Path) -> None:
+    config, clock = session.game.config, session.clock.now()
+    images = config.num_steps * config.batch_size
+    timed = clock["timed_images"] / clock["timed_seconds"] if clock["timed_seconds"] else None
+    summary = {
+        "step": config.num_steps,
+        "images_seen": images,
+        "wall_seconds": clock["wall_seconds"],
+        "images_per_second": timed or images / clock["wall_seconds"],
+        "metrics": evaluation_at(session.records.rows, config.num_steps),
+    }
+    write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _is_due(config: Config, key: str, step: int) -> bool:
+    """Tell whether what happens every config[key] steps (0: only at the end) happens after this step."""
+    return step > 0 and (step == config.num_steps or (config[key] > 0 and step % config[key] == 0))
+
+
+def _where(workdir: Path) -> str:
+    return f"Pictures: {workdir / 'images'}, numbers: {workdir / 'summary.json'}"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list; a second one ends the process at once."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+        yield received
+        return
+    before = [signal.signal(number, note) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

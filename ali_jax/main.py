@@ -1,0 +1,200 @@
+"""The command: `python -m ali_jax.main`. Flags and files in, one of the modes, an exit status out.
+
+Statuses: 0 done; 1 failed; 2 wrong use (flags, config keys or values, missing files); 130, 143 a signal.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import logging as absl_logging
+
+from ali_jax import config as configs
+from ali_jax.command import PICTURES, USAGE, Options, UsageError, load_config, override, parse
+from ali_jax.config import Config
+from ali_jax.workdir import (
+    RunError,
+    check_same_run,
+    check_writable,
+    checkpoint_steps,
+    read_config,
+    write_text,
+)
+
+STARTED = time.monotonic()
+
+# What may differ from the run's config once it is trained: where data lie and what is made of the model.
+FREE_AFTER_TRAINING = (*configs.FREE, "dataset.path", "dataset.test_split")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (None: the program's) and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or {"-h", "-help", "--help"} & set(arguments):
+        print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    try:
+        with _quiet():
+            return _run(parse(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+
+
+def _run(options: Options) -> int:
+    trained = options.mode not in ("train", "describe")
+    config = load_config(options.config_file) if options.config_file else read_config(options.workdir)
+    override(config, options.overrides)
+    configs.validate(config)
+    if options.mode == "train":
+        check_same_run(config, options.workdir)
+        check_writable(options.workdir)
+    if trained:
+        _check_trained(config, options)
+    path = config.dataset.path
+    if path and options.mode != "describe" and not Path(path).exists():
+        raise UsageError(f"config.dataset.path is {path!r}: there is no such file or folder.")
+
+    _set_up_jax(options.mode)
+    from ali_jax.data import DataError
+
+    try:
+        return _MODES[options.mode](config, options)
+    except DataError as error:
+        if path:  # the files are there, but not what they should be: no mistake in the command
+            raise RunError(str(error)) from None
+        raise
+
+
+def _train(config: Config, options: Options) -> int:
+    from ali_jax.loop import run
+
+    return run(config, options.workdir, started=STARTED)
+
+
+def _describe(config: Config, options: Options) -> int:
+    from ali_jax.describe import describe, show
+
+    description = describe(config)
+    if options.json:
+        print(json.dumps(description))
+    else:
+        show(description)
+    return 0
+
+
+def _picture(config: Config, options: Options) -> int:
+    from ali_jax.figures import save_png
+    from ali_jax.game import evaluate
+
+    game, state = _restore(config, options)
+    for name, image in evaluate(game, state, PICTURES[options.mode]).images.items():
+        path = options.out or _images(options) / f"{name}_{int(state.step)}.png"
+        save_png(path, image)
+        print(path)
+    return 0
+
+
+def _evaluate(config: Config, options: Options) -> int:
+    from ali_jax.figures import save_png
+    from ali_jax.game import evaluate
+    from ali_jax.writers import print_table
+
+    game, state = _restore(config, options)
+    step, scalars = int(state.step), {}
+    for name in config.evaluators:
+        report = evaluate(game, state, name, raw_beside=True)
+        scalars |= report.scalars
+        for picture, image in report.images.items():
+            save_png(_images(options) / f"{picture}_{step}.png", image)
+    text = json.dumps({"step": step, "metrics": scalars}, indent=2) + "\n"
+    write_text(options.out or options.workdir / "evaluation.json", text)
+    if options.json:
+        print(text, end="")
+    else:
+        print_table(f"Evaluation at step {step}", scalars)
+    return 0
+
+
+_MODES = {"train": _train, "evaluate": _evaluate, "describe": _describe, **dict.fromkeys(PICTURES, _picture)}
+
+
+def _restore(config: Config, options: Options) -> tuple:
+    """Make the game of a trained run and read its newest checkpoint."""
+    from ali_jax import checkpoint
+    from ali_jax.game import abstract_state, prepare
+
+    if options.mode in PICTURES:
+        with config.unlocked():
+            config.evaluators = (PICTURES[options.mode],)
+    game = prepare(config)
+    with contextlib.closing(checkpoint.open_manager(options.workdir / "checkpoints")) as manager:
+        state, _, damaged = checkpoint.restore(manager, abstract_state(game))
+    for step, error in damaged.items():
+        print(f"The checkpoint of step {step} cannot be read: {error}", file=sys.stderr)
+    return game, state
+
+
+def _check_trained(config: Config, options: Options) -> None:
+    """Raise a UsageError unless the folder holds a checkpoint that this config can use."""
+    found = configs.differences(read_config(options.workdir), config)
+    changed = [key for key in found if not configs.is_free(key, FREE_AFTER_TRAINING)]
+    if changed:
+        raise UsageError(
+            f"{options.workdir} was trained with another {', '.join(changed)}, which cannot change; "
+            f"what can: {', '.join(FREE_AFTER_TRAINING)}."
+        )
+    if not checkpoint_steps(options.workdir):
+        raise UsageError(f"{options.workdir} has no checkpoint yet: train first (--mode train).")
+    if options.out is not None and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
+        raise UsageError(f"--out {options.out} is no file name in a folder that exists.")
+
+
+def _images(options: Options) -> Path:
+    folder = options.workdir / "images"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _set_up_jax(mode: str) -> None:
+    """Choose the platform, and keep compiled programs in the user's cache."""
+    import jax
+
+    if mode == "describe":
+        jax.config.update("jax_platforms", "cpu")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ali_jax"
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' warnings and logs from a user who can do nothing about them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"ali_jax: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

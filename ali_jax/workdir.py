@@ -1,0 +1,96 @@
+"""The folder of a run: who may use it, what it holds, and whether a config goes on with it."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ali_jax import config as configs
+from ali_jax.config import Config
+
+
+class RunError(RuntimeError):
+    """A run cannot start or go on; the message says why."""
+
+
+def check_same_run(config: Config, workdir: Path) -> None:
+    """Raise a ValueError if a folder holds a run that this config does not go on with."""
+    path = workdir / "config.json"
+    if not path.exists():
+        if checkpoint_steps(workdir):
+            raise ValueError(f"{workdir} has checkpoints but no config.json: choose another --workdir.")
+        return
+    found = configs.conflicts(read_config(workdir), config)
+    if found:
+        keys = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in found.items())
+        raise ValueError(f"{workdir} holds a run of another config: {keys}. Choose another --workdir.")
+
+
+def read_config(workdir: Path) -> Config:
+    """Read the config of the run in a folder.
+
+    Raises:
+      ValueError: there is none, or it is damaged.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{workdir} holds no run (no config.json there): train one, or correct --workdir.")
+    try:
+        return configs.from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Return the steps of the run's checkpoints, oldest first; unfinished ones do not count."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def is_finished(config: Config, workdir: Path) -> bool:
+    """Tell whether the run in a folder has its summary, of all the steps that the config asks for."""
+    try:
+        return json.loads((workdir / "summary.json").read_text())["step"] >= config.num_steps
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or no summary of ours: it is written anew
+        return False
+
+
+def check_writable(workdir: Path) -> None:
+    """Raise a RunError if the folder, or the one that it would be made in, cannot be written."""
+    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise RunError(f"{nearest} is no folder, so that {workdir} cannot be the --workdir.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunError(f"{nearest} cannot be written: choose another --workdir.")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Hold a folder for this process, as long as the context lasts; nothing is written.
+
+    Raises:
+      RunError: another process holds it.
+    """
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        _lock(folder, workdir)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, workdir: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"Another process is training in {workdir}: wait for it, or choose another.") from None
+    except OSError:  # a file system without locks
+        return
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(text)
+    os.replace(partial, path)

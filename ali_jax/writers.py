@@ -1,0 +1,173 @@
+"""Where a run's numbers and pictures go: metrics.jsonl, TensorBoard, PNG files and the console."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+from ali_jax.figures import save_png
+from ali_jax.workdir import write_text
+
+Row = dict[str, Any]
+TRAINING = "loss/generator"  # stands in every row of training metrics and in no row of an evaluation
+
+
+def read_rows(path: Path, last_step: int) -> list[Row]:
+    """Return the rows of a metrics.jsonl up to a step; lines that a crash has torn are left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("step", last_step + 1) <= last_step:
+            rows.append(row)
+    return rows
+
+
+def evaluation_at(rows: list[Row], step: int) -> dict[str, float] | None:
+    """Return the scalars of the evaluation that was recorded at a step, or None."""
+    for row in rows:
+        if row["step"] == step and TRAINING not in row:
+            return {key: value for key, value in row.items() if key != "step"}
+    return None
+
+
+class Records:
+    """The files of a run that grow: metrics.jsonl, TensorBoard's events and images/.
+
+    Opened at the step that a run goes on from: rows beyond it, which will be written again, are cut. Of
+    several processes that share a run only one may `write`.
+    """
+
+    def __init__(self, workdir: Path, step: int, *, write: bool = True) -> None:
+        path = workdir / "metrics.jsonl"
+        self.rows = read_rows(path, step)
+        self._images = workdir / "images" if write else None
+        if self._images is not None:
+            self._images.mkdir(exist_ok=True)
+            write_text(path, "".join(map(_line, self.rows)))
+        self._file = (path if write else Path(os.devnull)).open("a")
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1, write_to_disk=write)
+
+    def scalars(self, step: int, values: Mapping[str, float], **only_events: float | None) -> None:
+        """Append a row; `only_events` go to TensorBoard alone, such as what differs from run to run."""
+        row = {"step": step, **{key: _json_number(value) for key, value in values.items()}}
+        self.rows.append(row)
+        self._file.write(_line(row))
+        self._file.flush()
+        for key, value in {**values, **only_events}.items():
+            if value is not None:
+                self._events.add_scalar(key, value, step)
+        self._events.flush()
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Write pictures, uint8 [H, W, 3], to images/NAME_STEP.png."""
+        for name, image in images.items():
+            if self._images is not None:
+                save_png(self._images / f"{name}_{step}.png", image)
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        self._events.close()
+
+
+class Reporter:
+    """What a person sees of a run, on stderr: a progress bar on a terminal, lines elsewhere."""
+
+    def __init__(self, total: int, *, quiet: bool = False) -> None:
+        self._total = total
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=10),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            auto_refresh=False,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=total, start=False)
+
+    def start(self, step: int) -> None:
+        """Show the progress bar, at a step."""
+        self._progress.start()
+        self._progress.reset(self._task, total=self._total, completed=step)
+
+    def progress(self, step: int, metrics: Mapping[str, float], images_per_second: float | None) -> None:
+        """Move the progress bar."""
+        losses = (f"{key[5].upper()} {v:.3g}" for key, v in metrics.items() if key.startswith("loss/"))
+        text = f"{_rate(images_per_second)}losses {' '.join(losses)}"  # all must fit 80 columns
+        self._progress.update(self._task, completed=step, description=text)
+        self._progress.refresh()
+
+    def log(
+        self, step: int, metrics: Mapping[str, float], images_per_second: float | None, left: int
+    ) -> None:
+        """Print a line of training metrics, with `left` images to go, unless a bar shows them."""
+        if not self._console.is_terminal:
+            time = f"  {format_seconds(left / images_per_second)} left" if images_per_second else ""
+            self.say(f"step {step}/{self._total}  {_summary(metrics, images_per_second)}{time}")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False)
+
+    def table(self, title: str, scalars: Mapping[str, float]) -> None:
+        """Print numbers by name."""
+        print_table(title, scalars, self._console)
+
+    def close(self) -> None:
+        """Leave the progress bar as it is and end it."""
+        self._progress.stop()
+
+
+def print_table(title: str, scalars: Mapping[str, float], console: Console | None = None) -> None:
+    """Print numbers by name, `raw/NAME` beside NAME; on standard output unless a console is given."""
+    raw = {key.removeprefix("raw/"): value for key, value in scalars.items() if key.startswith("raw/")}
+    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    table.add_column("name")
+    for column in ("value", "raw") if raw else ("value",):
+        table.add_column(column, justify="right")
+    for name, value in scalars.items():
+        if not name.startswith("raw/"):
+            beside = [f"{raw[name]:.5g}"] if name in raw else []
+            table.add_row(name, f"{value:.5g}", *beside)
+    (console or Console(file=sys.stdout, highlight=False)).print(table)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def _summary(metrics: Mapping[str, float], images_per_second: float | None) -> str:
+    losses = (f"{key} {value:.4g}" for key, value in metrics.items() if key.startswith("loss/"))
+    return _rate(images_per_second) + "  ".join(losses)
+
+
+def _rate(images_per_second: float | None) -> str:
+    return "" if images_per_second is None else f"{images_per_second:.0f} images/s  "
+
+
+def _json_number(value: float) -> float | None:
+    """Return a number, or None for what JSON cannot say: infinities and NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"

@@ -1,0 +1,69 @@
+"""The layers of the design hold: a module imports only from layers above its own."""
+
+import ast
+import inspect
+import subprocess
+import sys
+
+import pytest
+import small
+
+LAYERS = [
+    ["types", "config"],
+    ["convolutions", "losses", "penalties", "workdir", "command"],
+    ["layers"],
+    ["networks", "data", "metrics", "figures"],
+    ["model"],
+    ["train", "evaluate", "checkpoint", "writers"],
+    ["game"],
+    ["describe", "loop"],
+    ["main"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+PACKAGE = small.ROOT / "ali_jax"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imported(path):
+    """Return the modules of the package that a file imports, by their first name."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "ali_jax":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ali_jax."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("ali_jax.")}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_layers_above(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imported(path) - {own}:
+        assert LEVEL[name] < LEVEL[own], f"{own} imports {name}"
+
+
+def test_every_module_has_its_layer():
+    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES}
+    assert found == set(LEVEL)
+
+
+def test_experiments_import_only_the_config():
+    for path in (small.ROOT / "experiments").glob("*.py"):
+        assert imported(path) == {"config"}, path.name
+
+
+def test_training_does_not_import_tensorflow_or_the_evaluation():
+    code = "import sys, ali_jax; print(sorted({'tensorflow', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_public_names_exist_and_are_documented():
+    import ali_jax
+
+    for name in ali_jax.__all__:
+        value = getattr(ali_jax, name)
+        if inspect.isclass(value) or inspect.isfunction(value) or inspect.ismodule(value):
+            assert value.__doc__, name

@@ -1,0 +1,229 @@
+"""A run can be stopped anywhere and go on as if it had not been; what it writes is what happened."""
+
+import json
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from small import experiment
+from test_checkpoint import assert_same_bits, damage
+
+from ali_jax import checkpoint, game, loop, workdir, writers
+from ali_jax import config as configs
+
+
+def tiny(**changes):
+    """Return digits with networks a few units wide, for 30 steps; keywords are keys with __ for the dots."""
+    config = experiment("digits")
+    config.update_from_flattened_dict(
+        {
+            "batch_size": 11,  # a prime number of images runs on one device
+            "num_steps": 30,
+            "steps_per_call": 10,
+            "log_every": 10,
+            "checkpoint_every": 10,
+            "evaluate_every": 20,
+            "latent_dim": 3,
+            "ema_decay": 0.9,
+            "evaluators": ("samples", "reconstruction_error"),
+            "evaluation.grid": (2, 2),
+            "encoder.layers": (8,),
+            "decoder.layers": (8,),
+            "discriminator.x_layers": (8,),
+            "discriminator.z_layers": (8,),
+            "discriminator.joint_layers": (8,),
+            "dataset.dequantize": 0.0,
+            "penalties.r1.gamma": 0.0,
+            "optimizer.constant_fraction": 1.0,
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+    )
+    return config
+
+
+def restored(config, folder: Path):
+    the_game = game.prepare(config)
+    manager = checkpoint.open_manager(folder / "checkpoints")
+    return checkpoint.restore(manager, game.abstract_state(the_game))[0]
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict:
+    """Return what is in a folder: names, times of change and sizes."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [folder, *paths]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Give the folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert loop.run(tiny(), folder) == 0
+    return folder
+
+
+def signalling(monkeypatch, step: int, number: int) -> None:
+    """Send this process a signal when the row of a step is written."""
+    write = writers.Records.scalars
+
+    def scalars(self, at, values, **more):
+        write(self, at, values, **more)
+        if at == step and writers.TRAINING in values:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(writers.Records, "scalars", scalars)
+
+
+def test_the_folder_holds_what_the_run_did(whole):
+    assert configs.differences(workdir.read_config(whole), tiny()) == {}
+    assert [row["step"] for row in rows(whole)] == [10, 20, 20, 30, 30]
+    assert {"loss/generator", "loss/discriminator"} <= rows(whole)[0].keys()
+    assert {path.name for path in (whole / "images").iterdir()} == {"samples_20.png", "samples_30.png"}
+    assert workdir.checkpoint_steps(whole) == [20, 30]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["step"] == 30
+    assert summary["images_seen"] == 330
+    assert summary["images_per_second"] > 0
+    assert summary["wall_seconds"] > 0
+    assert summary["metrics"] == {key: value for key, value in rows(whole)[-1].items() if key != "step"}
+    assert {"reconstruction_mse", "raw/reconstruction_mse"} <= summary["metrics"].keys()
+    assert list(whole.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        signalling(patch, 20, number)
+        assert loop.run(tiny(checkpoint_every=30), tmp_path) == 128 + number
+    assert workdir.checkpoint_steps(tmp_path) == [20]
+    assert not (tmp_path / "summary.json").exists()
+    assert loop.run(tiny(dataset__feed="host", keep_checkpoints=1), tmp_path) == 0  # streamed from here on
+    assert_same_bits(restored(tiny(), tmp_path), restored(tiny(), whole))
+    assert rows(tmp_path) == rows(whole)
+    assert workdir.read_config(tmp_path).dataset.feed == "host"
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_without_doubled_rows(whole, tmp_path, monkeypatch):
+    def killed(self, at, values):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writers.Records, "images", killed)  # at the evaluation of step 20, after its row
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(tiny(checkpoint_every=20), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "loss/generator": 9}\n{"step": 40, "lo')
+    assert loop.run(tiny(), tmp_path) == 0
+    assert rows(tmp_path) == rows(whole)
+    assert_same_bits(restored(tiny(), tmp_path), restored(tiny(), whole))
+
+
+def test_calls_of_another_length_and_a_longer_run_follow_the_same_path(tmp_path):
+    assert loop.run(tiny(num_steps=15, evaluators=()), tmp_path / "a") == 0
+    assert loop.run(tiny(num_steps=20, evaluators=()), tmp_path / "a") == 0
+    assert loop.run(tiny(num_steps=20, steps_per_call=5, evaluators=()), tmp_path / "b") == 0
+    a, b = (restored(tiny(num_steps=20), tmp_path / name) for name in "ab")
+    assert int(a.step) == int(b.step) == 20
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_a_finished_run_is_left_as_it_is(whole, capsys):
+    before = contents(whole)
+    assert loop.run(tiny(log_every=30), whole) == 0
+    assert contents(whole) == before
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_run_without_its_evaluation_is_evaluated_only(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signalling(patch, 30, signal.SIGTERM)
+        assert loop.run(tiny(), tmp_path) == 143
+    assert not (tmp_path / "summary.json").exists()
+    assert loop.run(tiny(), tmp_path) == 0
+    assert rows(tmp_path) == rows(whole)
+    a, b = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, whole))
+    assert a["metrics"] == b["metrics"]
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        signalling(patch, 20, signal.SIGTERM)
+        loop.run(tiny(), tmp_path)
+    damage(tmp_path / "checkpoints", 20)
+    assert loop.run(tiny(), tmp_path) == 0
+    assert "The checkpoint of step 20 cannot be read" in capsys.readouterr().err
+    assert_same_bits(restored(tiny(), tmp_path), restored(tiny(), whole))
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_loss(tmp_path):
+    config = tiny(optimizer__generator__learning_rate=1e30)
+    with pytest.raises(
+        loop.NonFiniteError, match=r"at step [2-9] loss/discriminator is nan, .*No checkpoint"
+    ):
+        loop.run(config, tmp_path)
+    assert workdir.checkpoint_steps(tmp_path) == []
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    # The penalty's weight grows until the squares in Adam overflow, which no loss shows.
+    config = tiny(penalties__r1__gamma=1.0, penalties__r1__gamma_final=1e38)
+    with pytest.raises(loop.NonFiniteError, match="The last good checkpoint, of step 10, stays"):
+        loop.run(config, tmp_path)
+    assert workdir.checkpoint_steps(tmp_path) == [10]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored(config, tmp_path)))
+
+
+def test_another_config_is_refused_with_both_values_and_changes_nothing(whole):
+    before = contents(whole)
+    with pytest.raises(ValueError, match="seed was 0 and is 1") as error:
+        loop.run(tiny(seed=1, batch_size=13), whole)
+    assert "batch_size was 11 and is 13" in str(error.value)
+    with pytest.raises(ValueError, match="num_steps was 30 and is 20"):
+        loop.run(tiny(num_steps=20), whole)
+    assert contents(whole) == before
+
+
+def test_a_folder_in_use_is_refused(whole):
+    with workdir.locked(whole), pytest.raises(workdir.RunError, match="Another process is training"):
+        loop.run(tiny(), whole)
+
+
+@pytest.mark.parametrize("parallel", ["mesh", "pmap"])
+def test_a_run_over_eight_devices_finishes(tmp_path, parallel):
+    config = tiny(batch_size=16, num_steps=3, parallel=parallel, evaluators=("samples",))
+    assert loop.run(config, tmp_path) == 0
+    assert len(restored(config, tmp_path).key.sharding.device_set) == 8
+
+
+def test_the_mesh_uses_as_many_devices_as_divide_the_batch(capsys):
+    assert [game.make_mesh(size, jax.devices()).size for size in (16, 12, 11, 1)] == [8, 6, 1, 1]
+    assert "6 are used" in capsys.readouterr().err
+
+
+def test_several_hosts_must_be_given_a_batch_that_divides():
+    devices = [SimpleNamespace(process_index=i // 4) for i in range(8)]
+    with pytest.raises(ValueError, match="set it to 96 or 104"):
+        game.make_mesh(100, devices)
+
+
+def test_bad_input_makes_no_folder(tmp_path):
+    refused = (
+        {"encoder__name": "Encodr"},
+        {"evaluators": ("modes",)},
+        {"dataset__name": "digit"},
+        {"discriminator__x_batch_norm": (True,), "penalties__r1__gamma": 1.0},
+        {"dataset__shape": (9, 9, 1)},
+        {"loss": "alo"},
+    )
+    for changes in refused:
+        with pytest.raises(ValueError, match=r"(has|have|modes|must|needs|8x8)"):
+            loop.run(tiny(**changes), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,279 @@
+"""The command: its modes, and one clear message with the right exit status for every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import ROOT
+from test_loop import contents, tiny
+
+from ali_jax import config as configs
+from ali_jax.main import main
+
+DIGITS = str(ROOT / "experiments" / "digits.py")
+
+
+def write_config(folder: Path, text: str = "", **changes) -> str:
+    """Write a config file: this text, or the tiny run."""
+    path = folder / "config.py"
+    values = {key: value for key, (_, value) in configs.differences(configs.base(), tiny(**changes)).items()}
+    path.write_text(
+        text
+        or f"from ali_jax import config\n\n\ndef get_config():\n    c = config.base()\n"
+        f"    c.update_from_flattened_dict({values!r})\n    return c\n"
+    )
+    return str(path)
+
+
+def message(capsys, arguments, status: int) -> str:
+    """Run the command, which must fail with this status, and return its only line on stderr."""
+    assert main(arguments) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ali_jax: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Give the folder of a run that the command trained."""
+    folder = tmp_path_factory.mktemp("main")
+    assert main(["--config", write_config(folder, num_steps=10), "--workdir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_trained_models_need_only_the_workdir(trained, tmp_path, capsys):
+    assert main(["--mode", "sample", "--workdir", str(trained), "--out", str(tmp_path / "s.png")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "s.png")
+    assert (
+        main(["--mode", "reconstruct", "--workdir", str(trained), "--config.evaluation.grid=(10, 10)"]) == 0
+    )
+    assert main(["--mode", "interpolate", "--workdir", str(trained)]) == 0
+    samples = size_of(tmp_path / "s.png")
+    assert samples[0] == samples[1]  # 2 x 2
+    reconstructions = size_of(trained / "images" / "reconstructions_10.png")
+    assert 1.9 < reconstructions[0] / reconstructions[1] <= 2.1  # 10 rows of 10 pairs
+    assert (trained / "images" / "interpolations_10.png").is_file()
+
+
+def test_evaluate_writes_and_prints_the_numbers_of_the_summary(trained, capsys):
+    assert main(["--mode", "evaluate", "--workdir", str(trained), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((trained / "evaluation.json").read_text())
+    assert printed == {"step": 10, "metrics": json.loads((trained / "summary.json").read_text())["metrics"]}
+
+
+def test_describe_prints_one_json_object_without_data_or_workdir(capsys):
+    assert main(["--mode", "describe", "--json", "--config", DIGITS, "--config.dataset.name=absent"]) == 0
+    out, _ = capsys.readouterr()
+    description = json.loads(out)
+    assert description["parameters"] == {"encoder": 90_656, "decoder": 86_592, "discriminator": 265_729}
+    for role, layers in description["layers"].items():
+        assert sum(layer["parameters"] for layer in layers) == description["parameters"][role]
+    assert description["layers"]["decoder"][-1] == {"name": "untied", "output": [8, 8, 1], "parameters": 64}
+    # Parameters, their average and two moments of Adam, counters beside.
+    assert 0 <= description["state_bytes"] - 4 * 4 * 442_977 < 100
+    # At least forward and backward through every weight, for 64 pairs, both kinds through D.
+    assert 2 * 3 * 64 * (28_000 + 26_000 + 2 * 54_000) < description["flops_per_step"] < 4e8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.batch_siz=3"], "Did you mean batch_size?"),
+        (["--config.optimizer.generator.learning_rat=3"], "Did you mean optimizer.generator.learning_rate?"),
+        (["--config.dataset=digits"], "It is a section: set one of "),
+        (["--config.batch_size=abc"], "--config.batch_size=abc is no int; the value in the config is 64."),
+        (["--config.encoder.center=perhaps"], "is no bool"),
+        (["--config.batch_size=0"], "config.batch_size is 0; it must be positive"),
+        (["--config.num_steps=-5"], "config.num_steps is -5"),
+        (["--config.steps_per_call=0"], "config.steps_per_call is 0"),
+        (["--config.latent_dim=0"], "config.latent_dim is 0"),
+        (["--config.log_every=100"], "e.g. --config.steps_per_call=50"),
+        (["--config.dtype=float16"], "it must be one of float32, bfloat16"),
+        (["--config.optimizer.generator.b1=1.0"], "it must lie in [0, 1)"),
+        (["--config.evaluation.grid=(3,)"], "two positive numbers"),
+        (["--config.loss=alo"], "ali_jax.losses has ali"),
+        (["--config.evaluators=('sampls',)"], "Did you mean 'samples'?"),
+        (["--config.evaluators=('modes',)"], "needs known modes"),
+        (["--config.encoder.name=Encodr"], "ali_jax.networks has "),
+        (["--config.dataset.name=digit"], "did you mean digits?"),
+        (["--config.dataset.path=/absent/data.npz"], "there is no such file or folder"),
+        (["--config.dataset.shape=(16, 16, 1)"], "8x8x1"),
+        (["--config.discriminator.x_batch_norm=(True,)"], "without batch norm"),
+        (["--mode", "trai"], "train|evaluate|sample|reconstruct|interpolate|describe"),
+        (["--mod=train"], "There is no flag --mod. Did you mean --mode?"),
+        (["here"], "Unexpected argument 'here'"),
+        (["--json"], "--json goes with"),
+        (["--out=x.png"], "--out goes with"),
+    ],
+)
+def test_wrong_use_is_one_message_and_status_2(tmp_path, capsys, arguments, expected):
+    workdir = tmp_path / "run"
+    assert expected in message(capsys, ["--config", DIGITS, "--workdir", str(workdir), *arguments], 2)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def get_config(:\n", "config.py, line 1: invalid syntax"),
+        ("x = 1\n", "defines no function get_config()"),
+        ("def get_config():\n    return {}\n", "returned dict, not a ConfigDict"),
+        ("def get_config(variant):\n    return None\n", "takes a variant"),
+        ("import absent_module\n", "line 1: ModuleNotFoundError"),
+        ("def get_config():\n\n    return 1 / 0\n", "line 3: ZeroDivisionError"),
+        (
+            "from ali_jax import config\ndef get_config():\n    c = config.base()\n    c.batchsize = 3\n",
+            "line 4",
+        ),
+        (
+            "from ml_collections import ConfigDict as C\ndef get_config():\n    return C({'batchsize': 3})\n",
+            "There is no config key 'batchsize'. Did you mean batch_size?",
+        ),
+        (
+            "from ml_collections import ConfigDict as C\ndef get_config():\n    return C({'seed': '3'})\n",
+            "config.seed is '3'; it must be of type int",
+        ),
+    ],
+)
+def test_a_config_file_that_gives_no_config_says_where_it_fails(tmp_path, capsys, text, expected):
+    file = write_config(tmp_path, text)
+    assert expected in message(capsys, ["--config", file, "--workdir", str(tmp_path / "run")], 2)
+
+
+def test_a_data_set_that_is_not_prepared_says_so_at_once_and_how_to_prepare_it(tmp_path, capsys):
+    arguments = ["--config", DIGITS, "--workdir", str(tmp_path / "run"), "--config.dataset.name=svhn_cropped"]
+    began = time.monotonic()
+    assert main([*arguments, f"--config.dataset.directory={tmp_path}"]) == 2
+    assert time.monotonic() - began < 10
+    assert f"ali_jax.data.prepare svhn_cropped --directory {tmp_path}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_arguments_and_files(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert "Give --config" in message(capsys, ["--workdir", run], 2)
+    assert "Give --workdir" in message(capsys, ["--config", DIGITS], 2)
+    assert "Give --workdir" in message(capsys, ["--mode=sample"], 2)
+    assert "Missing value" in message(capsys, ["--workdir"], 2)
+    assert "There is no config file 'absent.py'" in message(
+        capsys, ["--config=absent.py", "--workdir", run], 2
+    )
+    assert "takes no variant" in message(capsys, ["--config", f"{DIGITS}:big", "--workdir", run], 2)
+    for mode in ("evaluate", "sample", "reconstruct", "interpolate"):
+        assert "holds no run" in message(capsys, ["--mode", mode, "--workdir", run], 2)
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: ")
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_a_run_without_checkpoint_can_make_no_picture(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(configs.to_json(tiny()))
+    assert "has no checkpoint yet" in message(capsys, ["--mode", "sample", "--workdir", str(tmp_path)], 2)
+
+
+def test_what_was_trained_cannot_be_changed_afterwards(trained, capsys):
+    arguments = ["--mode", "sample", "--workdir", str(trained), "--config.latent_dim=4"]
+    assert "another latent_dim" in message(capsys, arguments, 2)
+
+
+def test_the_folder_of_another_run_is_refused_and_stays(trained, capsys):
+    before = contents(trained)
+    arguments = ["--config", str(trained.parent / "config.py"), "--workdir", str(trained), "--config.seed=3"]
+    assert "seed was 0 and is 3" in message(capsys, arguments, 2)
+    assert contents(trained) == before
+
+
+def test_broken_data_and_folders_that_cannot_be_used_have_status_1(tmp_path, capsys):
+    (tmp_path / "broken.npz").write_bytes(b"no zip")
+    np.savez(tmp_path / "keys.npz", images=np.zeros((2, 8, 8, 1), np.uint8))
+    for name in ("broken.npz", "keys.npz"):
+        arguments = ["--config", DIGITS, "--workdir", str(tmp_path / "run")]
+        assert name in message(capsys, [*arguments, f"--config.dataset.path={tmp_path / name}"], 1)
+    below_a_file = str(tmp_path / "broken.npz" / "run")
+    assert "is no folder" in message(capsys, ["--config", DIGITS, "--workdir", below_a_file], 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_survives_json():
+    config = tiny(evaluators=("samples",))
+    again = configs.from_json(configs.to_json(config))
+    assert configs.differences(config, again) == {}
+    assert again.is_locked
+    assert again.encoder.layers == (8,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "no JSON object"),
+        ("{}", "lacks batch_size"),
+        ('{"sed": 0}', "There is no config key 'sed'. Did you mean seed?"),
+        ('{"seed": 0.5}', "config.seed is 0.5; it must be of type int"),
+    ],
+)
+def test_json_that_is_no_config_is_refused(text, expected):
+    with pytest.raises(ValueError, match=r".") as error:
+        configs.from_json(text)
+    assert expected in str(error.value)
+
+
+def test_num_steps_may_grow_only_where_no_schedule_depends_on_it():
+    constant = {"optimizer__constant_fraction": 1.0, "penalties__r1__gamma": 1.0}
+    for scheduled in ({}, {"optimizer__constant_fraction": 0.5}, {"penalties__r1__gamma_final": 0.1}):
+        changes = {**constant, "penalties__r1__gamma_final": -1.0, **scheduled}
+        old, new = tiny(**changes), tiny(**changes, num_steps=40)
+        assert configs.conflicts(old, new) == ({"num_steps": (30, 40)} if scheduled else {})
+        assert configs.conflicts(new, old) == {"num_steps": (40, 30)}
+
+
+def command(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ali_jax.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )
+
+
+def test_a_mistake_is_reported_soon_and_without_a_traceback(tmp_path):
+    began = time.monotonic()
+    out, err = command("--config", DIGITS, "--workdir", str(tmp_path / "run"), "--config.sed=3").communicate()
+    assert time.monotonic() - began < 10
+    assert (out, err) == ("", "ali_jax: There is no config key 'sed' to set. Did you mean seed?\n")
+
+
+def test_sigterm_saves_the_last_step_and_exits_with_143(tmp_path):
+    file, run = write_config(tmp_path, num_steps=1_000_000), tmp_path / "run"
+    process = command("--config", file, "--workdir", str(run))
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    saved = max(int(path.name) for path in (run / "checkpoints").glob("[0-9]*"))
+    assert f"Step {saved} is saved" in err
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert last == saved
+    assert out == ""
