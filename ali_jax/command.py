@@ -5,6 +5,7 @@ Every mistake in it becomes a `UsageError` with one message. JAX is not imported
 
 import difflib
 import inspect
+import os
 import re
 import runpy
 import traceback
@@ -85,8 +86,13 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UsageError("Give --config, such as --config experiments/digits.py.")
     if not values.workdir and not (values.mode == "describe" and values.config):
         raise UsageError("Give --workdir, the folder of the run.")
-    out = Path(values.out) if values.out else None
-    return Options(values.mode, Path(values.workdir or "."), out, values.json, values.config, rest)
+    out = _path(values.out) if values.out else None
+    return Options(values.mode, _path(values.workdir or "."), out, values.json, values.config, rest)
+
+
+def _path(text: str) -> Path:
+    """Return a path with ~ resolved, which no shell does after an = sign; unknown users stay as they are."""
+    return Path(os.path.expanduser(text))
 
 
 def load_config(spec: str) -> Config:

@@ -24,6 +24,7 @@ FREE = (
     "keep_checkpoints",
     "evaluators",
     "evaluation",
+    "dataset.path",
     "dataset.directory",
     "dataset.feed",
     "dataset.device_bytes",
@@ -54,7 +55,7 @@ def base() -> Config:
     config.keep_checkpoints = 2  # how many of the newest are kept
     config.latent_dim = 64  # Z
     config.dtype = "float32"  # compute type of the networks: float32 | bfloat16; state is always float32
-    config.ema_decay = 0.0  # of the parameters, with warm-up; 0 = off. Evaluation uses them where on
+    config.ema_decay = 0.0  # of the averaged variables, with warm-up; 0 = off. Evaluation uses them where on
     config.parallel = "mesh"  # mesh: one program over all devices; pmap: the named axis
     config.lowering = "auto"  # convolutions: auto (by platform) | native | cpu
     config.gradient = "auto"  # auto (one pass where exact) | one_pass | two_pullbacks
@@ -64,8 +65,9 @@ def base() -> Config:
     config.dataset.name = "digits"  # a function of ali_jax.data, or a TFDS name it lists
     config.dataset.path = ""  # the user's own data: .npz, directory of images, or of SVHN .mat files
     config.dataset.directory = ""  # where TFDS keeps its data; "" = its default
-    config.dataset.train_split = "train"  # TFDS and .mat only, e.g. extra, train[:45000]
+    config.dataset.train_split = "train"  # e.g. extra, train[:45000]; files that lack it: their train, test
     config.dataset.test_split = "test"
+    config.dataset.conditional = False  # whether the networks are given the data's attributes y
     config.dataset.shape = ()  # of one x: (H, W, C) or (D,); () = as the data say
     config.dataset.feed = "auto"  # device: resident; host: streamed; auto: by size
     config.dataset.device_bytes = 4 * 2**30  # the largest training set that auto keeps on the device
@@ -143,6 +145,31 @@ def base() -> Config:
     config.evaluation.num_pairs = 4  # rows of interpolations
     config.evaluation.num_interpolation_steps = 11
     return config.lock()
+
+
+def stable_recipe(config: Config) -> None:
+    """Set what trains perceptrons and convolutional networks stably where the paper has no recipe, in place.
+
+    No normalisation, He initialisation and centred inputs in all three networks; biases in D(z) and slope 0.2
+    in D; the encoder's log sigma starts near -1 and is clipped to (-6, 0.5); Adam with b1 = 0 and b2 = 0.99;
+    R1 annealed from 1 to 0.1; averaged parameters. Layers, learning rates and lengths are the experiment's.
+    """
+    config.ema_decay = 0.999
+    for network in (config.encoder, config.decoder, config.discriminator):
+        network.init_std = 0.0  # He
+    config.encoder.batch_norm = config.decoder.batch_norm = config.discriminator.x_batch_norm = (False,)
+    config.encoder.activation = config.decoder.activation = "relu"
+    config.encoder.center = config.discriminator.center = True
+    config.encoder.log_sigma_clip = (-6.0, 0.5)
+    config.encoder.log_sigma_bias = -1.0
+    config.encoder.log_sigma_init = 0.1
+    config.discriminator.z_bias = True
+    config.discriminator.slope = 0.2
+    config.penalties.r1.gamma = 1.0
+    config.penalties.r1.gamma_final = 0.1
+    for adam in (config.optimizer.generator, config.optimizer.discriminator):
+        adam.b1 = 0.0
+        adam.b2 = 0.99
 
 
 def flat(config: Config, prefix: str = "") -> dict[str, Any]:

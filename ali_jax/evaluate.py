@@ -4,14 +4,17 @@ Every public function here that returns a Report is an evaluator, and configs na
 `(ali, variables, key, dataset, **options)`; the options are those of `config.evaluation` that they accept.
 What the numbers are is in the docstrings. "Mean code" is the encoder's output at epsilon = 0. Training data
 are all of train or, of a larger split, 60,000 rows spread evenly over it; test data likewise, with 10,000.
+Their numbers are reported as n_train and n_test or, where labelled rows alone count, as n_train_labelled and
+n_test_labelled.
 """
 
 import difflib
+import fnmatch
 import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +40,15 @@ MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are q
 PAPER_MODE_SAMPLES = 10_000  # the paper's own
 MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
+CONTROLS = (  # numbers that are the same whatever the weights
+    "n_*",
+    "*_pixels",
+    "*_pca",
+    "*_untrained",
+    "classifier_accuracy",
+    "class_kl_floor",
+    "reconstruction_mse_random_pair",
+)
 
 
 def names() -> list[str]:
@@ -55,15 +67,25 @@ def named(name: str) -> Evaluator:
     return getattr(sys.modules[__name__], name)
 
 
-def check_applicable(name: str, dataset: Dataset) -> None:
-    """Raise a ValueError if there is no evaluator of that name, or if it does not apply to the data set."""
+def is_control(name: str) -> bool:
+    """Tell whether the number of that name is a control: it does not depend on the trained weights."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTROLS)
+
+
+def check_applicable(name: str, dataset: Dataset, ali: ALI) -> None:
+    """Raise a ValueError if there is no evaluator of that name, or if it does not apply to data or model."""
     named(name)
-    needs, lacks = _NEEDS.get(name, _NOTHING)
-    if lacks(dataset):
-        shape = "x".join(map(str, dataset.test.shape))
+    for needs, lacks in _NEEDS.get(name, ()):
+        if lacks(dataset):
+            shape = "x".join(map(str, dataset.test.shape))
+            raise ValueError(
+                f"The evaluator {name!r} needs {needs}, and the data set {dataset.name!r} (x: {shape}; test "
+                f"rows: {len(dataset.test)}) does not have them: leave it out of config.evaluators."
+            )
+    if name == "posterior" and not _is_gaussian(ali.encoder):
         raise ValueError(
-            f"The evaluator {name!r} needs {needs}, and the data set {dataset.name!r} (x: {shape}) has none: "
-            "leave it out of config.evaluators."
+            "The evaluator 'posterior' needs a Gaussian encoder, with `moments(x, y, *, train)`; this one is "
+            "none: leave it out of config.evaluators."
         )
 
 
@@ -74,7 +96,7 @@ def samples(
 
     Conditional models are given the conditions of the first test rows.
     """
-    check_applicable("samples", dataset)
+    check_applicable("samples", dataset, ali)
     if _is_planar(dataset):
         x_tilde = _sample(ali, variables, key, SCATTER_POINTS, dataset)
         limit = figures.limit_of(_test(dataset).x)
@@ -91,7 +113,7 @@ def reconstructions(
     Images: `grid` gives the rows, and the pairs per row; odd columns are originals. Data in the plane: x,
     x_hat, x_tilde above z_hat, z; of codes the first two coordinates.
     """
-    check_applicable("reconstructions", dataset)
+    check_applicable("reconstructions", dataset, ali)
     key_rows, key_code, key_prior = jax.random.split(key, 3)
     planar = _is_planar(dataset)
     rows = _picture_rows(dataset, key_rows, SCATTER_POINTS if planar else grid[0] * grid[1])
@@ -119,7 +141,7 @@ def interpolations(
     The outer columns are the originals; between them stand num_interpolation_steps + 1 images, the two
     reconstructions included (paper: 4 rows, 11 steps). Conditions are those of the first of the pair.
     """
-    check_applicable("interpolations", dataset)
+    check_applicable("interpolations", dataset, ali)
     key_rows, key_code = jax.random.split(key)
     rows = _picture_rows(dataset, key_rows, 2 * num_pairs)
     pairs = len(rows.x) // 2
@@ -131,12 +153,13 @@ def interpolations(
 
 
 def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure the error of reconstructions of test data, per pixel, x in [0, 1].
+    """Measure the error of reconstructions of at most 10,000 test rows, per pixel, x in [0, 1].
 
     reconstruction_mse              mean squared error, from the mean code
     reconstruction_mse_sampled      the same, from a sampled code
     reconstruction_mse_random_pair  between two different test images, as scale
     """
+    check_applicable("reconstruction_error", dataset, ali)
     test = _test(dataset)
     x = _unit(test.x, dataset.scale)
     reconstruct = functools.partial(_over_rows, model.reconstruct, ali, variables, test, dataset.scale)
@@ -160,8 +183,10 @@ def class_balance(
     class_kept, class_kept_sampled    share of test images whose reconstruction, from the mean code and from
                                       a sampled one, is given their true label
     classifier_accuracy               of the classifier on test; it is trained on train only
+
+    Of train at most 60,000 rows are used and of test 10,000, those of them that are labelled.
     """
-    check_applicable("class_balance", dataset)
+    check_applicable("class_balance", dataset, ali)
     key_samples, key_codes = jax.random.split(key)
     predict, accuracy = _classifier(_ByIdentity(dataset))
     test = _labelled(_test(dataset))
@@ -182,7 +207,7 @@ def class_balance(
         "class_kept_sampled": kept(key_codes),
         "classifier_accuracy": accuracy,
         "n_samples": float(num_samples),
-        "n_test": float(len(test.x)),
+        "n_test_labelled": float(len(test.x)),
     }
     return Report(scalars, {})
 
@@ -193,10 +218,11 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
     knn_accuracy           1-nearest neighbour, Euclidean, unscaled
     linear_probe_accuracy  logistic regression, C = 1, standardised, all labels of train
 
+    Of train at most 60,000 rows are used and of test 10,000, those of them that are labelled.
     Beside each, as controls, the same of raw pixels (_pixels), of their principal components, as many as the
     code has dimensions (_pca), and of the untrained encoder (_untrained). Nothing is drawn from `key`.
     """
-    check_applicable("probes", dataset)
+    check_applicable("probes", dataset, ali)
     del key
     data = _ByIdentity(dataset)
     scalars = {
@@ -204,17 +230,18 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
         **_with_suffix(_pixel_accuracies(data), "pixels"),
         **_with_suffix(_pca_accuracies(data, model.latent_dim(ali)), "pca"),
         **_with_suffix(_untrained_accuracies(data, ali), "untrained"),
-        "n_train": float(len(_labelled(_train(dataset)).x)),
-        "n_test": float(len(_labelled(_test(dataset)).x)),
+        "n_train_labelled": float(len(_labelled(_train(dataset)).x)),
+        "n_test_labelled": float(len(_labelled(_test(dataset)).x)),
     }
     return Report(scalars, {})
 
 
 def posterior(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure posterior_sigma, the median over test rows and dimensions of the encoder's sigma.
+    """Measure posterior_sigma, the encoder's median sigma over at most 10,000 test rows and all dimensions.
 
     Nothing is drawn from `key`. Raises ValueError for an encoder that is no Gaussian.
     """
+    check_applicable("posterior", dataset, ali)
     del key
     test = _test(dataset)
     _, log_sigma = _over_rows(model.posterior, ali, variables, test, dataset.scale)
@@ -224,13 +251,14 @@ def posterior(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> R
 def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure memorisation: the median distance of 2,000 samples to the nearest training row, over test's.
 
-    About 1 for samples as far from the training data as test data are, near 0 for copies.
+    About 1 for samples as far from the training data as test data are, near 0 for copies; infinite where half
+    of the test rows stand in train as well. Of train at most 60,000 rows are used, and of test 2,000.
     """
     train = _train(dataset)
     x_tilde = _sample(ali, variables, key, MEMORISATION_ROWS, dataset)
     distance = reconstruction.median_distance(x_tilde, _unit(train.x, dataset.scale))
     scalars = {
-        "memorisation": distance / _test_distance(_ByIdentity(dataset)),
+        "memorisation": reconstruction.distance_ratio(distance, _test_distance(_ByIdentity(dataset))),
         "n_memorisation": float(MEMORISATION_ROWS),
         "n_train": float(len(train.x)),
     }
@@ -242,9 +270,10 @@ def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repor
 
     modes, modes_strict, high_quality, reverse_kl, mode_spread  as there
     modes_paper  the paper's lenient count, with 10,000 samples
-    mode_kept    share of test rows whose reconstruction, from a sampled code, stays with their mode
+    mode_kept    share of test rows, at most 10,000, whose reconstruction from a sampled code stays with their
+                 mode
     """
-    check_applicable("modes", dataset)
+    check_applicable("modes", dataset, ali)
     assert dataset.modes is not None
     key_samples, key_paper, key_codes = jax.random.split(key, 3)
     test = _test(dataset)
@@ -269,20 +298,25 @@ def _is_planar(dataset: Dataset) -> bool:
     return dataset.test.shape == (2,)
 
 
+def _is_gaussian(encoder: Any) -> bool:
+    return hasattr(encoder, "moments") and getattr(encoder, "posterior", "gaussian") == "gaussian"
+
+
 def _is_no_image(dataset: Dataset) -> bool:
     return len(dataset.test.shape) != 3
 
 
-_NOTHING = _Need("nothing", lambda data: False)
 _PICTURES = _Need("images or points in the plane", lambda data: _is_no_image(data) and not _is_planar(data))
 _LABELS = _Need("labels of two classes or more", lambda data: data.num_classes < 2)
+_PAIR = _Need("two test rows or more", lambda data: len(data.test) < 2)
 _NEEDS = {
-    "samples": _PICTURES,
-    "reconstructions": _PICTURES,
-    "interpolations": _Need("images", _is_no_image),
-    "class_balance": _LABELS,
-    "probes": _LABELS,
-    "modes": _Need("known modes", lambda data: data.modes is None),
+    "samples": (_PICTURES,),
+    "reconstructions": (_PICTURES,),
+    "interpolations": (_Need("images", _is_no_image), _PAIR),
+    "reconstruction_error": (_PAIR,),
+    "class_balance": (_LABELS,),
+    "probes": (_LABELS,),
+    "modes": (_Need("known modes", lambda data: data.modes is None),),
 }
 
 

@@ -48,36 +48,32 @@ def check_names(config: Config) -> None:
         evaluators.named(name)
 
 
-def prepare(config: Config) -> Game:
+def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
     """Load the data, make the networks and check that the parts fit together; nothing is written.
+
+    Args:
+      config: what is described.
+      dataset: instead of the one that the config names.
 
     Raises:
       ValueError: a value that is not allowed, data that are absent or do not fit; the message says which.
     """
     configs.validate(config)
     check_names(config)
-    source = config.dataset
-    dataset = data.load(
-        source.name,
-        path=source.path,
-        directory=source.directory,
-        train_split=source.train_split,
-        test_split=source.test_split,
-        seed=config.seed,
-        scale=source.scale,
-    )
-    for name in config.evaluators:
-        evaluators.check_applicable(name, dataset)
+    dataset = load_data(config) if dataset is None else dataset
     mesh = make_mesh(config.batch_size, jax.devices())
     axis_name = train.AXIS if config.parallel == "pmap" else None
     build = functools.partial(
         networks.build, config, x_shape=dataset.train.shape, platform=mesh.devices.flat[0].platform
     )
+    ali = build(axis_name=axis_name)
+    for name in config.evaluators:
+        evaluators.check_applicable(name, dataset, ali)
     game = Game(
         config,
         dataset,
         mesh,
-        build(axis_name=axis_name),
+        ali,
         train.make_optimizer(config),
         named_loss(config.loss),
         train.make_penalties(config),
@@ -88,6 +84,27 @@ def prepare(config: Config) -> Game:
     )
     jax.eval_shape(step, abstract_state(game), game.first_rows)
     return game
+
+
+def load_data(config: Config) -> data.Dataset:
+    """Load the data set that a config names; a DataError says what is wrong with it."""
+    source = config.dataset
+    return data.load(
+        source.name,
+        path=source.path,
+        directory=source.directory,
+        train_split=source.train_split,
+        test_split=source.test_split,
+        seed=config.seed,
+        scale=source.scale,
+        conditional=source.conditional,
+    )
+
+
+def blank_data(config: Config) -> data.Dataset:
+    """Make black images of the config's shape, for what needs a model but no data."""
+    split = data.ArraySplit(np.zeros((2, *config.dataset.shape), np.uint8))
+    return data.Dataset(config.dataset.name, split, split, 255.0)
 
 
 def make_mesh(batch_size: int, devices: Sequence[Any]) -> Mesh:
@@ -141,15 +158,17 @@ def evaluate(game: Game, state: TrainState, name: str, *, raw_beside: bool = Fal
     Args:
       game, state: what is evaluated.
       name: of the evaluator.
-      raw_beside: whether the numbers of the raw parameters stand beside the averaged ones', named `raw/`.
+      raw_beside: whether the numbers of the raw parameters stand beside the averaged ones', named `raw/`;
+        controls, which are the same, do not.
     """
     if state.ema is None:
         return _evaluate(game, state.variables, name)
-    report = _evaluate(game, state.variables._replace(params=state.ema), name)
+    report = _evaluate(game, state.ema, name)
     if not (raw_beside and report.scalars):
         return report
-    raw = _evaluate(game, state.variables, name).scalars
-    return report._replace(scalars={**report.scalars, **{f"raw/{key}": value for key, value in raw.items()}})
+    numbers = _evaluate(game, state.variables, name).scalars.items()
+    raw = {f"raw/{key}": value for key, value in numbers if not evaluators.is_control(key)}
+    return report._replace(scalars={**report.scalars, **raw})
 
 
 def _evaluate(game: Game, variables: Variables, name: str) -> Report:

@@ -4,14 +4,17 @@ A layer is `(kernel, stride, maps[, padding])`, or a width. A 1x1 convolution on
 Owns what a layer does and in which order; which layers a network has is `networks`' matter.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ali_jax import convolutions
+from ali_jax.bits import mix
 from ali_jax.types import Array
 
 Layer: TypeAlias = int | tuple[int, ...]
@@ -29,7 +32,9 @@ def maxout(h: Array, pieces: int) -> Array:
         raise ValueError(
             f"maxout over {pieces} pieces needs widths that are multiples of it; got {h.shape[-1]}."
         )
-    return h.reshape(*h.shape[:-1], h.shape[-1] // pieces, pieces).max(axis=-1)
+    groups = h.reshape(*h.shape[:-1], h.shape[-1] // pieces, pieces)
+    # On XLA:CPU `.max(axis=-1)` and its gradient take up to 30 times as long.
+    return functools.reduce(lambda a, b: jnp.where(b > a, b, a), jnp.moveaxis(groups, -1, 0))
 
 
 def activation(name: str, *, slope: float = 0.01, pieces: int = 2) -> Callable[[Array], Array]:
@@ -122,12 +127,65 @@ class Bias(nn.Module):
         return h + bias.astype(h.dtype).reshape((1,) * (h.ndim - bias.ndim) + bias.shape)
 
 
+class BatchNorm(nn.Module):
+    """Normalise each channel over batch and space: gamma (h - m) / s + beta, s = sqrt(var + 1e-4).
+
+    The running averages are those of the paper's code: of m and of s itself, where Flax's are of the
+    variance; 0.95 old and 0.05 new, from 0 and 1. Statistics are float32 whatever the compute type, the
+    variance is biased. With an axis_name they are those of the batch over all devices of that axis.
+    """
+
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    momentum: float = 0.95
+    epsilon: float = 1e-4
+
+    @nn.compact
+    def __call__(self, h: Array, *, train: bool) -> Array:
+        channels = h.shape[-1:]
+        gamma = self.param("gamma", nn.initializers.ones, channels)
+        beta = self.param("beta", nn.initializers.zeros, channels)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_std = self.variable("batch_stats", "std", jnp.ones, channels)
+        rows = h.reshape(-1, *channels).astype(jnp.promote_types(h.dtype, jnp.float32))
+        mean, std = running_mean.value, running_std.value
+        if train:
+            mean, square = jnp.mean(rows, axis=0), jnp.mean(jnp.square(rows), axis=0)
+            if self.axis_name is not None:
+                mean, square = jax.lax.pmean((mean, square), self.axis_name)
+            std = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0) + self.epsilon)
+            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+            running_std.value = self.momentum * running_std.value + (1 - self.momentum) * std
+        scale = gamma / std
+        rows = rows * scale[None] + (beta - mean * scale)[None]
+        return rows.reshape(h.shape).astype(self.dtype)
+
+
+class Dropout(nn.Module):
+    """Set elements to zero with probability `rate` in training, and scale the others by 1 / (1 - rate).
+
+    Masks are hashes of the position and the key of the stream `dropout`: drawing them with threefry, as
+    `flax.linen.Dropout` does, takes 7 % of a step of the SVHN networks on a CPU.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, h: Array, *, train: bool) -> Array:
+        if not train or self.rate == 0:
+            return h
+        words = jax.random.key_data(self.make_rng("dropout"))
+        positions = jax.lax.iota(jnp.uint32, h.size).reshape(h.shape)
+        bits = mix(mix(positions ^ words[0]) + words[1])
+        kept = bits >= np.uint32(self.rate * 2**32)
+        return jnp.where(kept, h / (1 - self.rate), 0)
+
+
 class Stack(nn.Module):
     """Layers in order, each: dropout on its input, linear map, batch norm or bias, dropout, activation.
 
-    Batch norm is the paper's (its code: per channel, epsilon 1e-4, running average 0.95); a layer with it has
-    no bias. A vector is a 1x1 map to a convolution. What an activation receives is sown as the intermediate
-    `pre_activation`.
+    A layer with batch norm has no bias. A vector is a 1x1 map to a convolution. What an activation receives
+    is sown as the intermediate `pre_activation`.
     """
 
     layers: tuple[Layer, ...]
@@ -155,20 +213,14 @@ class Stack(nn.Module):
         for i, (layer, batch_norm, dropout, dropout_after) in enumerate(settings):
             if h.ndim == 2 and not isinstance(layer, int):
                 h = h[:, None, None, :]
-            h = nn.Dropout(dropout, deterministic=not train)(h)
+            h = Dropout(dropout)(h, train=train)
             h = self._linear(layer, i)(h)
             if batch_norm:
-                h = nn.BatchNorm(
-                    use_running_average=not train,
-                    momentum=0.95,
-                    epsilon=1e-4,
-                    axis_name=self.axis_name,
-                    dtype=self.dtype,
-                    name=f"norm_{i}",
-                )(h)
+                norm = BatchNorm(self.axis_name, self.dtype, name=f"norm_{i}")
+                h = norm(h, train=train)
             elif self.bias:
                 h = Bias(h.shape[-1:], name=f"bias_{i}")(h)
-            h = nn.Dropout(dropout_after, deterministic=not train)(h)
+            h = Dropout(dropout_after)(h, train=train)
             self.sow("intermediates", "pre_activation", h)
             h = self.activation(h)
         return h

@@ -5,6 +5,7 @@ The only place where a game meets files, signals and the clock.
 
 import contextlib
 import json
+import os
 import signal
 import threading
 import time
@@ -24,7 +25,16 @@ from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.game import Game, abstract_state, check_names, evaluate, initial_state, prepare
 from ali_jax.types import Array, TrainState
-from ali_jax.workdir import RunError, check_same_run, check_writable, is_finished, locked, write_text
+from ali_jax.workdir import (
+    RunError,
+    check_same_run,
+    check_writable,
+    is_finished,
+    locked,
+    under_way,
+    with_known_shape,
+    write_text,
+)
 from ali_jax.writers import Records, Reporter, evaluation_at
 
 
@@ -45,7 +55,7 @@ def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
 
     Raises:
       ValueError: bad input; the folder is as it was.
-      RunError: the folder cannot be written, or another process trains there.
+      RunError: the folder cannot be written, another process trains there, or something failed on the way.
       NonFiniteError: the training diverged; the last good checkpoint stays.
       checkpoint.CheckpointError: the run's checkpoints cannot be read.
     """
@@ -53,6 +63,7 @@ def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
     configs.validate(config)
     check_names(config)
     check_writable(workdir)
+    config = with_known_shape(config, workdir)
     with contextlib.ExitStack() as stack:
         if workdir.exists():
             stack.enter_context(_held(workdir))
@@ -64,7 +75,8 @@ def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
         if not workdir.exists():
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_held(workdir))
-        status = _train(game, workdir, clock)
+        with under_way():
+            status = _train(game, workdir, clock)
     if status == 0 and jax.process_index() == 0:
         print(f"Trained {config.num_steps} steps. {_where(workdir)}")
     return status
@@ -134,12 +146,14 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
     with contextlib.ExitStack() as stack:
         reporter = Reporter(config.num_steps, quiet=not main)
         stack.callback(reporter.close)
+        reporter.say(_sources(game.dataset))
         manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
         stack.callback(manager.close)
         state = _first_state(game, manager, reporter, clock)
         step = int(state.step)
         if main:
-            write_text(workdir / "config.json", configs.to_json(config))
+            write_text(workdir / "config.json", configs.to_json(_resolved(game)))
+            (workdir / "summary.json").unlink(missing_ok=True)  # that of fewer steps
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
         feed = stack.enter_context(contextlib.closing(_make_feed(game)))
         session = _Session(game, manager, records, reporter, clock, stack.enter_context(_signals()))
@@ -175,6 +189,24 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
         if main:
             _write_summary(session, workdir)
     return 0
+
+
+def _sources(dataset: data.Dataset) -> str:
+    """Say what trains and what tests."""
+    train, test = (
+        f"{len(split)} rows ({name})"
+        for split, name in zip((dataset.train, dataset.test), dataset.splits, strict=True)
+    )
+    return f"{dataset.name} trains on {train} and tests on {test}."
+
+
+def _resolved(game: Game) -> Config:
+    """Return the config with what later modes need: where the data are, from any folder, and their shape."""
+    config = game.config.copy_and_resolve_references()
+    if config.dataset.path:
+        config.dataset.path = os.path.abspath(os.path.expanduser(config.dataset.path))
+    config.dataset.shape = game.dataset.train.shape
+    return config
 
 
 def _first_state(game: Game, manager: Any, reporter: Reporter, clock: _Clock) -> TrainState:

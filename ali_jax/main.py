@@ -22,14 +22,17 @@ from ali_jax.workdir import (
     check_same_run,
     check_writable,
     checkpoint_steps,
+    is_finished,
     read_config,
+    under_way,
+    with_known_shape,
     write_text,
 )
 
 STARTED = time.monotonic()
 
 # What may differ from the run's config once it is trained: where data lie and what is made of the model.
-FREE_AFTER_TRAINING = (*configs.FREE, "dataset.path", "dataset.test_split")
+FREE_AFTER_TRAINING = (*configs.FREE, "dataset.test_split")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,13 +59,15 @@ def _run(options: Options) -> int:
     config = load_config(options.config_file) if options.config_file else read_config(options.workdir)
     override(config, options.overrides)
     configs.validate(config)
+    if options.mode != "describe":
+        config = with_known_shape(config, options.workdir)
     if options.mode == "train":
         check_same_run(config, options.workdir)
         check_writable(options.workdir)
     if trained:
         _check_trained(config, options)
     path = config.dataset.path
-    if path and options.mode != "describe" and not Path(path).exists():
+    if path and _needs_data(config, options) and not os.path.exists(os.path.expanduser(path)):
         raise UsageError(f"config.dataset.path is {path!r}: there is no such file or folder.")
 
     _set_up_jax(options.mode)
@@ -74,6 +79,18 @@ def _run(options: Options) -> int:
         if path:  # the files are there, but not what they should be: no mistake in the command
             raise RunError(str(error)) from None
         raise
+
+
+def _needs_data(config: Config, options: Options) -> bool:
+    """Tell whether the mode opens the data set; where it describes, draws images or finds all done, not."""
+    if options.mode == "train":
+        return not is_finished(config, options.workdir)
+    return options.mode != "describe" and not _draws_from_prior(config, options)
+
+
+def _draws_from_prior(config: Config, options: Options) -> bool:
+    is_image = len(config.dataset.shape) == 3
+    return options.mode == "sample" and is_image and not config.dataset.conditional
 
 
 def _train(config: Config, options: Options) -> int:
@@ -98,7 +115,9 @@ def _picture(config: Config, options: Options) -> int:
     from ali_jax.game import evaluate
 
     game, state = _restore(config, options)
-    for name, image in evaluate(game, state, PICTURES[options.mode]).images.items():
+    with under_way():
+        report = evaluate(game, state, PICTURES[options.mode])
+    for name, image in report.images.items():
         path = options.out or _images(options) / f"{name}_{int(state.step)}.png"
         save_png(path, image)
         print(path)
@@ -108,16 +127,17 @@ def _picture(config: Config, options: Options) -> int:
 def _evaluate(config: Config, options: Options) -> int:
     from ali_jax.figures import save_png
     from ali_jax.game import evaluate
-    from ali_jax.writers import print_table
+    from ali_jax.writers import json_numbers, print_table
 
     game, state = _restore(config, options)
     step, scalars = int(state.step), {}
     for name in config.evaluators:
-        report = evaluate(game, state, name, raw_beside=True)
+        with under_way():
+            report = evaluate(game, state, name, raw_beside=True)
         scalars |= report.scalars
         for picture, image in report.images.items():
             save_png(_images(options) / f"{picture}_{step}.png", image)
-    text = json.dumps({"step": step, "metrics": scalars}, indent=2) + "\n"
+    text = json.dumps({"step": step, "metrics": json_numbers(scalars)}, indent=2) + "\n"
     write_text(options.out or options.workdir / "evaluation.json", text)
     if options.json:
         print(text, end="")
@@ -132,12 +152,12 @@ _MODES = {"train": _train, "evaluate": _evaluate, "describe": _describe, **dict.
 def _restore(config: Config, options: Options) -> tuple:
     """Make the game of a trained run and read its newest checkpoint."""
     from ali_jax import checkpoint
-    from ali_jax.game import abstract_state, prepare
+    from ali_jax.game import abstract_state, blank_data, prepare
 
     if options.mode in PICTURES:
         with config.unlocked():
             config.evaluators = (PICTURES[options.mode],)
-    game = prepare(config)
+    game = prepare(config, blank_data(config) if _draws_from_prior(config, options) else None)
     with contextlib.closing(checkpoint.open_manager(options.workdir / "checkpoints")) as manager:
         state, _, damaged = checkpoint.restore(manager, abstract_state(game))
     for step, error in damaged.items():

@@ -40,10 +40,10 @@ def latent_dim(ali: ALI) -> int:
 
 
 def draw_noise(ali: ALI, key: Array, size: int) -> Noise:
-    """Draw the noise of one step of `size` pairs: z and epsilon ~ N(0, I), and a key for dropout."""
-    key_z, key_epsilon, key_rest = jax.random.split(key, 3)
+    """Draw the noise of a step of `size` pairs: z and epsilon ~ N(0, I), and keys for what else is random."""
+    key_z, key_epsilon, *keys = jax.random.split(key, 5)
     shape = (size, latent_dim(ali))
-    return Noise(jax.random.normal(key_z, shape), jax.random.normal(key_epsilon, shape), key_rest)
+    return Noise(jax.random.normal(key_z, shape), jax.random.normal(key_epsilon, shape), *keys)
 
 
 def generate(
@@ -53,7 +53,7 @@ def generate(
 
     z_hat = G_z(x, epsilon) and x_tilde = G_x(z): the encoder sees only data, the decoder only the prior.
     """
-    key_e, key_d = jax.random.split(jax.random.fold_in(noise.key, 1))
+    key_e, key_d = jax.random.split(noise.key_generator)
     held = Networks(*map(_held, params, batch_stats))
     z_hat, stats_e = ali.encoder.apply(
         held.encoder,
@@ -96,7 +96,9 @@ def forward(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple[L
     noise = draw_noise(ali, key, batch.x.shape[0])
     params, batch_stats = variables
     pairs, (stats_e, stats_d) = generate(ali, params, batch_stats, batch, noise)
-    logits, stats = judge(ali, params.discriminator, batch_stats.discriminator, pairs, noise.key)
+    logits, stats = judge(
+        ali, params.discriminator, batch_stats.discriminator, pairs, noise.key_discriminator
+    )
     return logits, Networks(stats_e, stats_d, stats)
 
 

@@ -5,9 +5,10 @@ The public classes of this module are what `config.encoder.name` and its like ma
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,8 +16,11 @@ import jax.numpy as jnp
 
 from ali_jax import convolutions, layers
 from ali_jax.config import Config, base
-from ali_jax.layers import Bias, Dense, Layer, Stack, per_layer
+from ali_jax.layers import Bias, Dense, Dropout, Layer, Stack, per_layer
 from ali_jax.types import ALI, Array, Networks, PyTree
+
+POSTERIORS = ("gaussian", "noise")
+OUTPUTS = ("sigmoid", "linear")
 
 
 class Encoder(nn.Module):
@@ -42,6 +46,7 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
+        _check_choice("posterior", self.posterior, POSTERIORS)
         self.stack = Stack(
             self.layers,
             activation=layers.activation(self.activation, slope=self.slope),
@@ -95,6 +100,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
         """Map codes [B, Z] and conditions [B, A] to data [B, *X], in (0, 1) where the output is a sigmoid."""
+        _check_choice("output", self.output, OUTPUTS)
         z = _join(z, y)
         shared = {"init_std": self.init_std, "dtype": self.dtype}
         h = Stack(
@@ -176,7 +182,7 @@ class Discriminator(nn.Module):
         rates = per_layer(self.joint_dropout, len(self.joint_layers) + 1, "joint_dropout")
         h = _join(_join(h_x, h_z), y)
         h = Stack(self.joint_layers, dropout=rates[:-1], name="joint", **shared)(h, train=train)
-        h = nn.Dropout(rates[-1], deterministic=not train)(h)
+        h = Dropout(rates[-1])(h, train=train)
         return _Affine(1, self.init_std, dtype=self.dtype, name="logit")(h)[:, 0]
 
 
@@ -212,6 +218,11 @@ def _join(h: Array, other: Array | None) -> Array:
         return h if h.ndim == 2 else h.reshape(h.shape[0], -1)
     parts = (h.reshape(h.shape[0], -1), other.reshape(other.shape[0], -1).astype(h.dtype))
     return jnp.concatenate(parts, axis=-1)
+
+
+def _check_choice(what: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} is {value!r}; it must be one of {', '.join(choices)}.")
 
 
 def _is_convolutional(table: Sequence[Layer]) -> bool:
@@ -306,7 +317,83 @@ def _section(config: Config, role: str) -> dict[str, Any]:
             near = get_close_matches(key, fields, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(f"config.{role}.{key} is set, but {cls.__name__} has no such field.{hint}")
-    return {key: _frozen(value) for key, value in given.items() if key in fields}
+    section = {key: _frozen(value) for key, value in given.items() if key in fields}
+    _check_values(role, section)
+    return section
+
+
+def _check_values(role: str, section: Mapping[str, Any]) -> None:
+    """Raise a ValueError for the first value that no network can use; whether layers fit is not looked at."""
+    for key, value in section.items():
+        if key in _RULES and not _RULES[key].holds(value):
+            raise ValueError(f"config.{role}.{key} is {value!r}; {_RULES[key].text}.")
+    # Maxout is for the network that says of how many pieces.
+    activations = ("relu", "leaky_relu", "maxout") if "pieces" in section else ("relu", "leaky_relu")
+    for key, choices in (("activation", activations), ("posterior", POSTERIORS), ("output", OUTPUTS)):
+        if key in section:
+            _check_choice(f"config.{role}.{key}", section[key], choices)
+
+
+class _Rule(NamedTuple):
+    holds: Callable[[Any], bool]
+    text: str
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_layer(layer: Any) -> bool:
+    if not isinstance(layer, tuple):
+        return _is_count(layer)
+    return len(layer) in (3, 4) and all(map(_is_count, layer[:3])) and _is_count((*layer, 0)[3], 0)
+
+
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value >= least
+
+
+def _is_clip(value: Any) -> bool:
+    return value == () or (all(map(_is_number, value)) and len(value) == 2 and value[0] < value[1])
+
+
+def _each(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return the test of a setting that is one value, or a tuple with one per layer."""
+    return lambda value: all(map(holds, value if isinstance(value, tuple) else (value,)))
+
+
+_LAYERS = _Rule(
+    _each(_is_layer),
+    "each layer must be a positive width, or (kernel, stride, maps) or (kernel, stride, maps, padding) of "
+    "positive numbers, where the padding may be 0; for example ((4, 2, 64), (4, 1, 128, 1), 256)",
+)
+_WIDTHS = _Rule(_each(_is_count), "it must be positive widths, for example (512, 512)")
+_NORMS = _Rule(_each(lambda value: isinstance(value, bool)), "it must be True or False, for all or per layer")
+_RATES = _Rule(_each(lambda value: _is_number(value, 0) and value < 1), "a rate must lie in [0, 1)")
+_FINITE = _Rule(_is_number, "it must be finite")
+_NOT_NEGATIVE = _Rule(lambda value: _is_number(value, 0), "it must be finite and not negative")
+
+# What the keys of a network's section may be, beside the choices of `_check_values`.
+_RULES = {
+    "layers": _LAYERS,
+    "x_layers": _LAYERS,
+    "z_layers": _WIDTHS,
+    "joint_layers": _WIDTHS,
+    "batch_norm": _NORMS,
+    "x_batch_norm": _NORMS,
+    "x_dropout": _RATES,
+    "x_dropout_after": _RATES,
+    "z_dropout": _RATES,
+    "joint_dropout": _RATES,
+    "slope": _NOT_NEGATIVE,
+    "init_std": _NOT_NEGATIVE,
+    "log_sigma_bias": _FINITE,
+    "log_sigma_init": _FINITE,
+    "log_sigma_clip": _Rule(_is_clip, "it must be (), or (low, high) with low < high"),
+    "width": _Rule(lambda value: _is_count(value, 0), "it must not be negative"),
+    "pieces": _Rule(_is_count, "it must be positive"),
+}
 
 
 def _network_class(name: str, role: str) -> type[nn.Module]:

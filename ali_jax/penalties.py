@@ -22,7 +22,7 @@ def r1(
     key: Array,
     step: Array,
     *,
-    gamma: float,
+    gamma: float | None,
     gamma_z: float | None = None,
     gamma_final: float | None = None,
     num_steps: int = 1,
@@ -34,10 +34,10 @@ def r1(
     encoder's pairs (x, z_hat) it is R1, at the decoder's (x_tilde, z) R2; `prior` is (x, z).
 
     Args:
-      gamma: weight, in units of x in [0, 1]: scaling x by c means gamma c^2.
+      gamma: weight of the x part, in units of x in [0, 1]: scaling x by c means gamma c^2.
       gamma_z: weight of the z part; None: gamma.
-      gamma_final: both weights go geometrically to gamma_final / gamma of themselves over num_steps; None:
-        they stay.
+      gamma_final: both weights fall (or rise) geometrically by one factor over num_steps, after which the
+        larger of them is gamma_final; None: they stay.
       at: where the gradient is taken; `both` adds R1 and R2.
 
     Raises:
@@ -68,9 +68,13 @@ def r1(
     for x, z in places[at]:
         gradients = jax.grad(logit_sum, argnums=(0, 1))(jax.lax.stop_gradient(x), jax.lax.stop_gradient(z))
         squared += jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) / g.shape[0] for g in gradients])
+    weights = jnp.array([gamma or 0.0, (gamma or 0.0) if gamma_z is None else gamma_z])
     anneal = 1.0
     if gamma_final is not None:
-        anneal = jnp.exp(jnp.clip(step / num_steps, 0, 1) * jnp.log(gamma_final / gamma))
-    weights = jnp.array([gamma, gamma if gamma_z is None else gamma_z])
+        if gamma_final <= 0:
+            raise ValueError(
+                f"r1: gamma_final is {gamma_final}; weights that fall geometrically end above 0."
+            )
+        anneal = jnp.exp(jnp.clip(step / num_steps, 0, 1) * jnp.log(gamma_final / weights.max()))
     penalty = 0.5 * anneal * jnp.sum(weights * squared)
     return Losses(jnp.zeros(()), penalty), {"r1/x": squared[0], "r1/z": squared[1]}

@@ -3,6 +3,7 @@
 `game_gradients` is the paper's Algorithm 1, `train_step` the update, `make_train_step` what a loop calls.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
@@ -38,6 +39,8 @@ AXIS = "data"  # the mesh axis, or the named axis, over which a batch is split
 
 # The smallest weight that the one pass pulls back: far below Adam's epsilon, far above float32's underflow.
 SMALLEST = 1e-20
+
+WEIGHTS = ("gamma", "gamma_z")  # the arguments of penalties of which one is positive where it is on
 
 
 class Aux(NamedTuple):
@@ -90,7 +93,7 @@ def game_gradients(
         return model.generate(ali, moved, batch_stats, batch, noise)
 
     def judge(discriminator: PyTree, pairs: Pairs) -> tuple[Logits, PyTree]:
-        return model.judge(ali, discriminator, batch_stats.discriminator, pairs, noise.key)
+        return model.judge(ali, discriminator, batch_stats.discriminator, pairs, noise.key_discriminator)
 
     pairs, pull_generate, (stats_e, stats_d) = jax.vjp(generate, params.encoder, params.decoder, has_aux=True)
     logits, pull_judge, stats = jax.vjp(judge, params.discriminator, pairs, has_aux=True)
@@ -106,7 +109,7 @@ def game_gradients(
     for penalty in penalties:
         added, pull_penalty, more = jax.vjp(
             lambda v, p, penalty=penalty: penalty(
-                ali, variables._replace(params=v), p, noise.key, jnp.asarray(step)
+                ali, variables._replace(params=v), p, noise.key_penalties, jnp.asarray(step)
             ),
             params,
             pairs,
@@ -198,16 +201,35 @@ def _schedule(rate: float, config: Config) -> float | optax.Schedule:
 
 
 def make_penalties(config: Config) -> tuple[Penalty, ...]:
-    """Make the penalties that `config.penalties` switches on, with their arguments filled in."""
+    """Make the penalties of `config.penalties` that have a positive weight, with their arguments filled in.
+
+    A negative number stands for "not given". `num_steps` is the config's.
+
+    Raises:
+      ValueError: there is no such penalty, or it has no such argument.
+    """
+    known = {
+        k: f
+        for k, f in inspect.getmembers(penalties, inspect.isfunction)
+        if f.__module__ == penalties.__name__
+    }
     made = []
-    if config.penalties.r1.gamma > 0:
-        r1 = config.penalties.r1
-        options = {"gamma": r1.gamma, "at": r1.at, "num_steps": config.num_steps}
-        if r1.gamma_z >= 0:
-            options["gamma_z"] = r1.gamma_z
-        if r1.gamma_final > 0:
-            options["gamma_final"] = r1.gamma_final
-        made.append(partial(penalties.r1, **options))
+    for name, section in config.penalties.items():
+        if name not in known:
+            raise ValueError(f"config.penalties.{name}: ali_jax.penalties has {', '.join(known)}.")
+        accepted = [
+            p.name for p in inspect.signature(known[name]).parameters.values() if p.kind is p.KEYWORD_ONLY
+        ]
+        options = {k: None if isinstance(v, float) and v < 0 else v for k, v in section.items()}
+        for option in options:
+            if option not in accepted:
+                raise ValueError(
+                    f"config.penalties.{name}.{option}: its arguments are {', '.join(accepted)}."
+                )
+        if "num_steps" in accepted:
+            options["num_steps"] = config.num_steps
+        if any((options.get(weight) or 0) > 0 for weight in WEIGHTS):
+            made.append(partial(known[name], **options))
     return tuple(made)
 
 
@@ -221,10 +243,10 @@ def init_state(
       tx: over `Networks` of parameters, from `make_optimizer` or `optax.multi_transform`.
       key: the run's PRNG key.
       batch: data to initialise from, as `model.init` takes them.
-      ema: whether an exponential moving average of the parameters is kept.
+      ema: whether an exponential moving average of the variables is kept.
     """
     variables = model.init(ali, jax.random.fold_in(key, 2**31 - 1), batch.x, batch.y)
-    average = jax.tree.map(jnp.copy, variables.params) if ema else None
+    average = jax.tree.map(jnp.copy, variables) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), key, variables, average, tx.init(variables.params))
 
 
@@ -247,7 +269,7 @@ def train_step(
       ali, tx, loss, penalties: the game; see `game_gradients`.
       state: from `init_state`.
       batch: this step's data, or in a named axis this device's share of them.
-      ema_decay: of the averaged parameters, where the state has them: min(ema_decay, (1 + t) / (10 + t)).
+      ema_decay: of the averaged variables, where the state has them: min(ema_decay, (1 + t) / (10 + t)).
       axis_name: the named axis to average over, under `jax.pmap`, `jax.shard_map(..., check_vma=False)` or
         `jax.vmap`; None in a single program.
       gradient: see `game_gradients`.
@@ -275,12 +297,13 @@ def train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.variables.params)
     params: Any = optax.apply_updates(state.variables.params, updates)
+    variables = Variables(params, aux.batch_stats)
     step = state.step + 1
     ema: Any = state.ema
     if ema is not None:
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-        ema = optax.incremental_update(params, ema, 1 - decay)
-    return TrainState(step, state.key, Variables(params, aux.batch_stats), ema, opt_state), metrics
+        ema = optax.incremental_update(variables, ema, 1 - decay)
+    return TrainState(step, state.key, variables, ema, opt_state), metrics
 
 
 def _check_axis(ali: ALI, batch_stats: Networks[PyTree], axis_name: str) -> None:
@@ -368,22 +391,25 @@ def make_train_step(
                 jax.block_until_ready(more)
         return state, compiled_summary(metrics)
 
-    if parallel == "pmap":
-        mapped = jax.pmap(
-            lambda state, data, device: all_at_once(state, data),
-            AXIS,
-            in_axes=(None, None, 0),
-            out_axes=None,
-            devices=list(mesh.devices.flat),
+    def compiled_for_devices(function: Callable) -> Callable:
+        if parallel == "pmap":
+            mapped = jax.pmap(
+                lambda _, *args: function(*args),
+                AXIS,
+                in_axes=(0, *(None,) * len(inspect.signature(function).parameters)),
+                out_axes=None,
+                donate_argnums=1,
+                devices=list(mesh.devices.flat),
+            )
+            return partial(mapped, np.arange(mesh.size))
+        return jax.jit(
+            function,
+            donate_argnums=0,
+            out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None,
+            compiler_options=convolutions.compiler_options(platform),
         )
-        return lambda state, data: mapped(state, data, np.arange(mesh.size))
-    jit = partial(
-        jax.jit,
-        donate_argnums=0,
-        out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None,
-        compiler_options=convolutions.compiler_options(platform),
-    )
-    compiled_one, compiled = jit(one), jit(all_at_once)
+
+    compiled_one, compiled = compiled_for_devices(one), compiled_for_devices(all_at_once)
     compiled_summary = jax.jit(lambda m: _summarise(jax.tree.map(lambda *v: jnp.stack(v), *m)))
 
     def call(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:

@@ -48,7 +48,9 @@ class Noise(NamedTuple):
 
     z: Array  # [B, Z] ~ N(0, I), the prior draw
     epsilon: Array  # [B, Z] ~ N(0, I), the encoder's noise
-    key: Array  # dropout masks, and whatever penalties draw
+    key_generator: Array  # the encoder's and decoder's own random streams
+    key_discriminator: Array  # dropout masks of D, the same for both players
+    key_penalties: Array  # whatever penalties draw
 
 
 class Pairs(NamedTuple):
@@ -81,7 +83,7 @@ class TrainState(NamedTuple):
     step: Array  # [] int32, updates done
     key: Array  # [2] uint32, the run's key; the key of step i is fold_in(key, i)
     variables: Variables
-    ema: Networks[PyTree] | None  # exponential moving average of the parameters, or None
+    ema: Variables | None  # exponential moving average of the variables, or None
     opt_state: PyTree
 
 

@@ -28,6 +28,15 @@ def check_same_run(config: Config, workdir: Path) -> None:
         raise ValueError(f"{workdir} holds a run of another config: {keys}. Choose another --workdir.")
 
 
+def with_known_shape(config: Config, workdir: Path) -> Config:
+    """Return the config with the shape of the data that the run in a folder found, where it states none."""
+    if config.dataset.shape or not (workdir / "config.json").exists():
+        return config
+    config = config.copy_and_resolve_references()
+    config.dataset.shape = read_config(workdir).dataset.shape
+    return config
+
+
 def read_config(workdir: Path) -> Config:
     """Read the config of the run in a folder.
 
@@ -63,6 +72,15 @@ def check_writable(workdir: Path) -> None:
         raise RunError(f"{nearest} is no folder, so that {workdir} cannot be the --workdir.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise RunError(f"{nearest} cannot be written: choose another --workdir.")
+
+
+@contextlib.contextmanager
+def under_way() -> Iterator[None]:
+    """Make RunErrors of ValueErrors: where all input has proved good, what fails is no wrong use."""
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -62,12 +62,12 @@ class Records:
 
     def scalars(self, step: int, values: Mapping[str, float], **only_events: float | None) -> None:
         """Append a row; `only_events` go to TensorBoard alone, such as what differs from run to run."""
-        row = {"step": step, **{key: _json_number(value) for key, value in values.items()}}
+        row = {"step": step, **json_numbers(values)}
         self.rows.append(row)
         self._file.write(_line(row))
         self._file.flush()
         for key, value in {**values, **only_events}.items():
-            if value is not None:
+            if value is not None and math.isfinite(value):
                 self._events.add_scalar(key, value, step)
         self._events.flush()
 
@@ -164,9 +164,9 @@ def _rate(images_per_second: float | None) -> str:
     return "" if images_per_second is None else f"{images_per_second:.0f} images/s  "
 
 
-def _json_number(value: float) -> float | None:
-    """Return a number, or None for what JSON cannot say: infinities and NaN."""
-    return float(value) if math.isfinite(value) else None
+def json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the numbers with None for what JSON cannot say: infinities and NaN."""
+    return {key: float(value) if math.isfinite(value) else None for key, value in values.items()}
 
 
 def _line(row: Row) -> str:

@@ -3,9 +3,10 @@
     python -m ali_jax.main --config experiments/cifar10.py --workdir runs/cifar10
 
 The images come from TensorFlow Datasets (`python -m ali_jax.data.prepare cifar10`) or, with
---config.dataset.path, from an .npz; the last 5,000 of the training images are held out. `cifar10.py:paper`
-has the paper's dropout in D(x), 0.5 on the input of layers 2 to 5. In the code, whose networks gave the
-published numbers, an index slip moved it: layer 3 has it between convolution and maxout, layer 4 has none.
+--config.dataset.path, from an .npz; the training images after the first 45,000 are held out. An .npz that has
+no more than 45,000 is taken by its own train and test parts. `cifar10.py:paper` has the paper's dropout in
+D(x), 0.5 on the input of layers 2 to 5. In the code, whose networks gave the published numbers, an index slip
+moved it: layer 3 has it between convolution and maxout, layer 4 has none.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""ALI on your own images: convolutional networks that follow their size, with the stable recipe.
+"""ALI on your own images: convolutional networks that follow their size, with `config.stable_recipe`.
 
     python -m ali_jax.main --config experiments/images.py --workdir runs/mine --config.dataset.path=DIR
 
@@ -13,8 +13,9 @@ from ali_jax import config as defaults
 
 
 def get_config(shape: str = "") -> ConfigDict:
-    """Return the configuration, for a shape such as "64" or "28x1", or for that of the data."""
+    """Return the configuration, for a shape such as "64" or "32x1", or for that of the data."""
     config = defaults.base()
+    defaults.stable_recipe(config)
     config.batch_size = 64
     config.num_steps = 20_000
     config.steps_per_call = 50
@@ -22,7 +23,6 @@ def get_config(shape: str = "") -> ConfigDict:
     config.checkpoint_every = 500
     config.evaluate_every = 2_000
     config.latent_dim = 64
-    config.ema_decay = 0.999
 
     config.dataset.name = "images"
     if shape:
@@ -34,26 +34,11 @@ def get_config(shape: str = "") -> ConfigDict:
         config.dataset.shape = (int(size), int(size), int(channels or 3))
 
     config.encoder.width = config.discriminator.width = config.decoder.width = 32
-    config.encoder.activation = config.decoder.activation = "relu"
-    config.encoder.log_sigma_clip = (-6.0, 0.5)
-    config.encoder.log_sigma_bias = -1.0
-    config.encoder.log_sigma_init = 0.1
     config.discriminator.z_layers = (256, 256)
-    config.discriminator.z_bias = True
     config.discriminator.joint_layers = (512,)
-    config.discriminator.slope = 0.2
-    config.discriminator.x_batch_norm = (False,)
-    config.encoder.batch_norm = config.decoder.batch_norm = (False,)
-    config.encoder.center = config.discriminator.center = True
-    config.encoder.init_std = config.decoder.init_std = config.discriminator.init_std = 0.0  # He
 
-    config.penalties.r1.gamma = 1.0
-    config.penalties.r1.gamma_final = 0.1
     config.optimizer.generator.learning_rate = 3e-4
     config.optimizer.discriminator.learning_rate = 4e-4
-    for adam in (config.optimizer.generator, config.optimizer.discriminator):
-        adam.b1 = 0.0
-        adam.b2 = 0.99
     config.optimizer.constant_fraction = 0.5
     config.optimizer.final_fraction = 0.05
 

@@ -4,7 +4,8 @@
 
 The 531,131 images come from TensorFlow Datasets (`python -m ali_jax.data.prepare svhn_cropped`) or, with
 --config.dataset.path, from a folder with the original .mat files or an .npz. Pictures and evaluations use
-the `train` split, as the authors' scripts do.
+the `train` split, as the authors' scripts do. 100 epochs are 531,131 updates of a stream without partial
+batches; the authors' 531,200 count the last, partial batch of each epoch.
 """
 
 from ml_collections import ConfigDict

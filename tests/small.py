@@ -32,7 +32,10 @@ def narrow(config: ConfigDict, maps: int = 4) -> ConfigDict:
     pieces = config.discriminator.pieces if config.discriminator.activation == "maxout" else 1
 
     def cut(layers: tuple, by: int = 1) -> tuple:
-        return tuple(maps * by if isinstance(la, int) else (*la[:2], maps * by, *la[3:]) for la in layers)
+        most = maps * by
+        return tuple(
+            min(la, most) if isinstance(la, int) else (*la[:2], min(la[2], most), *la[3:]) for la in layers
+        )
 
     for network in (config.encoder, config.decoder):
         network.layers = cut(network.layers)
@@ -45,13 +48,13 @@ def narrow(config: ConfigDict, maps: int = 4) -> ConfigDict:
 
 
 def game(
-    name: str, *, batch_size: int = 4, edit: Callable | None = None, **build
+    name: str, *, batch_size: int = 4, maps: int = 4, edit: Callable | None = None, **build
 ) -> tuple[ALI, ConfigDict, Batch]:
     """Return the narrow networks of an experiment, its config and a batch of random data."""
-    config = narrow(experiment(name))
+    config = narrow(experiment(name), maps)
     if edit is not None:
         edit(config)
-    ali = networks.build(config, **build)
+    ali = networks.build(config, platform="cpu", **build)
     x = jax.random.uniform(jax.random.PRNGKey(1), (batch_size, *config.dataset.shape))
     return ali, config, Batch(x)
 

@@ -10,7 +10,7 @@ import small
 
 LAYERS = [
     ["types", "config"],
-    ["convolutions", "losses", "penalties", "workdir", "command"],
+    ["bits", "convolutions", "losses", "penalties", "workdir", "command"],
     ["layers"],
     ["networks", "data", "metrics", "figures"],
     ["model"],

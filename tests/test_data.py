@@ -120,6 +120,14 @@ class TestNames:
         with pytest.raises(DataError, match="celeb_a, cifar10, digits"):
             data.load(name)
 
+    def test_images_of_ones_own_need_a_path(self):
+        with pytest.raises(DataError, match=r"^give your images: --config.dataset.path=DIR or an .npz$"):
+            data.load("images")
+
+    def test_conditions_are_refused_where_there_are_no_attributes(self):
+        with pytest.raises(DataError, match="conditional is set, but digits has no attributes: leave it off"):
+            data.load("digits", conditional=True)
+
     def test_scale_is_refused_for_images(self):
         with pytest.raises(DataError, match="scale is 2"):
             data.load("digits", scale=2.0)
@@ -156,11 +164,38 @@ class TestSplits:
         with pytest.raises(DataError, match=message):
             select(TEN, text)
 
-    def test_a_file_of_ones_own_has_train_and_test_whatever_the_experiment_names(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("train", "test"),
+        [
+            ("extra", "train"),  # as SVHN
+            ("train", "validation"),  # as CelebA
+            ("train[:45000]", "train[45000:]"),  # as CIFAR-10; of six rows none is left to test on
+            ("train", "train"),
+            ("train[:3]+extra", "test"),
+        ],
+    )
+    def test_files_without_the_splits_that_are_named_have_train_and_test(self, tmp_path, train, test):
         arrays = save_npz(tmp_path / "a.npz")
-        dataset = data.load("", path=str(tmp_path / "a.npz"), train_split="extra", test_split="train")
-        np.testing.assert_array_equal(dataset.train.rows(np.arange(2)).x, arrays["train_image"][:2])
-        np.testing.assert_array_equal(dataset.test.rows(np.arange(2)).x, arrays["test_image"][:2])
+        dataset = data.load("", path=str(tmp_path / "a.npz"), train_split=train, test_split=test)
+        assert dataset.splits == ("train", "test")
+        np.testing.assert_array_equal(dataset.train.rows(np.arange(6)).x, arrays["train_image"])
+        np.testing.assert_array_equal(dataset.test.rows(np.arange(3)).x, arrays["test_image"])
+
+    def test_files_are_sliced_as_the_splits_say(self, tmp_path):
+        arrays = save_npz(tmp_path / "a.npz")
+        dataset = data.load("", path=str(tmp_path / "a.npz"), train_split="train[:4]", test_split="train[4:]")
+        assert dataset.splits == ("train[:4]", "train[4:]")
+        np.testing.assert_array_equal(dataset.train.rows(np.arange(4)).x, arrays["train_image"][:4])
+        np.testing.assert_array_equal(dataset.test.rows(np.arange(2)).label, [4, 5])
+        for i in range(20):
+            save_image(tmp_path / "folder" / f"{i}.png", np.full((8, 8), i, np.uint8))
+        swapped = data.load("", path=str(tmp_path / "folder"), train_split="test", test_split="train[:50%]")
+        assert (len(swapped.train), len(swapped.test)) == (2, 9)
+
+    def test_a_data_set_says_which_splits_it_holds(self):
+        dataset = data.load("digits", train_split="train[:9]", test_split="train[9:]")
+        assert (len(dataset.train), dataset.splits) == (9, ("train[:9]", "train[9:]"))
+        assert data.load("ring").splits == ("train", "test")
 
     def test_stratified_holds_out_every_class_in_proportion(self):
         label = np.repeat([0, 1, 2], [50, 30, 20])
@@ -278,21 +313,44 @@ class TestFolder:
             save_image(tmp_path / "all" / f"{i}.png", pixels(1)[0])
         assert data.load("", path=str(tmp_path)).num_classes == 0
 
+    def test_a_tenth_is_held_out_but_two_at_least(self, tmp_path):
+        for i in range(4):
+            save_image(tmp_path / f"{i}.png", pixels(1)[0])
+        assert [len(split) for split in data.load("", path=str(tmp_path))[1:3]] == [2, 2]
+        for i in range(4, 30):
+            save_image(tmp_path / f"{i}.png", pixels(1)[0])
+        assert [len(split) for split in data.load("", path=str(tmp_path))[1:3]] == [27, 3]
+
+    def test_photographs_stand_upright(self, tmp_path):
+        top_dark = np.repeat(np.array([0, 0, 255, 255], np.uint8).repeat(2)[:, None], 8, axis=1)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # "the first row is the right side": the viewer turns it clockwise
+        lying = Image.fromarray(np.rot90(top_dark))
+        for i in range(4):
+            lying.save(tmp_path / f"{i}.png", exif=exif)
+        x = data.load("", path=str(tmp_path)).train.rows(np.arange(1)).x[0, ..., 0]
+        np.testing.assert_array_equal(x, top_dark)
+
+    def test_damaged_metadata_leave_the_pixels(self, tmp_path):
+        for i in range(4):
+            Image.new("L", (8, 8), 7).save(tmp_path / f"{i}.png", exif=b"Exif\0\0no header")
+        assert (data.load("", path=str(tmp_path)).train.rows(np.arange(1)).x == 7).all()
+
     @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "gif", "jpg", "webp"])
     def test_formats(self, tmp_path, suffix):
         ramp = np.stack(np.meshgrid(np.arange(8) * 30, np.arange(8) * 30, [128], indexing="ij"), -1)[:, :, 0]
-        for i in range(2):
+        for i in range(4):
             save_image(tmp_path / f"{i}.{suffix.upper()}", ramp.astype(np.uint8))
         x = data.load("", path=str(tmp_path)).train.rows(np.arange(1)).x[0].astype(int)
         assert x.shape == (8, 8, 3)
         assert np.abs(x - ramp).mean() < 12  # the lossy ones; a permutation of channels is off by 50
 
     def test_grey_images_keep_one_channel_unless_others_have_colours(self, tmp_path):
-        grey = pixels(2, channels=1)[..., 0]
-        save_image(tmp_path / "a" / "0.png", grey[0])
-        save_image(tmp_path / "a" / "1.png", grey[1])
+        grey = pixels(4, channels=1)[..., 0]
+        for i in range(4):
+            save_image(tmp_path / "a" / f"{i}.png", grey[i])
         assert data.load("", path=str(tmp_path / "a")).train.shape == (8, 8, 1)
-        save_image(tmp_path / "a" / "2.png", pixels(1)[0])
+        save_image(tmp_path / "a" / "4.png", pixels(1)[0])
         dataset = data.load("", path=str(tmp_path / "a"))
         rows = np.concatenate([s.rows(np.arange(len(s))).x for s in (dataset.train, dataset.test)])
         assert any((x == grey[0][..., None]).all() for x in rows)
@@ -304,7 +362,7 @@ class TestFolder:
         monkeypatch.setattr(files, "EAGER_BYTES", 0)
         lazy = data.load("", path=str(tmp_path))
         assert isinstance(lazy.train, data.SourceSplit)
-        assert lazy.train.nbytes == 4 * 8 * 8 * 3
+        assert lazy.train.nbytes == 3 * 8 * 8 * 3
         index = np.array([2, 0])
         np.testing.assert_array_equal(lazy.train.rows(index).x, eager.train.rows(index).x)
         for path in tmp_path.glob("*.png"):
@@ -320,20 +378,20 @@ class TestFolder:
             return tmp_path / name
 
         refuse(folder("empty"), "no images")
-        refuse(folder("single", pixels(1)[0]), "only one image")
-        refuse(folder("mixed", pixels(1)[0], pixels(1)[0], pixels(1, 4)[0]), "2.png is 4x4", "8x8", "0.png")
-        refuse(folder("oblong", pixels(1)[0][:5], pixels(1)[0][:5]), "0.png is 8x5", "square")
-        broken = folder("broken", pixels(1)[0], pixels(1)[0])
+        refuse(folder("few", *pixels(3)), "too few images (3)")
+        refuse(folder("mixed", *pixels(3), pixels(1, 4)[0]), "3.png is 4x4", "8x8", "0.png")
+        refuse(folder("oblong", *pixels(4)[:, :5]), "0.png is 8x5", "square")
+        broken = folder("broken", *pixels(4))
         (broken / "1.png").write_bytes(b"not a png")
         refuse(broken, "1.png: not a readable image")
-        cut = folder("cut", pixels(1, 32)[0], pixels(1, 32)[0])
+        cut = folder("cut", *pixels(4, 32))
         (cut / "0.png").write_bytes((cut / "0.png").read_bytes()[:200])
         refuse(cut, "0.png: not a readable image")
         half = folder("half/train", pixels(1)[0]).parent
         refuse(half, "none named test")
 
     def test_decompression_bomb(self, tmp_path, monkeypatch):
-        for i in range(2):
+        for i in range(4):
             save_image(tmp_path / "bomb" / f"{i}.png", pixels(1)[0])
         monkeypatch.setattr(images, "MAX_PIXELS", 63)
         refuse(tmp_path / "bomb", "0.png: too large (8x8 pixels)")
@@ -436,6 +494,45 @@ def prepared(tmp_path_factory):
     return folder
 
 
+class TinyFaces(tensorflow_datasets.core.GeneratorBasedBuilder):
+    """A few images with CelebA's features."""
+
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+    FACE = pixels(1, 218)[0][:, :178]
+
+    def _info(self):
+        features = tensorflow_datasets.features
+        attributes = dict.fromkeys(tfds.CELEBA_ATTRIBUTES, np.bool_)
+        image = features.Image(shape=(218, 178, 3), encoding_format="png")
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self, features=features.FeaturesDict({"image": image, "attributes": attributes})
+        )
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples() for name in ("train", "validation")}
+
+    def _generate_examples(self):
+        for i in range(4):
+            file = io.BytesIO()
+            Image.fromarray(self.FACE).save(file, "PNG")
+            file.seek(0)
+            yield (
+                i,
+                {
+                    "image": file,
+                    "attributes": {name: name in ("Male", "Young") for name in tfds.CELEBA_ATTRIBUTES},
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    tensorflow_datasets.disable_progress_bar()
+    builder = TinyFaces(data_dir=str(tmp_path_factory.mktemp("faces")), file_format="array_record")
+    builder.download_and_prepare()
+    return builder
+
+
 class TestTFDS:
     def test_reads_without_tensorflow(self, prepared, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorflow", None)  # its import fails
@@ -483,14 +580,18 @@ class TestTFDS:
         assert len(tfds.CELEBA_ATTRIBUTES) == 40
         assert tfds.CELEBA_ATTRIBUTES.index("Male") == 20  # column 21 of list_attr_celeba.txt
 
-    def test_celeba_record_becomes_crop_and_attributes(self):
-        file = io.BytesIO()
-        face = pixels(1, 218)[0][:, :178]
-        Image.fromarray(face).save(file, "PNG")
-        has = {name: name in ("Male", "Young") for name in tfds.CELEBA_ATTRIBUTES}
-        row = tfds._decode_celeba({"image": file.getvalue(), "attributes": has})
-        np.testing.assert_array_equal(row.x, images.crop_celeba(Image.fromarray(face)))
-        np.testing.assert_array_equal(np.flatnonzero(row.y), [20, 39])
+    @pytest.mark.parametrize("conditional", [False, True])
+    def test_celeba_is_cropped_and_has_its_attributes_only_where_asked(self, faces, monkeypatch, conditional):
+        monkeypatch.setattr(tfds, "find", lambda name, directory: faces)
+        dataset = data.load("celeb_a", test_split="validation", conditional=conditional)
+        batch = dataset.test.rows(np.arange(2))
+        np.testing.assert_array_equal(batch.x[1], images.crop_celeba(Image.fromarray(TinyFaces.FACE)))
+        if conditional:
+            assert dataset.attributes == tfds.CELEBA_ATTRIBUTES
+            np.testing.assert_array_equal(np.flatnonzero(batch.y[1]), [20, 39])
+        else:
+            assert batch.y is None
+            assert dataset.attributes == ()
 
 
 class TestPrepare:

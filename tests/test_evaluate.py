@@ -12,6 +12,7 @@ import pytest
 from ali_jax import data, evaluate
 from ali_jax.config import base
 from ali_jax.data import ArraySplit, Dataset
+from ali_jax.networks import Encoder
 from ali_jax.types import Networks, Variables
 
 SIGMA = 0.1
@@ -121,6 +122,12 @@ def faces():
     return Dataset("faces", *splits, scale=255.0, attributes=("Bald", "Young"))
 
 
+@pytest.fixture(scope="module")
+def lonely(faces):
+    """Give a data set with one test image."""
+    return faces._replace(test=faces.test.part(0, 1))
+
+
 def test_a_lossless_code_reconstructs_up_to_its_noise(digits, key):
     found = evaluate.reconstruction_error(*copier(digits), key, digits).scalars
     x = digits.test.x / 16
@@ -142,7 +149,21 @@ def test_a_lossless_code_probes_as_its_pixels_do(digits, key):
         found["knn_accuracy"], abs=0.003
     )  # a rotation of pixels
     assert 0.9 < found["linear_probe_accuracy_pca"] < 1
-    assert (found["n_train"], found["n_test"]) == (1400, 397)
+    assert (found["n_train_labelled"], found["n_test_labelled"]) == (1400, 397)
+
+
+def test_controls_are_what_the_weights_have_no_part_in(digits, key):
+    ali, variables = copier(digits)
+    other = jax.tree.map(lambda array: 0.5 + 0 * array, variables)
+    for name in ("probes", "class_balance", "reconstruction_error", "posterior", "memorisation"):
+        a, b = (evaluate.named(name)(ali, held, key, digits).scalars for held in (variables, other))
+        controls = {scalar for scalar in a if evaluate.is_control(scalar)}
+        assert {scalar for scalar in controls if a[scalar] != b[scalar]} == set()
+        assert controls >= {scalar for scalar in a if scalar.startswith("n_")}
+        if name == "probes":
+            assert a.keys() - controls == {"knn_accuracy", "linear_probe_accuracy"}
+    assert evaluate.is_control("reconstruction_mse_random_pair")
+    assert not evaluate.is_control("reconstruction_mse_sampled")
 
 
 def test_recalled_training_data_are_balanced_kept_by_copies_and_found_out(digits, key):
@@ -239,7 +260,8 @@ def test_a_large_split_is_thinned_evenly(digits, key, monkeypatch):
 def test_unlabelled_rows_take_no_part_in_probes(digits, key):
     label = np.where(np.arange(1400) < 700, digits.train.label, -1)
     partly = digits._replace(train=ArraySplit(digits.train.x, None, label, 10))
-    assert evaluate.probes(*copier(partly), key, partly).scalars["n_train"] == 700
+    assert evaluate.probes(*copier(partly), key, partly).scalars["n_train_labelled"] == 700
+    assert evaluate.memorisation(*copier(partly), key, partly).scalars["n_train"] == 1400
 
 
 def test_the_module_is_the_registry():
@@ -278,12 +300,14 @@ def test_options_of_evaluators_are_keys_of_the_config():
         ("interpolations", "mixture", "'interpolations' needs images, and the data set 'mixture'"),
         ("probes", "faces", "'probes' needs labels"),
         ("class_balance", "faces", "'class_balance' needs labels"),
+        ("interpolations", "lonely", "'interpolations' needs two test rows or more, .*test rows: 1"),
+        ("reconstruction_error", "lonely", "'reconstruction_error' needs two test rows or more"),
     ],
 )
 def test_an_evaluator_that_does_not_apply_says_so(name, dataset, message, request, key):
     dataset = request.getfixturevalue(dataset)
     with pytest.raises(ValueError, match=message):
-        evaluate.check_applicable(name, dataset)
+        evaluate.check_applicable(name, dataset, copier(dataset)[0])
     with pytest.raises(ValueError, match=message):
         evaluate.named(name)(*copier(dataset), key, dataset)
 
@@ -297,5 +321,9 @@ def test_an_encoder_that_is_no_gaussian_has_no_posterior(digits, key):
             return epsilon
 
     ali, variables = copier(digits)
-    with pytest.raises(ValueError, match="posterior"):
-        evaluate.posterior(ali._replace(encoder=Code()), variables, key, digits)
+    evaluate.check_applicable("posterior", digits, ali)
+    for encoder in (Code(), Encoder(64, (8,), posterior="noise")):
+        with pytest.raises(ValueError, match="'posterior' needs a Gaussian encoder"):
+            evaluate.check_applicable("posterior", digits, ali._replace(encoder=encoder))
+        with pytest.raises(ValueError, match="'posterior' needs a Gaussian encoder"):
+            evaluate.posterior(ali._replace(encoder=encoder), variables, key, digits)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 from small import experiment
 from test_checkpoint import assert_same_bits, damage
 
@@ -134,6 +135,34 @@ def test_calls_of_another_length_and_a_longer_run_follow_the_same_path(tmp_path)
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
+def test_a_run_that_goes_on_has_no_summary_until_its_end(tmp_path, monkeypatch):
+    unstated = {"evaluators": (), "dataset__shape": ()}
+    assert loop.run(tiny(num_steps=10, **unstated), tmp_path) == 0
+    assert (tmp_path / "summary.json").exists()
+    with monkeypatch.context() as patch:
+        signalling(patch, 20, signal.SIGTERM)
+        assert loop.run(tiny(**unstated), tmp_path) == 143
+    assert not (tmp_path / "summary.json").exists()
+    assert workdir.read_config(tmp_path).dataset.shape == (8, 8, 1)
+
+
+def test_evaluations_use_the_averaged_parameters_and_show_the_raw_beside():
+    the_game = game.prepare(tiny())
+    state = game.initial_state(the_game)
+    average = jax.tree.map(lambda leaf: 3 * leaf + 0.1, state.variables)
+
+    def error(variables, ema=None, **options) -> dict[str, float]:
+        held = state._replace(variables=variables, ema=ema)
+        return game.evaluate(the_game, held, "reconstruction_error", **options).scalars
+
+    raw, averaged = error(state.variables), error(average)
+    assert raw["reconstruction_mse"] != averaged["reconstruction_mse"]
+    assert error(state.variables, average) == averaged
+    beside = {f"raw/{key}": raw[key] for key in ("reconstruction_mse", "reconstruction_mse_sampled")}
+    assert error(state.variables, average, raw_beside=True) == {**averaged, **beside}
+    assert error(state.variables, raw_beside=True) == raw
+
+
 def test_a_finished_run_is_left_as_it_is(whole, capsys):
     before = contents(whole)
     assert loop.run(tiny(log_every=30), whole) == 0
@@ -214,10 +243,29 @@ def test_several_hosts_must_be_given_a_batch_that_divides():
         game.make_mesh(100, devices)
 
 
+def test_a_mistake_that_shows_on_the_way_is_no_wrong_use(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("an image changed")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    with pytest.raises(workdir.RunError, match="an image changed"):
+        loop.run(tiny(num_steps=10), tmp_path)
+
+
+def test_a_run_says_what_trains_and_what_tests(tmp_path, capsys):
+    config = tiny(num_steps=1, dataset__train_split="train[:900]", dataset__test_split="train[900:]")
+    assert loop.run(config, tmp_path) == 0
+    wanted = "digits trains on 900 rows (train[:900]) and tests on 500 rows (train[900:]).\n"
+    assert wanted in capsys.readouterr().err
+
+
 def test_bad_input_makes_no_folder(tmp_path):
     refused = (
         {"encoder__name": "Encodr"},
         {"evaluators": ("modes",)},
+        {"evaluators": ("posterior",), "encoder__posterior": "noise"},
+        {"evaluators": ("reconstruction_error",), "dataset__test_split": "test[:1]"},
+        {"dataset__conditional": True},
         {"dataset__name": "digit"},
         {"discriminator__x_batch_norm": (True,), "penalties__r1__gamma": 1.0},
         {"dataset__shape": (9, 9, 1)},
@@ -227,3 +275,22 @@ def test_bad_input_makes_no_folder(tmp_path):
         with pytest.raises(ValueError, match=r"(has|have|modes|must|needs|8x8)"):
             loop.run(tiny(**changes), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_call_fetches_its_metrics_and_nothing_else(tmp_path, monkeypatch):
+    """Count arrays that become host values; on a CPU no transfer guard sees them."""
+    fetched, value = [], ArrayImpl._value
+
+    def counted(array):
+        fetched.append(array.shape)
+        return value.fget(array)
+
+    def fetches(calls: int) -> int:
+        fetched.clear()
+        at_the_end = {"log_every": 1000, "checkpoint_every": 1000, "evaluate_every": 0, "evaluators": ()}
+        assert loop.run(tiny(num_steps=10 * calls, **at_the_end), tmp_path / str(calls)) == 0
+        return len(fetched)
+
+    monkeypatch.setattr(ArrayImpl, "_value", property(counted))
+    metrics = ("loss/generator", "loss/discriminator", "accuracy/data", "accuracy/sample", "finite_steps")
+    assert fetches(8) - fetches(3) == 5 * len(metrics)

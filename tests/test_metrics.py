@@ -242,3 +242,9 @@ def test_memorisation_is_0_for_copies_and_1_for_test_data(rng):
     train, test = rng.random((2, 50, 3, 3, 1)).astype(np.float32)
     assert memorisation_ratio(train[:20], test, train) == 0
     assert memorisation_ratio(test, test, train) == 1
+
+
+def test_memorisation_says_nothing_where_test_repeats_train(rng):
+    train = rng.random((50, 3, 3, 1)).astype(np.float32)
+    for samples in (train[:20], rng.random((20, 3, 3, 1)).astype(np.float32)):
+        assert memorisation_ratio(samples, train[20:], train) == np.inf

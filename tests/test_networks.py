@@ -1,5 +1,7 @@
 """Networks: the paper's tables, their shapes and parameter counts, and what does not fit."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,10 +62,16 @@ def test_svhn_maps_have_the_sizes_of_the_papers_table():
     assert sides == [4, 10, 13, 28, 32, 32]
 
 
-def test_output_bias_starts_at_the_log_odds_of_the_mean_image(key):
-    ali, _, batch = small.game("svhn", batch_size=16)
-    params = small.init(ali, key, batch.x).params.decoder
-    bias = params["untied"]["bias"]
+@pytest.fixture(scope="module")
+def svhn():
+    """Give the initial parameters of the paper's SVHN networks, 32 maps wide, and the batch they are from."""
+    ali, _, batch = small.game("svhn", batch_size=16, maps=32, edit=lambda c: setattr(c, "latent_dim", 64))
+    return small.init(ali, jax.random.PRNGKey(0), batch.x).params, batch
+
+
+def test_output_bias_starts_at_the_log_odds_of_the_mean_image(svhn):
+    params, batch = svhn
+    bias = params.decoder["untied"]["bias"]
     assert bias.shape == (32, 32, 3)
     np.testing.assert_allclose(jax.nn.sigmoid(bias), batch.x.mean(0), rtol=1e-5)
 
@@ -74,13 +82,26 @@ def test_output_bias_of_constant_pixels_is_finite(key):
     np.testing.assert_allclose(bias, np.log(1e-7), rtol=1e-3)
 
 
-def test_initial_weights_have_the_papers_deviation(key):
-    config = small.experiment("svhn")
-    ali = networks.build(config)
-    params = jax.eval_shape(lambda: model.init(ali, key, jnp.zeros((1, 32, 32, 3)))).params
-    assert params.discriminator["z"].keys() == {"layer_0", "layer_1"}  # D(z) has no biases
-    kernel = layers.initializer(0.01)(key, (4, 4, 64, 128))
-    assert abs(float(kernel.std()) - 0.01) < 2e-4
+def test_every_initial_kernel_has_the_papers_deviation(svhn):
+    params, _ = svhn
+    kernels = [leaf for path, leaf in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"]
+    assert len(kernels) == 6 + 2 + 6 + 1 + 5 + 2 + 2 + 1  # q: mu, log sigma; p: output; D: x, z, joint, logit
+    for kernel in kernels:
+        assert abs(kernel.std() / 0.01 - 1) < 4 / (2 * kernel.size) ** 0.5
+        assert abs(kernel.mean() / 0.01) < 4 / kernel.size**0.5
+
+
+def test_discriminator_of_codes_has_no_biases_as_in_the_authors_code(svhn):
+    params, _ = svhn
+    assert params.discriminator["z"].keys() == {"layer_0", "layer_1"}
+
+
+def test_stable_recipe_has_no_batch_statistics_and_starts_with_small_posteriors(key):
+    ali, _, batch = small.game("digits")
+    variables = small.init(ali, key, batch.x)
+    assert not jax.tree.leaves(variables.batch_stats)
+    log_sigma = model.posterior(ali, variables, batch.x)[1]
+    np.testing.assert_allclose(log_sigma, -1.0, atol=0.1)
 
 
 def test_maxout_takes_the_larger_of_adjacent_channels():
@@ -88,14 +109,35 @@ def test_maxout_takes_the_larger_of_adjacent_channels():
     np.testing.assert_array_equal(layers.maxout(h, 2), [[5.0, -2.0]])
 
 
-def test_dropout_acts_on_the_input_of_each_layer_in_training_only(key):
-    stack = layers.Stack((64,), dropout=0.5, init_std=0.1)
+@pytest.mark.parametrize(
+    ("where", "values"),
+    [("dropout", {1, 2, 3, 4, 5, 6, 7}), ("dropout_after", {0, 2, 6, 10})],
+)
+def test_dropout_acts_where_it_is_set_in_every_layer_in_training_only(where, values):
+    stack = layers.Stack((200, 200), **{where: 0.5})  # each layer: the mean of two neighbours, plus 1
+    layer = {"kernel": (jnp.eye(200) + jnp.eye(200, k=1) + jnp.eye(200, k=-199)) / 2}, {"bias": jnp.ones(200)}
+    names = ("layer_0", "bias_0", "layer_1", "bias_1")
+    params = {"params": dict(zip(names, layer * 2, strict=True))}
     x = jnp.ones((4, 200))
+    first, second = (
+        stack.apply(params, x, train=True, rngs={"dropout": jax.random.PRNGKey(i)}) for i in (1, 2)
+    )
+    assert set(np.unique(first)) == values
+    assert (first != second).any()
+    assert set(np.unique(stack.apply(params, x, train=False))) == {3}
+
+
+def test_batch_norm_has_the_authors_epsilon_and_momentum(key):
+    stack = layers.Stack((3,), batch_norm=True, activation=lambda h: h)
+    x = 0.02 * jax.random.normal(key, (50, 5))  # variances of about epsilon
     variables = stack.init(key, x, train=False)
-    kept = [stack.apply(variables, x, train=True, rngs={"dropout": jax.random.PRNGKey(i)}) for i in (1, 2)]
-    still = [stack.apply(variables, x, train=False) for _ in range(2)]
-    assert not np.allclose(kept[0], kept[1])
-    np.testing.assert_array_equal(still[0], still[1])
+    variables["params"]["layer_0"]["kernel"] = jnp.eye(5, 3)
+    normalised, moved = stack.apply(variables, x, train=True, mutable=["batch_stats"])
+    mean, std = x.mean(0)[:3], jnp.sqrt(x.var(0)[:3] + 1e-4)
+    np.testing.assert_allclose(normalised, (x[:, :3] - mean[None]) / std[None], atol=1e-5)
+    averages = moved["batch_stats"]["norm_0"]
+    np.testing.assert_allclose(averages["mean"], 0.05 * mean, rtol=1e-4)
+    np.testing.assert_allclose(averages["std"], 0.95 + 0.05 * std, rtol=1e-6)
 
 
 def test_gaussian_encoder_is_mu_plus_sigma_epsilon(key):
@@ -182,7 +224,7 @@ def build_and_initialise(config, shape):
             "smaller than the layers of config.encoder",
         ),
         (edited("digits", encoder__name="Encodr"), None, "ali_jax.networks has .*Encoder"),
-        (edited("digits", encoder__activation="swish"), None, "relu, leaky_relu, maxout"),
+        (edited("digits", encoder__activation="swish"), None, r"one of relu, leaky_relu\."),
         (edited("digits", dtype="float16"), None, "float32 or bfloat16"),
         (edited("digits", discriminator__x_dropout=(0.1, 0.2, 0.3)), None, "3 values.*for 2 layers"),
         (edited("images", encoder__layers=(3,)), None, "both width and layers"),
@@ -192,6 +234,57 @@ def build_and_initialise(config, shape):
 def test_what_does_not_fit_is_refused_with_a_remedy(config, shape, message):
     with pytest.raises(ValueError, match=message):
         build_and_initialise(config, shape)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("encoder.layers", ("a",), "positive width"),
+        ("encoder.layers", ((3,),), "positive width"),
+        ("encoder.layers", (-3,), "positive width"),
+        ("encoder.layers", (True,), "positive width"),
+        ("encoder.layers", ((4, 0, 8), 8), "positive width"),
+        ("encoder.layers", ((4, 2, 8.0), 8), "positive width"),
+        ("decoder.layers", ((0, 1, 8),), "positive width"),
+        ("decoder.layers", ((4, 1, 8, -1),), "positive width"),
+        ("decoder.layers", ((4, 1, 8, 1, 1),), "positive width"),
+        ("discriminator.x_layers", ((4, 1, 0),), "positive width"),
+        ("discriminator.z_layers", ((4, 1, 8),), "positive widths"),
+        ("discriminator.joint_layers", (0,), "positive widths"),
+        ("encoder.activation", "maxout", "relu, leaky_relu"),
+        ("decoder.activation", "tanh", "relu, leaky_relu"),
+        ("discriminator.activation", "tanh", "relu, leaky_relu, maxout"),
+        ("encoder.posterior", "gausian", "gaussian, noise"),
+        ("decoder.output", "sigmoide", "sigmoid, linear"),
+        ("encoder.log_sigma_clip", (1.0,), "low < high"),
+        ("encoder.log_sigma_clip", (1.0, -1.0), "low < high"),
+        ("encoder.log_sigma_clip", ("a", "b"), "low < high"),
+        ("encoder.log_sigma_bias", float("-inf"), "finite"),
+        ("encoder.log_sigma_init", float("nan"), "finite"),
+        ("encoder.slope", float("inf"), "finite"),
+        ("decoder.init_std", -0.1, "not negative"),
+        ("encoder.batch_norm", ("x",), "True or False"),
+        ("discriminator.x_batch_norm", (1,), "True or False"),
+        ("discriminator.x_dropout", (1.5,), r"\[0, 1\)"),
+        ("discriminator.x_dropout_after", (1.0,), r"\[0, 1\)"),
+        ("discriminator.z_dropout", ("x",), r"\[0, 1\)"),
+        ("discriminator.joint_dropout", (-0.1,), r"\[0, 1\)"),
+        ("discriminator.width", -1, "not be negative"),
+        ("discriminator.pieces", 0, "must be positive"),
+    ],
+)
+def test_values_that_no_network_can_use_are_refused_by_their_key(key, value, allowed):
+    config = edited("digits", **{key: value})
+    with pytest.raises(ValueError, match=f"^{re.escape(f'config.{key} is {value!r}; ')}.*{allowed}"):
+        networks.build(config)
+
+
+def test_modules_refuse_a_posterior_and_an_output_they_do_not_know(key):
+    x = jnp.zeros((1, 4))
+    with pytest.raises(ValueError, match="posterior is 'gausian'; it must be one of gaussian, noise"):
+        networks.Encoder(2, layers=(3,), posterior="gausian").init(key, x, x[:, :2])
+    with pytest.raises(ValueError, match="output is 'sigmoide'; it must be one of sigmoid, linear"):
+        networks.Decoder((4,), layers=(3,), output="sigmoide").init(key, x[:, :2])
 
 
 def test_a_network_of_ones_own_takes_the_keys_that_are_its_fields(monkeypatch):
@@ -208,3 +301,23 @@ def test_a_network_of_ones_own_takes_the_keys_that_are_its_fields(monkeypatch):
     config.discriminator.z_layers = (3,)
     with pytest.raises(ValueError, match=r"discriminator\.z_layers is set, but Blind has no such field"):
         networks.build(config)
+
+
+def test_dropout_masks_have_their_rate_and_are_independent():
+    h = jnp.ones((64, 32, 32))
+    kept = [
+        layers.Dropout(0.2).apply({}, h, train=True, rngs={"dropout": jax.random.PRNGKey(i)}) > 0
+        for i in range(3)
+    ]
+    for mask in kept:
+        assert abs(float(mask.mean()) - 0.8) < 6 * (0.16 / h.size) ** 0.5
+    rows = jnp.stack(kept).astype(jnp.float32).reshape(3, -1) - 0.8
+    shifted = jnp.concatenate([rows, jnp.roll(rows[:1], 1, axis=1), jnp.roll(rows[:1], 32, axis=1)])
+    correlation = np.corrcoef(shifted)
+    assert np.abs(correlation - np.eye(5)).max() < 6 / h.size**0.5
+
+
+def test_dropout_keeps_the_mean():
+    h = jnp.full((100, 100), 3.0)
+    dropped = layers.Dropout(0.5).apply({}, h, train=True, rngs={"dropout": jax.random.PRNGKey(0)})
+    assert set(np.unique(dropped)) == {0.0, 6.0}

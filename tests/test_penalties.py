@@ -60,6 +60,12 @@ def test_r1_is_annealed_geometrically(held, key):
     assert value(200) == value(100)
 
 
+def test_weights_cannot_fall_to_zero(held, key):
+    ali, variables, _, _, pairs = held
+    with pytest.raises(ValueError, match="gamma_final is 0"):
+        penalties.r1(ali, variables, pairs, key, STEP, gamma=1.0, gamma_final=0)
+
+
 def test_r1_moves_the_discriminator_only_and_by_its_own_gradient(held):
     ali, variables, batch, noise, pairs = held
     penalty = train.make_penalties(small.experiment("digits"))
@@ -68,7 +74,7 @@ def test_r1_moves_the_discriminator_only_and_by_its_own_gradient(held):
 
     def term(discriminator):
         params = variables.params._replace(discriminator=discriminator)
-        added, _ = penalty[0](ali, variables._replace(params=params), pairs, noise.key, STEP)
+        added, _ = penalty[0](ali, variables._replace(params=params), pairs, noise.key_penalties, STEP)
         return added.discriminator
 
     expected = jax.grad(term)(variables.params.discriminator)
@@ -115,6 +121,30 @@ def test_a_discriminator_with_batch_norm_is_refused(key):
     pairs, _ = jax.eval_shape(lambda: model.generate(ali, *variables, batch, model.draw_noise(ali, key, 4)))
     with pytest.raises(ValueError, match="without batch norm"):
         penalties.r1(ali, variables, pairs, key, STEP, gamma=1.0)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"cycle": {"gamma": 1.0}}, "penalties.cycle: ali_jax.penalties has r1"),
+        ({"r1": {"gamma": 1.0, "gama": 3.0}}, "penalties.r1.gama: its arguments are gamma, gamma_z"),
+    ],
+)
+def test_config_penalties_that_do_not_exist_are_refused(section, message):
+    config = small.experiment("svhn").unlock()
+    config.penalties = section
+    with pytest.raises(ValueError, match=message):
+        train.make_penalties(config)
+
+
+def test_either_weight_switches_a_penalty_on(held):
+    config = small.experiment("svhn")
+    assert train.make_penalties(config) == ()
+    config.penalties.r1.gamma_z = 2.0
+    (penalty,) = train.make_penalties(config)
+    ali, variables, _, noise, pairs = held
+    added, metrics = penalty(ali, variables, pairs, noise.key_penalties, STEP)
+    np.testing.assert_allclose(added.discriminator, metrics["r1/z"], rtol=1e-6)  # 1/2 times 2
 
 
 def test_an_unknown_placement_is_refused(held, key):

@@ -40,6 +40,7 @@ def load(
     test_split: str = "test",
     seed: int = 0,
     scale: float = 1.0,
+    conditional: bool = False,
 ) -> Dataset:
     """Load a data set by its name, or from `path` where one is given.
 
@@ -47,19 +48,26 @@ def load(
         name: a public function of `ali_jax.data.sources` or a TensorFlow Datasets name; unused with `path`.
         path: an .npz file, a directory of images, or a directory of SVHN's `*_32x32.mat` files.
         directory: where TensorFlow Datasets keeps its data; empty for its default.
-        train_split: which part trains, such as `extra` or `train[:45000]`.
+        train_split: which part trains, such as `extra` or `train[:45000]`; of files see `files.load`.
         test_split: which part is held out.
         seed: of the points of synthetic data.
         scale: factor on data that are no images.
+        conditional: whether rows have y, the data's attributes.
 
     Raises:
-        DataError: the name is unknown, the data are absent, or a file is not what it should be.
+        DataError: the name is unknown, the data are absent or lack attributes that were asked for, or a file
+            is not what it should be.
     """
-    options = Options(directory, train_split, test_split, seed, scale)
+    options = Options(directory, train_split, test_split, seed, scale, conditional)
     dataset = files.load(path, options) if path else _by_name(name, options)
     if scale != 1.0 and dataset.train.dtype == np.uint8:
         raise DataError(
             f"scale is {scale:g}, but {dataset.name} holds images, which always become [0, 1]: leave it at 1"
+        )
+    if conditional and not dataset.attributes:
+        raise DataError(
+            f"config.dataset.conditional is set, but {dataset.name} has no attributes: leave it off, or take "
+            "celeb_a, which has them"
         )
     return dataset
 
@@ -73,6 +81,8 @@ def _by_name(name: str, options: Options) -> Dataset:
     functions = _functions()
     if name in functions:
         return functions[name](options)
+    if name == files.NAME:
+        raise DataError("give your images: --config.dataset.path=DIR or an .npz")
     if (builder := tfds.find(name, options.directory)) is not None:
         return tfds.load(name, builder, options)
     raise tfds.unknown(name, names())

@@ -29,6 +29,7 @@ class Options(NamedTuple):
     test_split: str = "test"
     seed: int = 0  # of synthetic points
     scale: float = 1.0  # factor on data that are no images
+    conditional: bool = False  # whether rows have y, where the data have attributes
 
 
 class Split(Protocol):
@@ -72,6 +73,7 @@ class Dataset(NamedTuple):
     modes: np.ndarray | None = None  # [K, D] centres of a mixture
     mode_std: float = 0.0  # standard deviation of each of its components
     attributes: tuple[str, ...] = ()  # names of the A columns of y
+    splits: tuple[str, str] = ("train", "test")  # which parts of the data are train and test
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from ali_jax.bits import mix
 from ali_jax.data.dataset import THREADS, Split, scaled
 from ali_jax.types import Array, Batch, PyTree
 
@@ -42,7 +43,7 @@ def shuffled_rows(words: Any, epoch: Any, offset: Any, size: int, xp: ModuleType
         xp: the array module, numpy or jax.numpy; they agree exactly.
     """
     a, b = _sides(size)
-    key = _hash(_hash(epoch ^ words[0]) ^ words[1])
+    key = mix(mix(epoch ^ words[0]) ^ words[1])
     rows = _feistel(key, offset, a, b)
     for _ in range(a * b - size):
         rows = xp.where(rows < np.uint32(size), rows, _feistel(key, rows, a, b))
@@ -60,20 +61,13 @@ def _sides(size: int) -> tuple[int, int]:
 def _feistel(key: Any, value: Any, a: int, b: int) -> Any:
     left, right = value // np.uint32(b), value % np.uint32(b)
     for i in range(0, ROUNDS, 2):
-        left = (left + _hash(right ^ (key + _round(i))) % np.uint32(a)) % np.uint32(a)
-        right = (right + _hash(left ^ (key + _round(i + 1))) % np.uint32(b)) % np.uint32(b)
+        left = (left + mix(right ^ (key + _round(i))) % np.uint32(a)) % np.uint32(a)
+        right = (right + mix(left ^ (key + _round(i + 1))) % np.uint32(b)) % np.uint32(b)
     return left * np.uint32(b) + right
 
 
 def _round(i: int) -> np.uint32:
     return np.uint32(i * 0x9E3779B9 % 2**32)  # 2^32 over the golden ratio
-
-
-def _hash(h: Any) -> Any:
-    """Mix uint32 values (Wellons' "lowbias32", a bijection in which every bit affects every other)."""
-    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    h = (h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return h ^ (h >> np.uint32(16))
 
 
 class Feed(Protocol):
@@ -150,7 +144,7 @@ class Plan(NamedTuple):
         batch = scaled(batch, self.scale)
         if not self.dequantize:
             return batch
-        key = jax.random.wrap_key_data(_hash(self.words ^ _NOISE), impl="threefry2x32")
+        key = jax.random.wrap_key_data(mix(self.words ^ _NOISE), impl="threefry2x32")
         key = jax.random.fold_in(key, step)
         key = key if shard is None else jax.random.fold_in(key, shard[0])
         noise = jax.random.uniform(key, batch.x.shape, minval=-self.dequantize, maxval=self.dequantize)

@@ -4,7 +4,7 @@ Everything that can be wrong with a file is a `DataError` that names it.
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,8 @@ IMAGE_SUFFIXES = (
 EAGER_BYTES = 2**30  # directories whose decoded images are larger are decoded when rows are asked for
 _MAT_SUFFIX = "_32x32.mat"
 PARTS = ("train", "test")  # of an .npz and of a directory of images
+NAME = "images"  # by which a config says that its data are the user's own images
+_FEWEST = 4  # images of a directory that is divided: two to train on and two to test
 
 
 class _ImageFile(NamedTuple):
@@ -45,8 +47,9 @@ class _ImageFile(NamedTuple):
 def load(path: str, options: Options) -> Dataset:
     """Load the data set at `path`; its kind follows from what is there.
 
-    An .npz and a directory of images have the parts train and test; which part of the options' name is which
-    matters to SVHN's .mat files alone.
+    An .npz and a directory of images have the parts train and test, and the options' splits are taken from
+    these if both name rows that are there and differ from each other. If not, as with SVHN's extra, train
+    trains and test tests.
 
     Raises:
         DataError: nothing is there, or something in it cannot be used.
@@ -56,18 +59,26 @@ def load(path: str, options: Options) -> Dataset:
         raise DataError(f"{root}: no such file or directory; give an .npz file or a directory of images")
     if root.is_file() and root.suffix.lower() != ".npz":
         raise DataError(f"{root}: unsupported file type; give an .npz file or a directory of images")
+    wanted = (options.train_split, options.test_split)
     if any(root.glob("*" + _MAT_SUFFIX)):
-        wanted = (options.train_split, options.test_split)
         names = list(dict.fromkeys(parse_split(split)[0] for split in wanted))
         parts = {name: _read_mat(root / (name + _MAT_SUFFIX)) for name in names}
-        train, test = (select(parts, split) for split in wanted)
     else:
-        splits = _read_npz(root, options.scale) if root.is_file() else _read_folder(root)
-        train, test = (splits[name] for name in PARTS)
+        parts = _read_npz(root, options.scale) if root.is_file() else _read_folder(root)
+        wanted = wanted if _are_there(parts, wanted) else PARTS
+    train, test = (select(parts, split) for split in wanted)
     if train.shape != test.shape:
         raise DataError(f"{root}: x is {train.shape} in train but {test.shape} in test; they must agree")
     scale = 255.0 if train.dtype == np.uint8 else 1.0
-    return Dataset(root.stem, train, test, scale, train.num_classes)
+    return Dataset(root.stem, train, test, scale, train.num_classes, splits=wanted)
+
+
+def _are_there(parts: Mapping[str, ArraySplit | SourceSplit], wanted: tuple[str, str]) -> bool:
+    """Tell whether both splits are rows of the parts, and not the same ones."""
+    try:
+        return wanted[0] != wanted[1] and all(len(select(parts, split)) for split in wanted)
+    except DataError:
+        return False
 
 
 def _read_npz(path: Path, scale: float) -> dict[str, ArraySplit]:
@@ -156,7 +167,7 @@ def _read_mat(path: Path) -> ArraySplit:
 
 
 def _read_folder(root: Path) -> dict[str, ArraySplit] | dict[str, SourceSplit]:
-    """Read a directory of images with folders train and test, or divide one directory 90 to 10."""
+    """Read a directory of images with folders train and test, or hold out a tenth of one, two at least."""
     present = [name for name in PARTS if (root / name).is_dir()]
     if present and len(present) < len(PARTS):
         absent = next(name for name in PARTS if name not in present)
@@ -168,9 +179,9 @@ def _read_folder(root: Path) -> dict[str, ArraySplit] | dict[str, SourceSplit]:
     else:
         paths = _image_paths(root)
         rows = _labelled(root, paths, _class_folders(root, paths))
-        if len(rows) < 2:
-            raise DataError(f"{root}: only one image; at least two are needed, to train and to test")
-        divided = stratified(np.array([row.label for row in rows]), max(1, len(rows) // 10))
+        if len(rows) < _FEWEST:
+            raise DataError(f"{root}: too few images ({len(rows)}); to train and to test takes {_FEWEST}")
+        divided = stratified(np.array([row.label for row in rows]), max(2, len(rows) // 10))
         parts = {name: [rows[i] for i in index] for name, index in zip(PARTS, divided, strict=True)}
     every = [row for part in parts.values() for row in part]
     shape = _common_shape([row.path for row in every])
@@ -238,7 +249,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
 
 def _decode(row: _ImageFile, shape: tuple[int, ...]) -> Batch:
     with images.opened(row.path) as image:
-        x = images.to_uint8(image, shape[-1])
+        x = images.to_uint8(images.upright(image), shape[-1])
     if x.shape != shape:
         raise DataError(f"{row.path} changed while it was used: it is {x.shape}, not {shape}")
     return host_batch(x, label=row.label)

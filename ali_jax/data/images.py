@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ali_jax.data.dataset import DataError
 
@@ -37,6 +37,14 @@ def opened(file: Path | IO[bytes], name: object = None) -> Iterator[Image.Image]
 def is_grey(image: Image.Image) -> bool:
     """Return whether the image has no colours, by its mode."""
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image turned as its EXIF orientation says, which cameras leave to the viewer."""
+    image.load()
+    with contextlib.suppress(Exception):  # damaged metadata; the pixels have been read
+        return ImageOps.exif_transpose(image)
+    return image
 
 
 def to_uint8(image: Image.Image, channels: int) -> np.ndarray:

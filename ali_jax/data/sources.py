@@ -24,7 +24,7 @@ def digits(options: Options) -> Dataset:
     rows = zip(("train", "test"), stratified(label, 397), strict=True)
     splits = {name: ArraySplit(x[index], None, label[index], 10) for name, index in rows}
     train, test = select(splits, options.train_split), select(splits, options.test_split)
-    return Dataset("digits", train, test, scale=16.0, num_classes=10)
+    return Dataset("digits", train, test, scale=16.0, num_classes=10, splits=_chosen(options))
 
 
 def mixture(options: Options) -> Dataset:
@@ -56,4 +56,8 @@ def _gaussians(name: str, means: np.ndarray, std: float, options: Options) -> Da
 
     splits = {"train": draw(0, TRAIN_POINTS), "test": draw(1, TEST_POINTS)}
     train, test = select(splits, options.train_split), select(splits, options.test_split)
-    return Dataset(name, train, test, 1.0, len(means), means.astype(np.float32), std)
+    return Dataset(name, train, test, 1.0, len(means), means.astype(np.float32), std, splits=_chosen(options))
+
+
+def _chosen(options: Options) -> tuple[str, str]:
+    return options.train_split, options.test_split

@@ -119,8 +119,8 @@ def is_prepared(builder: Any) -> bool:
 def load(name: str, builder: Any, options: Options) -> Dataset:
     """Load a prepared data set; `options` may name splits in all of TensorFlow Datasets' notation.
 
-    CelebA gets the paper's crop and its attributes as y. ImageNet's held-out split is "validation", also
-    under the name "test".
+    CelebA gets the paper's crop and, with `options.conditional`, its attributes as y. ImageNet's held-out
+    split is "validation", also under the name "test".
 
     Raises:
         DataError: the data are not prepared, or have no such split.
@@ -132,12 +132,13 @@ def load(name: str, builder: Any, options: Options) -> Dataset:
     held_out = options.test_split
     if held_out == "test" and "test" not in available and "validation" in available:
         held_out = "validation"
-    train, test = (_split(name, builder, text, shape) for text in (options.train_split, held_out))
-    attributes = CELEBA_ATTRIBUTES if name == "celeb_a" else ()
-    return Dataset(name, train, test, 255.0, train.num_classes, attributes=attributes)
+    attributes = CELEBA_ATTRIBUTES if name == "celeb_a" and options.conditional else ()
+    splits = (options.train_split, held_out)
+    train, test = (_split(name, builder, text, shape, len(attributes)) for text in splits)
+    return Dataset(name, train, test, 255.0, train.num_classes, attributes=attributes, splits=splits)
 
 
-def _split(name: str, builder: Any, text: str, shape: tuple[int, ...]) -> SourceSplit:
+def _split(name: str, builder: Any, text: str, shape: tuple[int, ...], num_attributes: int) -> SourceSplit:
     undecoded = {"image": _library().decode.SkipDecoding()}  # Pillow does it here, and says what is wrong
     try:
         with quiet():
@@ -152,7 +153,7 @@ def _split(name: str, builder: Any, text: str, shape: tuple[int, ...]) -> Source
     if not len(source):
         raise DataError(f"split {text!r} of {name} has no rows")
     if name == "celeb_a":
-        return SourceSplit(source, _decode_celeba, shape, np.dtype(np.uint8), 0, len(CELEBA_ATTRIBUTES))
+        return SourceSplit(source, _decode_celeba, shape, np.dtype(np.uint8), 0, num_attributes)
     num_classes = getattr(dict(builder.info.features.items()).get("label"), "num_classes", None) or 0
 
     def decode(record: dict[str, Any]) -> Batch:

@@ -29,7 +29,12 @@ def memorisation_ratio(samples: np.ndarray, test: np.ndarray, train: np.ndarray)
     All are [N, *X] with one X; the distance is Euclidean. About 1 for samples as far from the training
     set as unseen data are, near 0 for copies of training images.
     """
-    return median_distance(samples, train) / median_distance(test, train)
+    return distance_ratio(median_distance(samples, train), median_distance(test, train))
+
+
+def distance_ratio(samples: float, test: float) -> float:
+    """Return the samples' distance over test's; infinite where test repeats train and nothing can be said."""
+    return samples / test if test else float("inf")
 
 
 def median_distance(x: np.ndarray, train: np.ndarray) -> float:
