@@ -40,7 +40,7 @@ def describe(config: Config) -> dict[str, Any]:
     state = jax.eval_shape(init, jax.random.PRNGKey(0), batch)
     return {
         "parameters": {role: _size(params) for role, params in state.variables.params._asdict().items()},
-        "flops_per_step": flops_per_step(config, ali, state, batch),
+        "flops_per_step": float(compile_step(config, ali, state, batch).cost_analysis()["flops"]),
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
         "layers": layers(ali, state, shape),
     }
@@ -85,8 +85,8 @@ def layers(ali: ALI, state: TrainState, shape: tuple[int, ...]) -> dict[str, lis
     return found
 
 
-def flops_per_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> float:
-    """Count the operations of one training step, compiled for a CPU as one program without a loop."""
+def compile_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> Any:
+    """Compile one training step for a CPU as one program without a loop: to count, not to run."""
     step = partial(
         train.train_step,
         ali,
@@ -99,8 +99,7 @@ def flops_per_step(config: Config, ali: ALI, state: TrainState, batch: Batch) ->
     # Optimising the machine code changes no operation that is counted, and takes most of the time.
     options = {"xla_backend_optimization_level": 0}
     with jax.default_device(jax.devices("cpu")[0]):
-        costs: Any = jax.jit(step, compiler_options=options).lower(state, batch).compile().cost_analysis()
-    return float(costs["flops"])
+        return jax.jit(step, compiler_options=options).lower(state, batch).compile()
 
 
 def show(description: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from ali_jax import config as configs
 from ali_jax import data, losses, networks, train
 from ali_jax import evaluate as evaluators
 from ali_jax.config import Config
+from ali_jax.registry import public_functions
 from ali_jax.types import ALI, Array, Batch, Loss, Penalty, Report, TrainState, Variables
 
 INIT_ROWS = 500  # training rows that the networks are initialised from, as in the authors' code
@@ -140,13 +141,9 @@ def abstract_state(game: Game) -> TrainState:
 
 def named_loss(name: str) -> Loss:
     """Return the function of `ali_jax.losses` of that name; an unknown name raises a ValueError."""
-    known = {
-        key: value
-        for key, value in vars(losses).items()
-        if inspect.isfunction(value) and value.__module__ == losses.__name__ and not key.startswith("_")
-    }
+    known = public_functions(losses)
     if name not in known:
-        raise ValueError(f"config.loss is {name!r}; ali_jax.losses has {', '.join(sorted(known))}.")
+        raise ValueError(f"config.loss is {name!r}; ali_jax.losses has {', '.join(known)}.")
     return known[name]
 
 

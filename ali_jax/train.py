@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ali_jax import convolutions, model, penalties
 from ali_jax.config import Config
+from ali_jax.registry import public_functions
 from ali_jax.types import (
     ALI,
     Array,
@@ -208,11 +209,7 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
     Raises:
       ValueError: there is no such penalty, or it has no such argument.
     """
-    known = {
-        k: f
-        for k, f in inspect.getmembers(penalties, inspect.isfunction)
-        if f.__module__ == penalties.__name__
-    }
+    known = public_functions(penalties)
     made = []
     for name, section in config.penalties.items():
         if name not in known:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from ali_jax import networks, train
 from ali_jax.command import load_config, override
 from ali_jax.config import Config
-from ali_jax.game import named_loss
+from ali_jax.describe import compile_step
 from ali_jax.layers import Layer, per_layer
 from ali_jax.types import ALI, Batch, Networks, TrainState
 from benchmarks import jax_variants
@@ -119,8 +119,7 @@ def traffic(config: Config, batch_size: int) -> float:
         for network in costs
     ]
     moved = (passes[0] + passes[1] + 2 * passes[2]) * itemsize * batch_size
-    ali, state, _ = abstract_step(config, batch_size)
-    del ali
+    _, state, _ = abstract_step(config, batch_size)
     return float(moved + ADAM_BYTES * sum(leaf.size for leaf in jax.tree.leaves(state.variables.params)))
 
 
@@ -135,19 +134,7 @@ def compiled_step(config: Config, batch_size: int) -> Any:
     """Compile one step for a CPU, with native convolutions and slow machine code: to count, not to run."""
     native = config.copy_and_resolve_references()
     native.lowering = "native"
-    ali, state, batch = abstract_step(native, batch_size)
-    step = partial(
-        train.train_step,
-        ali,
-        train.make_optimizer(config),
-        named_loss(config.loss),
-        train.make_penalties(config),
-        ema_decay=config.ema_decay,
-        gradient=config.gradient,
-    )
-    options = {"xla_backend_optimization_level": 0}  # leaves the operations as they are, and is much faster
-    with jax.default_device(jax.devices("cpu")[0]):
-        return jax.jit(step, compiler_options=options).lower(state, batch).compile()
+    return compile_step(config, *abstract_step(native, batch_size))
 
 
 def measured_ceiling(dtype: str) -> Ceiling:

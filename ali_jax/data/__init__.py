@@ -4,14 +4,12 @@
 into an endless shuffled stream of batches. Nothing here downloads: `python -m ali_jax.data.prepare` does.
 """
 
-import inspect
-from collections.abc import Callable
-
 import numpy as np
 
 from ali_jax.data import files, sources, tfds
 from ali_jax.data.dataset import ArraySplit, DataError, Dataset, Options, SourceSplit, Split, scaled
 from ali_jax.data.feeds import DeviceFeed, Feed, HostFeed, make_feed, shuffled_rows
+from ali_jax.registry import public_functions
 
 __all__ = [
     "ArraySplit",
@@ -74,11 +72,11 @@ def load(
 
 def names() -> list[str]:
     """List the data sets that `load` knows by name."""
-    return sorted([*_functions(), *tfds.NAMES])
+    return sorted([*public_functions(sources), *tfds.NAMES])
 
 
 def _by_name(name: str, options: Options) -> Dataset:
-    functions = _functions()
+    functions = public_functions(sources)
     if name in functions:
         return functions[name](options)
     if name == files.NAME:
@@ -86,12 +84,3 @@ def _by_name(name: str, options: Options) -> Dataset:
     if (builder := tfds.find(name, options.directory)) is not None:
         return tfds.load(name, builder, options)
     raise tfds.unknown(name, names())
-
-
-def _functions() -> dict[str, Callable[[Options], Dataset]]:
-    """Return the registry: the public functions that are defined in `sources`."""
-    return {
-        name: function
-        for name, function in inspect.getmembers(sources, inspect.isfunction)
-        if function.__module__ == sources.__name__ and not name.startswith("_")
-    }
