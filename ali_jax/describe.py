@@ -66,7 +66,8 @@ def data_shape(config: Config) -> tuple[int, ...]:
 
 def layers(ali: ALI, state: TrainState, shape: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
     """List the layers of each network that have parameters: name, output shape of one example, parameters."""
-    x, z = jnp.zeros((1, *shape)), jnp.zeros((1, model.latent_dim(ali)))
+    rows = getattr(ali.discriminator, "packing", 1)
+    x, z = jnp.zeros((rows, *shape)), jnp.zeros((rows, model.latent_dim(ali)))
     arguments = Networks((x, z), (z,), (x, z))
     found = {}
     for role, module, inputs, params, stats in zip(
@@ -95,6 +96,7 @@ def compile_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> A
         train.make_penalties(config),
         ema_decay=config.ema_decay,
         gradient=config.gradient,
+        augment=train.make_augment(config),
     )
     # Optimising the machine code changes no operation that is counted, and takes most of the time.
     options = {"xla_backend_optimization_level": 0}
