@@ -19,7 +19,7 @@ from ali_jax import data, losses, networks, train
 from ali_jax import evaluate as evaluators
 from ali_jax.config import Config
 from ali_jax.registry import public_functions
-from ali_jax.types import ALI, Array, Batch, Loss, Penalty, Report, TrainState, Variables
+from ali_jax.types import ALI, Array, Augment, Batch, Loss, Penalty, Report, TrainState, Variables
 
 INIT_ROWS = 500  # training rows that the networks are initialised from, as in the authors' code
 
@@ -35,6 +35,7 @@ class Game(NamedTuple):
     loss: Loss
     penalties: tuple[Penalty, ...]
     first_rows: Batch  # what the networks are initialised from
+    augment: Augment | None = None  # what D sees instead of the pairs
 
     @property
     def replicated(self) -> NamedSharding:
@@ -79,11 +80,21 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
         named_loss(config.loss),
         train.make_penalties(config),
         data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.scale),
+        train.make_augment(config),
     )
     step = functools.partial(
-        train.train_step, build(), game.tx, game.loss, game.penalties, gradient=config.gradient
+        train.train_step,
+        build(),
+        game.tx,
+        game.loss,
+        game.penalties,
+        gradient=config.gradient,
+        augment=game.augment,
     )
-    jax.eval_shape(step, abstract_state(game), game.first_rows)
+    batch = jax.tree.map(
+        lambda v: jax.ShapeDtypeStruct((config.batch_size, *v.shape[1:]), v.dtype), game.first_rows
+    )
+    jax.eval_shape(step, abstract_state(game), batch)
     return game
 
 

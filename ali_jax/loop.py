@@ -253,6 +253,7 @@ def _make_call(game: Game, feed: data.Feed, steps: int) -> Any:
         parallel=config.parallel,
         ema_decay=config.ema_decay,
         gradient=config.gradient,
+        augment=game.augment,
     )
 
 
