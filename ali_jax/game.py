@@ -20,7 +20,7 @@ from ali_jax import checkpoint, data, networks, population, train
 from ali_jax import config as configs
 from ali_jax import evaluate as evaluators
 from ali_jax.config import Config
-from ali_jax.types import ALI, Array, Batch, Loss, Penalty, PyTree, Report, TrainState, Variables
+from ali_jax.types import ALI, Array, Augment, Batch, Loss, Penalty, PyTree, Report, TrainState, Variables
 from ali_jax.workdir import read_config
 
 INIT_ROWS = 500  # training rows that the networks are initialised from, as in the authors' code
@@ -37,6 +37,8 @@ class Game(NamedTuple):
     loss: Loss
     penalties: tuple[Penalty, ...]
     first_rows: Batch  # what the networks are initialised from
+    augment: Augment | None = None  # what D sees instead of the pairs
+    labelled: np.ndarray | None = None  # rows of train whose labels are kept, where only some are
     members: tuple["Game", ...] = ()  # of a population, whose own parts are those of the first
 
     @property
@@ -96,6 +98,7 @@ def _prepare_one(config: Config, dataset: data.Dataset, *, checked: bool = False
     ali = build(axis_name=axis_name)
     for name in config.evaluators:
         evaluators.check_applicable(name, dataset, ali)
+    _check_labels(config, dataset)
     game = Game(
         config,
         dataset,
@@ -105,16 +108,33 @@ def _prepare_one(config: Config, dataset: data.Dataset, *, checked: bool = False
         train.make_loss(config, axis_name=axis_name),
         train.make_penalties(config),
         data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.scale),
+        train.make_augment(config),
+        _labelled_rows(config, dataset),
     )
     if not checked:
-        _check_labels(config, dataset)
         _check_conditions(config, dataset)
         loss = train.make_loss(config)  # outside the named axis, as the networks
         step = functools.partial(
-            train.train_step, build(), game.tx, loss, game.penalties, gradient=config.gradient
+            train.train_step,
+            build(),
+            game.tx,
+            loss,
+            game.penalties,
+            gradient=config.gradient,
+            augment=game.augment,
         )
-        jax.eval_shape(step, abstract_state(game), game.first_rows)
+        batch = jax.tree.map(
+            lambda v: jax.ShapeDtypeStruct((config.batch_size, *v.shape[1:]), v.dtype), game.first_rows
+        )
+        jax.eval_shape(step, abstract_state(game), batch)
     return game
+
+
+def _labelled_rows(config: Config, dataset: data.Dataset) -> np.ndarray | None:
+    if not config.dataset.labelled:
+        return None
+    label = np.asarray(dataset.train.rows(np.arange(len(dataset.train))).label)
+    return data.class_balanced(label, dataset.num_classes, config.dataset.labelled, config.seed)
 
 
 def _check_conditions(config: Config, dataset: data.Dataset) -> None:

@@ -231,17 +231,13 @@ def _first_state(game: Game, manager: Any, reporter: Reporter, clock: _Clock) ->
 
 def _make_feed(game: Game) -> data.Feed:
     """Make the feed of a run: of all rows, of all and of the labelled ones, or of every member."""
-    config = game.config
     if game.members:
         return _population_feed(game)
-    if not config.dataset.labelled:
+    if game.labelled is None:
         return _feed_of(game, game.dataset.train)
-    train_split = game.dataset.train
-    label = np.asarray(train_split.rows(np.arange(len(train_split))).label)
-    index = data.class_balanced(label, game.dataset.num_classes, config.dataset.labelled, config.seed)
     return data.SemiSupervisedFeed(
-        _feed_of(game, data.Relabelled(train_split, hidden=True)),
-        _feed_of(game, data.Relabelled(train_split, index)),
+        _feed_of(game, data.Relabelled(game.dataset.train, hidden=True)),
+        _feed_of(game, data.Relabelled(game.dataset.train, game.labelled)),
     )
 
 
@@ -288,6 +284,7 @@ def _make_call(game: Game, feed: data.Feed, steps: int) -> Any:
         ema_decay=config.ema_decay,
         gradient=config.gradient,
         population=_population(game, feed) if game.members else None,
+        augment=game.augment,
     )
 
 

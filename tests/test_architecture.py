@@ -10,10 +10,11 @@ import small
 
 LAYERS = [
     ["types", "config"],
-    ["bits", "registry", "convolutions", "losses", "penalties", "workdir", "command"],
+    ["bits", "registry", "convolutions", "losses", "population", "workdir", "command"],
     ["layers"],
     ["networks", "data", "metrics", "figures"],
     ["model"],
+    ["penalties"],
     ["train", "evaluate", "checkpoint", "writers"],
     ["game"],
     ["describe", "loop"],
