@@ -1,5 +1,7 @@
 """The L2-SVM protocol: liblinear's optimum, the draws, the choice of C, and the interval."""
 
+import json
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from ali_jax.data import ArraySplit
 from ali_jax.metrics import svm
 from ali_jax.metrics.intervals import wilson_interval
 from ali_jax.types import Networks, Variables
+from benchmarks import svm as benchmark
 
 SIZES = {"wide": (60, 90), "tall": (90, 12)}  # more features than examples, and fewer
 
@@ -228,3 +231,41 @@ def test_the_evaluator_reads_what_it_needs_and_reports_the_protocol(key):
     assert np.min(np.abs(found["svm_log_c"] - svm.LOG_C)) < 1e-9
     with pytest.raises(ValueError, match="200 labels of each class were asked for"):
         evaluate.l2_svm(ali, variables, key, digits, svm_labels=2000, svm_draws=5)
+
+
+def test_the_benchmark_finds_the_errors_of_both_equal(tmp_path, capsys):
+    file, (train, train_labels), (test, test_labels) = (
+        tmp_path / "f.npz",
+        blobs((400, 50)),
+        blobs((90, 50), 1),
+    )
+    np.savez(
+        file,
+        train_features=train,
+        train_labels=train_labels,
+        test_features=test,
+        test_labels=test_labels,
+    )
+    options = ["--labels", "60", "--draws", "4", "--peer-fits", "3", "--json", str(tmp_path / "found.json")]
+    assert benchmark.main(["--features", str(file), *options]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["largest_difference"] <= 1 / 90
+    assert found["excess_objective"][0] > -1e-7
+    assert len(found["ratios"]["wall"]) == 2
+    assert "4 draws of 60 labels, 50 features, 90 test rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peer-fits", "200"], "There must be 1 <= --rounds <= --peer-fits <= --draws"),
+        (["--config.seed=1"], "--config.seed=1 has no meaning without --config"),
+        (["--features", "none.npz"], "none.npz"),
+        (["--labels", "2000"], "200 labels of each class were asked for"),
+    ],
+)
+def test_mistakes_in_the_benchmarks_arguments_get_one_message(arguments, message, capsys):
+    assert benchmark.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
