@@ -268,8 +268,8 @@ def l2_svm(
     rows_pool, rows_held = np.split(known, [len(known) - svm.validation_size(len(known))])
     seed = int(jax.random.bits(key))
     draws = svm.protocol_draws(seed, train_labels[rows_pool], dataset.num_classes, svm_labels, svm_draws)
-    used, *within = np.unique(np.concatenate(draws), return_inverse=True)
-    draws = svm.Draws(*np.split(within[0], np.cumsum([len(rows) for rows in draws[:-1]])))
+    used, within = np.unique(np.concatenate(draws), return_inverse=True)
+    draws = svm.Draws(*np.split(within, np.cumsum([len(rows) for rows in draws[:-1]])))
 
     def labelled(split: Split, indices: np.ndarray) -> svm.Labelled:
         rows = _read(split, indices)

@@ -83,6 +83,16 @@ def test_the_gap_bounds_what_is_missing_to_the_optimum(monkeypatch):
         assert np.all(value - best <= machine.gap * value + 1e-9)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_shortened_steps_lead_to_the_same_machine(size, monkeypatch):
+    features, labels = blobs(SIZES[size])
+    full = svm.fit_l2_svm(features, labels, 3, 20.0)
+    monkeypatch.setattr(svm, "FULL_STEPS", 0)
+    shortened = svm.fit_l2_svm(features, labels, 3, 20.0)
+    assert shortened.gap.max() <= svm.TOLERANCE
+    np.testing.assert_allclose(shortened.weights, full.weights, atol=1e-5)
+
+
 def test_a_hard_margin_does_not_see_that_rows_are_repeated():
     features, labels = blobs((30, 40))
     twice = svm.fit_l2_svm(np.tile(features, (2, 1)), np.tile(labels, 2), 3, np.exp(20))
