@@ -183,6 +183,8 @@ def base() -> Config:
     config.evaluation.num_pairs = 4  # rows of interpolations
     config.evaluation.num_interpolation_steps = 11
     config.evaluation.num_codes = 10  # sampled per image, over which label_error_sampled averages
+    config.evaluation.svm_labels = 1000  # labelled examples of l2_svm, as many of every class
+    config.evaluation.svm_draws = 100  # draws of them that its test error is averaged over
     return config.lock()
 
 
@@ -356,6 +358,8 @@ def validate(config: Config) -> None:
         "evaluation.num_pairs",
         "evaluation.num_interpolation_steps",
         "evaluation.num_codes",
+        "evaluation.svm_labels",
+        "evaluation.svm_draws",
     ):
         _require(0 < values[key] < 2**31, key, values[key], "it must be positive and below 2^31")
     for player in ("generator", "discriminator"):

@@ -222,7 +222,8 @@ def test_conditions_are_those_of_the_same_rows(faces, key):
 
 def test_a_model_that_has_diverged_is_still_reported(digits, mixture, key, monkeypatch):
     monkeypatch.setattr(evaluate, "TRAIN_ROWS", 2_000)
-    for dataset, skipped in ((digits, {"modes"}), (mixture, {"interpolations", "probes", "class_balance"})):
+    needs_labels = {"probes", "class_balance", "l2_svm"}
+    for dataset, skipped in ((digits, {"modes"}), (mixture, {"interpolations", *needs_labels})):
         ali, variables = copier(dataset)
         broken = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), variables)
         for name in set(evaluate.names()) - skipped:
@@ -268,6 +269,7 @@ def test_the_module_is_the_registry():
     assert set(evaluate.names()) == {
         "class_balance",
         "interpolations",
+        "l2_svm",
         "memorisation",
         "modes",
         "posterior",
