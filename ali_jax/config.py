@@ -144,6 +144,8 @@ def base() -> Config:
     config.evaluation.grid = (10, 10)  # rows, columns of pictures
     config.evaluation.num_pairs = 4  # rows of interpolations
     config.evaluation.num_interpolation_steps = 11
+    config.evaluation.ladder_rows = 300  # test rows of the reconstruction ladder
+    config.evaluation.ladder_steps = 100  # of Adam on their codes
     return config.lock()
 
 
@@ -266,6 +268,8 @@ def validate(config: Config) -> None:
         "evaluation.num_samples",
         "evaluation.num_pairs",
         "evaluation.num_interpolation_steps",
+        "evaluation.ladder_rows",
+        "evaluation.ladder_steps",
     ):
         _require(0 < values[key] < 2**31, key, values[key], "it must be positive and below 2^31")
     for player in ("generator", "discriminator"):

@@ -26,6 +26,7 @@ from ali_jax.data import Dataset, Split
 from ali_jax.metrics import classes, reconstruction
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.metrics.classifier import Predict, train_classifier
+from ali_jax.metrics.ladder import Ladder, code_error, ladder
 from ali_jax.metrics.modes import mode_kept, mode_statistics, paper_mode_count
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
 from ali_jax.types import ALI, Array, PyTree, Report, Variables
@@ -39,6 +40,9 @@ SCATTER_POINTS = 2_500  # as in the authors' mixture plots
 MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are quoted at in the literature
 PAPER_MODE_SAMPLES = 10_000  # the paper's own
 MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
+LADDER_SAMPLES = 10  # of each row's posterior
+LADDER_ROWS_PER_BLOCK = 100
+LADDER_STARTS = 2  # random codes of each row from which a better one is sought
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 CONTROLS = (  # numbers that are the same whatever the weights
     "n_*",
@@ -48,6 +52,7 @@ CONTROLS = (  # numbers that are the same whatever the weights
     "classifier_accuracy",
     "class_kl_floor",
     "reconstruction_mse_random_pair",
+    "ladder_random_pair",
 )
 
 
@@ -169,6 +174,49 @@ def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Da
         "reconstruction_mse_random_pair": reconstruction.random_pair_error(x),
         "n_test": float(len(x)),
     }
+    return Report(scalars, {})
+
+
+def reconstruction_ladder(
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    dataset: Dataset,
+    *,
+    ladder_rows: int = 300,
+    ladder_steps: int = 100,
+) -> Report:
+    """Measure whose fault the error of reconstructions is: mean squared errors per pixel, x in [0, 1].
+
+    ladder_random_pair  between two different test rows, as scale
+    ladder_sample       from a sampled code
+    ladder_mean         from the mean code
+    ladder_best_of_k    from the best of 10 sampled codes
+    ladder_refined      after `ladder_steps` Adam steps on the code from the mean one; the best iterate counts
+    ladder_searched     likewise from codes of the prior, the better of two
+    ladder_decoder_gap  with the best code found: the decoder's share is at most that
+    ladder_encoder_gap  the rest of ladder_mean: the encoder's share is at least that
+    ladder_code         of z -> x -> z, per dimension and z ~ N(0, I): 2 for a random pair, 1 for code 0
+
+    The first `ladder_rows` of the test rows that evaluators use are taken, with their conditions.
+    """
+    check_applicable("reconstruction_ladder", dataset, ali)
+    test = jax.tree.map(lambda array: array[:ladder_rows], _test(dataset))
+    run = _jitted(_climb, _platform(variables), static=(0, 5))
+
+    def on_block(index: np.ndarray, x: np.ndarray, y: np.ndarray | None) -> tuple[Ladder, Array]:
+        key_block = jax.random.fold_in(key, index[0])
+        return run(ali, variables, key_block, _unit(x, dataset.scale), y, ladder_steps)
+
+    found, code = map_blocks(on_block, np.arange(len(test.x)), test.x, test.y, size=LADDER_ROWS_PER_BLOCK)
+    scalars = {f"ladder_{name}": float(np.mean(error)) for name, error in found._asdict().items()}
+    scalars |= {
+        "ladder_random_pair": reconstruction.random_pair_error(_unit(test.x, dataset.scale)),
+        "ladder_decoder_gap": float(np.mean(np.minimum(found.refined, found.searched))),
+        "ladder_code": float(np.mean(code)),
+        "n_ladder": float(len(test.x)),
+    }
+    scalars["ladder_encoder_gap"] = scalars["ladder_mean"] - scalars["ladder_decoder_gap"]
     return Report(scalars, {})
 
 
@@ -314,6 +362,7 @@ _NEEDS = {
     "reconstructions": (_PICTURES,),
     "interpolations": (_Need("images", _is_no_image), _PAIR),
     "reconstruction_error": (_PAIR,),
+    "reconstruction_ladder": (_PAIR,),
     "class_balance": (_LABELS,),
     "probes": (_LABELS,),
     "modes": (_Need("known modes", lambda data: data.modes is None),),
@@ -444,6 +493,19 @@ def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[s
 
 def _with_suffix(scalars: dict[str, float], suffix: str) -> dict[str, float]:
     return {f"{name}_{suffix}": value for name, value in scalars.items()}
+
+
+def _climb(
+    ali: ALI, variables: Variables, key: Array, x: Array, y: Array | None, steps: int
+) -> tuple[Ladder, Array]:
+    """Climb the ladder for x [N, *X], and return beside it the errors [N] of z -> x -> z."""
+    key_samples, key_starts, key_prior = jax.random.split(key, 3)
+    encode = functools.partial(model.encode, ali, variables, y=y)
+    decode = functools.partial(model.decode, ali, variables, y=y)
+    samples = jnp.stack([encode(x, key=k) for k in jax.random.split(key_samples, LADDER_SAMPLES)])
+    starts = jax.random.normal(key_starts, (LADDER_STARTS, len(x), model.latent_dim(ali)))
+    z = jax.random.normal(key_prior, starts.shape[1:])
+    return ladder(decode, x, encode(x), samples, starts, steps=steps), code_error(encode, decode, z)
 
 
 def _sample(ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset) -> np.ndarray:

@@ -137,6 +137,18 @@ def test_a_lossless_code_reconstructs_up_to_its_noise(digits, key):
     assert found["n_test"] == 397
 
 
+def test_the_ladder_of_a_lossless_code_has_no_gaps(digits, key):
+    found = evaluate.reconstruction_ladder(*copier(digits), key, digits, ladder_rows=40).scalars
+    assert found["ladder_mean"] < 1e-12
+    assert found["ladder_refined"] <= found["ladder_mean"]
+    assert found["ladder_code"] < 1e-12
+    assert found["ladder_sample"] == pytest.approx(SIGMA**2, rel=0.1)
+    assert 0.6 * SIGMA**2 < found["ladder_best_of_k"] < found["ladder_sample"]
+    assert found["ladder_searched"] < 1e-3  # from codes that have nothing to do with the image
+    assert found["ladder_encoder_gap"] + found["ladder_decoder_gap"] == found["ladder_mean"]
+    assert found["n_ladder"] == 40
+
+
 def test_posterior_sigma_is_the_encoders(digits, key):
     assert evaluate.posterior(*copier(digits), key, digits).scalars["posterior_sigma"] == pytest.approx(SIGMA)
 
@@ -273,6 +285,7 @@ def test_the_module_is_the_registry():
         "posterior",
         "probes",
         "reconstruction_error",
+        "reconstruction_ladder",
         "reconstructions",
         "samples",
     }
