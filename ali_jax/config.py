@@ -140,12 +140,15 @@ def base() -> Config:
 
     config.evaluators = ("samples", "reconstructions")  # functions of ali_jax.evaluate
     config.evaluation = ConfigDict()
-    config.evaluation.num_samples = 10_000  # of class_kl
+    config.evaluation.num_samples = 10_000  # of class_kl, and at most of the Frechet distances
     config.evaluation.grid = (10, 10)  # rows, columns of pictures
     config.evaluation.num_pairs = 4  # rows of interpolations
     config.evaluation.num_interpolation_steps = 11
     config.evaluation.ladder_rows = 300  # test rows of the reconstruction ladder
     config.evaluation.ladder_steps = 100  # of Adam on their codes
+    config.evaluation.inception_weights = (
+        ""  # .npz file for inception_distance; see ali_jax.metrics.inception
+    )
     return config.lock()
 
 

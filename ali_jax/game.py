@@ -163,9 +163,10 @@ def evaluate(game: Game, state: TrainState, name: str, *, raw_beside: bool = Fal
     report = _evaluate(game, state.ema, name)
     if not (raw_beside and report.scalars):
         return report
-    numbers = _evaluate(game, state.variables, name).scalars.items()
-    raw = {f"raw/{key}": value for key, value in numbers if not evaluators.is_control(key)}
-    return report._replace(scalars={**report.scalars, **raw})
+    numbers = _evaluate(game, state.variables, name).scalars
+    raw = {f"raw/{key}": value for key, value in numbers.items() if not evaluators.is_control(key)}
+    unlike = evaluators.disagreements(report.scalars, numbers)
+    return report._replace(scalars={**report.scalars, **raw, **unlike})
 
 
 def _evaluate(game: Game, variables: Variables, name: str) -> Report:
