@@ -3,6 +3,7 @@
 Nothing here writes files.
 """
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -137,6 +138,48 @@ def abstract_state(game: Game) -> TrainState:
     """Return the shapes, types and shardings of a state."""
     shapes = jax.eval_shape(functools.partial(_init, game), jax.random.PRNGKey(0), game.first_rows)
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=game.replicated), shapes)
+
+
+def fit(game: Game) -> TrainState:
+    """Train for all of `config.num_steps`, and return the last state on one device; nothing is written.
+
+    What `loop.run` does with records, checkpoints and evaluations around it.
+
+    Raises:
+      ValueError: a loss stopped being a number.
+    """
+    config, state, step, calls = game.config, initial_state(game), 0, {}
+    feed = data.make_feed(
+        game.dataset.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        scale=game.dataset.scale,
+        dequantize=config.dataset.dequantize,
+        kind=config.dataset.feed,
+        device_bytes=config.dataset.device_bytes,
+        sharding=game.replicated,
+    )
+    with contextlib.closing(feed):
+        while step < config.num_steps:
+            count = min(config.steps_per_call, config.num_steps - step)
+            if count not in calls:
+                calls[count] = train.make_train_step(
+                    game.ali,
+                    game.tx,
+                    game.loss,
+                    game.penalties,
+                    feed=feed,
+                    steps=count,
+                    mesh=game.mesh,
+                    parallel=config.parallel,
+                    ema_decay=config.ema_decay,
+                    gradient=config.gradient,
+                )
+            state, metrics = calls[count](state, feed.load(step, count))
+            if int(metrics["finite_steps"]) < count:
+                raise ValueError(f"The training diverged between steps {step} and {step + count}.")
+            step += count
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
 
 
 def named_loss(name: str) -> Loss:
