@@ -178,13 +178,18 @@ def base() -> Config:
 
     config.evaluators = ("samples", "reconstructions")  # functions of ali_jax.evaluate
     config.evaluation = ConfigDict()
-    config.evaluation.num_samples = 10_000  # of class_kl
+    config.evaluation.num_samples = 10_000  # of class_kl, and at most of the Frechet distances
     config.evaluation.grid = (10, 10)  # rows, columns of pictures
     config.evaluation.num_pairs = 4  # rows of interpolations
     config.evaluation.num_interpolation_steps = 11
     config.evaluation.num_codes = 10  # sampled per image, over which label_error_sampled averages
     config.evaluation.svm_labels = 1000  # labelled examples of l2_svm, as many of every class
     config.evaluation.svm_draws = 100  # draws of them that its test error is averaged over
+    config.evaluation.ladder_rows = 300  # test rows of the reconstruction ladder
+    config.evaluation.ladder_steps = 100  # of Adam on their codes
+    config.evaluation.inception_weights = (
+        ""  # .npz file for inception_distance; see ali_jax.metrics.inception
+    )
     return config.lock()
 
 
@@ -360,6 +365,8 @@ def validate(config: Config) -> None:
         "evaluation.num_codes",
         "evaluation.svm_labels",
         "evaluation.svm_draws",
+        "evaluation.ladder_rows",
+        "evaluation.ladder_steps",
     ):
         _require(0 < values[key] < 2**31, key, values[key], "it must be positive and below 2^31")
     for player in ("generator", "discriminator"):

@@ -15,7 +15,7 @@ LAYERS = [
     ["networks", "data", "metrics", "figures"],
     ["model"],
     ["penalties"],
-    ["train", "evaluate", "checkpoint", "writers"],
+    ["train", "evaluate", "checkpoint", "writers", "anomaly"],
     ["game"],
     ["describe", "loop"],
     ["main"],
