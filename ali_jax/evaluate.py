@@ -23,12 +23,12 @@ import numpy as np
 from ali_jax import figures, model
 from ali_jax.convolutions import compiler_options
 from ali_jax.data import Dataset, Split
-from ali_jax.metrics import classes, reconstruction
+from ali_jax.metrics import classes, reconstruction, two_sample
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.metrics.classifier import Predict, train_classifier
 from ali_jax.metrics.modes import mode_kept, mode_statistics, paper_mode_count
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
-from ali_jax.types import ALI, Array, PyTree, Report, Variables
+from ali_jax.types import ALI, Array, Pairs, PyTree, Report, Variables
 
 Evaluator = Callable[..., Report]
 
@@ -39,6 +39,7 @@ SCATTER_POINTS = 2_500  # as in the authors' mixture plots
 MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are quoted at in the literature
 PAPER_MODE_SAMPLES = 10_000  # the paper's own
 MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
+CODE_ROWS = 2_000  # distinct test rows, whose codes are tested: the tests hold the square of that
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 CONTROLS = (  # numbers that are the same whatever the weights
     "n_*",
@@ -48,6 +49,7 @@ CONTROLS = (  # numbers that are the same whatever the weights
     "classifier_accuracy",
     "class_kl_floor",
     "reconstruction_mse_random_pair",
+    "code_*_floor",
 )
 
 
@@ -289,6 +291,40 @@ def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repor
     return Report(scalars, {})
 
 
+def code_distribution(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Compare q(z) with p(z) as `metrics.two_sample.code_statistics` does.
+
+    One sampled code of each distinct test row, at most 2,000 (n_codes), with as many draws of the prior.
+    """
+    check_applicable("code_distribution", dataset, ali)
+    key_codes, key_other, key_prior = jax.random.split(key, 3)
+    rows = _distinct_test(_ByIdentity(dataset))
+    z_hat, other = (
+        _over_rows(model.encode, ali, variables, rows, dataset.scale, key=k) for k in (key_codes, key_other)
+    )
+    z = np.asarray(jax.random.normal(key_prior, z_hat.shape))
+    scalars = two_sample.code_statistics(z_hat, other, z, _generator(key))
+    return Report({**scalars, "n_codes": float(len(z))}, {})
+
+
+def discriminator_use_of_z(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure how much D looks at z, on both kinds of pairs of each distinct test row, at most 2,000.
+
+    d_logit_change, d_auc, d_auc_drop  as `metrics.two_sample.UseOfZ`; z is shuffled within each kind of pairs
+    """
+    check_applicable("discriminator_use_of_z", dataset, ali)
+    pairs = _draw_pairs(ali, variables, key, _distinct_test(_ByIdentity(dataset)), dataset.scale)
+    run = functools.partial(_jitted(model.discriminate, _platform(variables)), ali, variables)
+    rng = _generator(key)
+    logits = [
+        map_blocks(run, x, z[order], pairs.y)
+        for x, z in ((pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z))
+        for order in (np.arange(len(z)), two_sample.derangement(rng, len(z)))
+    ]
+    found = {f"d_{name}": value for name, value in two_sample.use_of_z(*logits)._asdict().items()}
+    return Report({**found, "n_pairs": float(len(pairs.x))}, {})
+
+
 class _Need(NamedTuple):
     what: str
     is_missing: Callable[[Dataset], bool]
@@ -317,6 +353,8 @@ _NEEDS = {
     "class_balance": (_LABELS,),
     "probes": (_LABELS,),
     "modes": (_Need("known modes", lambda data: data.modes is None),),
+    "code_distribution": (_PAIR,),
+    "discriminator_use_of_z": (_PAIR,),
 }
 
 
@@ -398,6 +436,16 @@ def _test(dataset: Dataset) -> _Rows:
     return _stored(_ByIdentity(dataset), "test", TEST_ROWS)
 
 
+@functools.lru_cache(maxsize=4)
+def _distinct_test(data: _ByIdentity) -> _Rows:
+    """Return at most CODE_ROWS test rows, none twice, spread evenly."""
+    test = _test(data.dataset)
+    _, first = np.unique(test.x.reshape(len(test.x), -1), axis=0, return_index=True)
+    number = min(len(first), CODE_ROWS)
+    chosen = np.sort(first)[np.arange(number) * len(first) // number]
+    return jax.tree.map(lambda array: array[chosen], test)
+
+
 def _picture_rows(dataset: Dataset, key: Array, number: int) -> _Rows:
     """Draw distinct test rows; all that there are, if those are fewer."""
     candidates = jax.random.permutation(key, min(len(dataset.test), PICTURE_ROWS))
@@ -450,12 +498,37 @@ def _sample(ali: ALI, variables: Variables, key: Array, number: int, dataset: Da
     """Draw x_tilde [number, *X] in blocks; conditions are those of the first test rows, over and over."""
     y = _test(dataset).y
     z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
-    return _decode(ali, variables, z, None if y is None else y[np.arange(number) % len(y)])
+    y = None if y is None else y[np.arange(number) % len(y)]
+    return _decode(ali, variables, z, y, key=jax.random.fold_in(key, 1))
 
 
-def _decode(ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
+def _draw_pairs(ali: ALI, variables: Variables, key: Array, rows: _Rows, scale: float) -> Pairs:
+    """Draw z_hat ~ q(z | x) for every row, and as many pairs of the decoder; arrays of the host."""
+    key_codes, key_prior, key_decoder = jax.random.split(key, 3)
+    z_hat = _over_rows(model.encode, ali, variables, rows, scale, key=key_codes)
+    z: Any = np.asarray(jax.random.normal(key_prior, z_hat.shape))
+    x: Any = _unit(rows.x, scale)
+    y: Any = rows.y
+    x_tilde: Any = _decode(ali, variables, z, y, key=key_decoder)
+    return Pairs(x, z_hat, x_tilde, z, y)
+
+
+def _decode(
+    ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None, *, key: Array | None = None
+) -> np.ndarray:
+    """Decode in blocks; with a key, a decoder with noise of its own has other noise in each."""
     run = _jitted(model.decode, _platform(variables))
-    return map_blocks(functools.partial(run, ali, variables), z, y)
+
+    def on_block(index: np.ndarray, z: np.ndarray, y: np.ndarray | None) -> Array:
+        noise = {} if key is None else {"key": jax.random.fold_in(key, index[0])}
+        return run(ali, variables, z, y, **noise)
+
+    return map_blocks(on_block, np.arange(len(z)), z, y)
+
+
+def _generator(key: Array) -> np.random.Generator:
+    """Return numpy's generator for what is drawn on the host."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _over_rows(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ali_jax import data, evaluate
+from ali_jax import data, evaluate, model
 from ali_jax.config import base
 from ali_jax.data import ArraySplit, Dataset
 from ali_jax.networks import Encoder
@@ -62,7 +62,7 @@ class Recall(nn.Module):
 
 
 class Blind(nn.Module):
-    """A discriminator, which no evaluator uses."""
+    """A discriminator that sees nothing."""
 
     @nn.compact
     def __call__(self, x, z, y=None, *, train):
@@ -74,13 +74,13 @@ def copier(dataset: Dataset) -> tuple[Networks, Variables]:
     shape = dataset.train.shape
     ali = Networks(Copy(int(np.prod(shape))), Paste(shape), Blind())
     one = {"one": jnp.ones(())}
-    return ali, Variables(Networks(one, one, {}), Networks({}, {}, {}))
+    return ali, Variables(Networks(one, one, {"zero": jnp.zeros(())}), Networks({}, {}, {}))
 
 
 def recaller(dataset: Dataset, x: np.ndarray) -> tuple[Networks, Variables]:
     """Give the model whose samples are the rows of x."""
     ali = Networks(Copy(int(np.prod(x.shape[1:]))), Recall(x.shape[1:], len(x)), Blind())
-    params = Networks({"one": jnp.ones(())}, {"memory": jnp.asarray(x)}, {})
+    params = Networks({"one": jnp.ones(())}, {"memory": jnp.asarray(x)}, {"zero": jnp.zeros(())})
     return ali, Variables(params, Networks({}, {}, {}))
 
 
@@ -196,6 +196,59 @@ def test_recalled_points_cover_the_mixture(mixture, key):
     assert evaluate.modes(*copier(mixture), key, mixture).scalars["mode_kept"] == 1
 
 
+def test_codes_that_are_the_prior_are_told_from_codes_that_are_the_image(mixture, key):
+    small = mixture._replace(test=mixture.test.part(0, 600))
+    normal = small._replace(test=ArraySplit(np.asarray(jax.random.normal(key, (600, 2)))))
+    found = [evaluate.code_distribution(*copier(data), key, data).scalars for data in (normal, small)]
+    tests = {"code_mmd_p", "code_energy_p", "code_neighbor_p", "code_ks_p"}
+    assert all(found[0][name] > 0.01 for name in tests)
+    assert all(found[1][name] <= 0.005 for name in tests)
+    error, floor = "code_covariance_error", "code_covariance_error_floor"
+    assert found[0][error] < 3 * found[0][floor] < found[1][error]
+    assert found[1]["code_width"] == pytest.approx(SIGMA, rel=0.1)
+
+
+def test_a_decoders_noise_is_in_its_samples_and_not_in_its_means(mixture, key):
+    class Noisy(Paste):
+        @nn.compact
+        def __call__(self, z, y=None, *, train):
+            mean = z + 0 * self.param("one", nn.initializers.ones, ())
+            if not self.has_rng("noise"):
+                return mean
+            return mean + 3 * jax.random.normal(self.make_rng("noise"), z.shape)
+
+    ali, variables = copier(mixture)
+    ali = ali._replace(decoder=Noisy((2,)))
+    z = jnp.zeros((1_000, 2))
+    assert not model.decode(ali, variables, z).any()
+    assert model.decode(ali, variables, z, key=key).std() == pytest.approx(3, rel=0.05)
+    assert model.sample(ali, variables, key, 1_000).std() == pytest.approx(np.sqrt(10), rel=0.05)
+    pairs = evaluate._draw_pairs(ali, variables, key, evaluate._test(mixture), 1.0)
+    assert len(np.unique(np.round(pairs.x_tilde - pairs.z, 4), axis=0)) > 9_990  # every block has its own
+
+
+def test_each_distinct_test_row_has_one_code(mixture, key):
+    twice = mixture._replace(test=ArraySplit(np.tile(mixture.test.x[:50], (2, 1))))
+    assert evaluate.code_distribution(*copier(twice), key, twice).scalars["n_codes"] == 50
+
+
+def test_a_blind_discriminator_uses_no_z_and_a_seeing_one_does(mixture, key):
+    class Distance(Blind):
+        @nn.compact
+        def __call__(self, x, z, y=None, *, train):
+            return -jnp.sum(jnp.abs(x - z), axis=-1) + self.param("zero", nn.initializers.zeros, ())
+
+    small = mixture._replace(test=mixture.test.part(0, 600))
+    ali, variables = copier(small)
+    blind = evaluate.discriminator_use_of_z(ali, variables, key, small).scalars
+    assert (blind["d_logit_change"], blind["d_auc"], blind["d_auc_drop"]) == (0, 0.5, 0)
+    seeing = ali._replace(discriminator=Distance(), decoder=Recall((2,), 3))
+    params = variables.params._replace(decoder={"memory": jnp.ones((3, 2))})
+    found = evaluate.discriminator_use_of_z(seeing, variables._replace(params=params), key, small).scalars
+    assert found["d_auc"] > 0.95
+    assert found["d_auc_drop"] > 0.4
+
+
 def test_pictures_have_the_layout_of_the_paper(digits, key):
     model = copier(digits)
     cell = 10 * 8 + 2  # images are enlarged tenfold at ten columns, and two pixels apart
@@ -267,6 +320,8 @@ def test_unlabelled_rows_take_no_part_in_probes(digits, key):
 def test_the_module_is_the_registry():
     assert set(evaluate.names()) == {
         "class_balance",
+        "code_distribution",
+        "discriminator_use_of_z",
         "interpolations",
         "memorisation",
         "modes",
@@ -278,7 +333,7 @@ def test_the_module_is_the_registry():
     }
     assert evaluate.named("modes") is evaluate.modes
     with pytest.raises(
-        ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, interpolations"
+        ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, code_distribution"
     ):
         evaluate.named("sample")
     with pytest.raises(ValueError, match="no evaluator '_test'"):
