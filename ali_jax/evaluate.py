@@ -26,6 +26,7 @@ from ali_jax.data import Dataset, Split
 from ali_jax.metrics import classes, reconstruction, two_sample
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.metrics.classifier import Predict, train_classifier
+from ali_jax.metrics.divergence import joint_divergence as divergence_of_pairs
 from ali_jax.metrics.modes import mode_kept, mode_statistics, paper_mode_count
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
 from ali_jax.types import ALI, Array, Pairs, PyTree, Report, Variables
@@ -40,6 +41,7 @@ MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are q
 PAPER_MODE_SAMPLES = 10_000  # the paper's own
 MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
 CODE_ROWS = 2_000  # distinct test rows, whose codes are tested: the tests hold the square of that
+CRITIC_PAIRS = 20_000  # of either kind, of which the critic learns; fewer train rows are taken several times
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 CONTROLS = (  # numbers that are the same whatever the weights
     "n_*",
@@ -307,6 +309,35 @@ def code_distribution(ali: ALI, variables: Variables, key: Array, dataset: Datas
     return Report({**scalars, "n_codes": float(len(z))}, {})
 
 
+def joint_divergence(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Bound the Jensen-Shannon divergence of q(x, z) and p(x, z), which ALI minimises, by a fresh critic.
+
+    joint_jsd           lower bound in nats, of log 2 at most; joint_jsd_se is its standard error
+    joint_accuracy      of the critic; 1/2 where it sees no difference
+
+    It is trained on 20,000 pairs of either kind with x of train, stopped by a fifth of the train rows that it
+    does not learn from, and judged on one sampled code of each test row, at most 10,000 (n_test).
+    """
+    check_applicable("joint_divergence", dataset, ali)
+    train, test = _train(dataset), _test(dataset)
+    aside = np.arange(len(train.x)) % 5 == 0
+    learnt = np.flatnonzero(~aside)
+    index = learnt[np.arange(CRITIC_PAIRS) * len(learnt) // CRITIC_PAIRS]
+    parts = (jax.tree.map(lambda array, at=at: array[at], train) for at in (index, np.flatnonzero(aside)))
+    pairs = [
+        _draw_pairs(ali, variables, k, rows, dataset.scale)
+        for k, rows in zip(jax.random.split(key, 3), (*parts, test), strict=True)
+    ]
+    found = divergence_of_pairs(*pairs)
+    scalars = {
+        "joint_jsd": found.jensen_shannon,
+        "joint_jsd_se": found.standard_error,
+        "joint_accuracy": found.accuracy,
+        "n_test": float(len(test.x)),
+    }
+    return Report(scalars, {})
+
+
 def discriminator_use_of_z(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure how much D looks at z, on both kinds of pairs of each distinct test row, at most 2,000.
 
@@ -355,6 +386,7 @@ _NEEDS = {
     "modes": (_Need("known modes", lambda data: data.modes is None),),
     "code_distribution": (_PAIR,),
     "discriminator_use_of_z": (_PAIR,),
+    "joint_divergence": (_PAIR, _Need("two train rows or more", lambda data: len(data.train) < 2)),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from ali_jax import data, evaluate, model
 from ali_jax.config import base
 from ali_jax.data import ArraySplit, Dataset
+from ali_jax.metrics import divergence
 from ali_jax.networks import Encoder
 from ali_jax.types import Networks, Variables
 
@@ -232,6 +233,34 @@ def test_each_distinct_test_row_has_one_code(mixture, key):
     assert evaluate.code_distribution(*copier(twice), key, twice).scalars["n_codes"] == 50
 
 
+class Ignorant(nn.Module):
+    """Draws codes and data that have nothing to do with each other."""
+
+    latent_dim: int = 2
+
+    @nn.compact
+    def __call__(self, *inputs, train):
+        if len(inputs) == 3:
+            return inputs[1]  # the encoder's epsilon
+        return jax.random.normal(self.make_rng("noise"), inputs[0].shape)
+
+
+def test_the_joints_of_a_copier_differ_and_those_of_independent_normals_do_not(mixture, key, monkeypatch):
+    monkeypatch.setattr(divergence, "PATIENCE", 1)
+    normal = mixture._replace(
+        train=ArraySplit(np.asarray(jax.random.normal(key, (3_000, 2)))),
+        test=ArraySplit(np.asarray(jax.random.normal(jax.random.PRNGKey(1), (1_000, 2)))),
+    )
+    ali, variables = copier(normal)
+    far = evaluate.joint_divergence(ali, variables, key, mixture).scalars
+    assert far["joint_jsd"] > 0.4
+    assert far["joint_accuracy"] > 0.9
+    ignorant = ali._replace(encoder=Ignorant(), decoder=Ignorant())
+    near = evaluate.joint_divergence(ignorant, variables, key, normal).scalars
+    assert -0.01 < near["joint_jsd"] < 3 * near["joint_jsd_se"]
+    assert near["n_test"] == 1_000
+
+
 def test_a_blind_discriminator_uses_no_z_and_a_seeing_one_does(mixture, key):
     class Distance(Blind):
         @nn.compact
@@ -323,6 +352,7 @@ def test_the_module_is_the_registry():
         "code_distribution",
         "discriminator_use_of_z",
         "interpolations",
+        "joint_divergence",
         "memorisation",
         "modes",
         "posterior",
