@@ -23,11 +23,11 @@ import numpy as np
 from ali_jax import figures, model
 from ali_jax.convolutions import compiler_options
 from ali_jax.data import Dataset, Split
-from ali_jax.metrics import classes, reconstruction, two_sample
+from ali_jax.metrics import classes, coverage, reconstruction, two_sample
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.metrics.classifier import Predict, train_classifier
 from ali_jax.metrics.divergence import joint_divergence as divergence_of_pairs
-from ali_jax.metrics.modes import mode_kept, mode_statistics, paper_mode_count
+from ali_jax.metrics.modes import mode_counts, mode_kept, mode_statistics, paper_mode_count
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
 from ali_jax.types import ALI, Array, Pairs, PyTree, Report, Variables
 
@@ -40,6 +40,8 @@ SCATTER_POINTS = 2_500  # as in the authors' mixture plots
 MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are quoted at in the literature
 PAPER_MODE_SAMPLES = 10_000  # the paper's own
 MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
+COVERAGE_BATCHES = 8  # of MODE_SAMPLES samples each
+SUPPORT_SAMPLES = 2_000  # among which twins are looked for
 CODE_ROWS = 2_000  # distinct test rows, whose codes are tested: the tests hold the square of that
 CRITIC_PAIRS = 20_000  # of either kind, of which the critic learns; fewer train rows are taken several times
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
@@ -52,6 +54,7 @@ CONTROLS = (  # numbers that are the same whatever the weights
     "class_kl_floor",
     "reconstruction_mse_random_pair",
     "code_*_floor",
+    "effective_support_real",
 )
 
 
@@ -356,6 +359,57 @@ def discriminator_use_of_z(ali: ALI, variables: Variables, key: Array, dataset: 
     return Report({**found, "n_pairs": float(len(pairs.x))}, {})
 
 
+def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Estimate how many of the known modes, or else classes, the model covers; 95 % intervals (_low, _high).
+
+    coverage_expected  modes hit by 2,500 samples, on average over such samples (`metrics.coverage`)
+    coverage_frequent  modes with at least a fifth of their fair share of all samples; where the reference
+                       classifier reads them off, its errors on test are accounted for
+
+    20,000 samples are drawn (n_samples). A sample hits a known mode within three standard deviations.
+    """
+    check_applicable("mode_coverage", dataset, ali)
+    x_tilde = _sample(ali, variables, key, COVERAGE_BATCHES * MODE_SAMPLES, dataset)
+    confusion = None
+    if dataset.modes is not None:
+        batches = x_tilde.reshape(COVERAGE_BATCHES, MODE_SAMPLES, -1)
+        counts = np.stack([mode_counts(batch, dataset.modes, dataset.mode_std) for batch in batches])
+    else:
+        predict, _ = _classifier(_ByIdentity(dataset))
+        test = _labelled(_test(dataset))
+        confusion = np.zeros((dataset.num_classes, dataset.num_classes), int)
+        np.add.at(confusion, (test.label, predict(_unit(test.x, dataset.scale))), 1)
+        read = predict(x_tilde).reshape(COVERAGE_BATCHES, MODE_SAMPLES)
+        counts = np.stack([np.bincount(labels, minlength=dataset.num_classes) for labels in read])
+    fair_fifth = 0.2 / counts.shape[1]
+    frequent = coverage.frequent_modes(counts.sum(axis=0), len(x_tilde), fair_fifth, confusion=confusion)
+    scalars = {
+        **_with_ends("coverage_expected", coverage.expected_modes(counts)),
+        **_with_ends("coverage_frequent", frequent),
+        "n_samples": float(len(x_tilde)),
+    }
+    return Report(scalars, {})
+
+
+def effective_support(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Estimate how many different things the model makes, from the twins among 2,000 samples.
+
+    effective_support        1 / sum p^2, with a 95 % interval (_low, _high), as `metrics.coverage` does
+    effective_support_real   the same of real data, twins between test and train, as scale
+
+    Twins are rows closer than 99 % of test rows (at most 2,000) are to their nearest row of train.
+    """
+    check_applicable("effective_support", dataset, ali)
+    threshold, real = _real_support(_ByIdentity(dataset))
+    twins = coverage.twins(_sample(ali, variables, key, SUPPORT_SAMPLES, dataset), threshold)
+    scalars = {
+        **_with_ends("effective_support", coverage.effective_support(twins)),
+        "effective_support_real": real,
+        "n_support": float(SUPPORT_SAMPLES),
+    }
+    return Report(scalars, {})
+
+
 class _Need(NamedTuple):
     what: str
     is_missing: Callable[[Dataset], bool]
@@ -384,6 +438,9 @@ _NEEDS = {
     "class_balance": (_LABELS,),
     "probes": (_LABELS,),
     "modes": (_Need("known modes", lambda data: data.modes is None),),
+    "mode_coverage": (
+        _Need("known modes or labels", lambda data: data.modes is None and data.num_classes < 2),
+    ),
     "code_distribution": (_PAIR,),
     "discriminator_use_of_z": (_PAIR,),
     "joint_divergence": (_PAIR, _Need("two train rows or more", lambda data: len(data.train) < 2)),
@@ -460,6 +517,15 @@ def _test_distance(data: _ByIdentity) -> float:
     return reconstruction.median_distance(test[:MEMORISATION_ROWS], train)
 
 
+@functools.lru_cache(maxsize=2)
+def _real_support(data: _ByIdentity) -> tuple[float, float]:
+    """Return the distance below which rows are twins, and the effective support of real data."""
+    train, test = (_unit(rows.x, data.dataset.scale) for rows in (_train(data.dataset), _test(data.dataset)))
+    test = test[np.arange(min(len(test), SUPPORT_SAMPLES)) * len(test) // min(len(test), SUPPORT_SAMPLES)]
+    threshold = coverage.duplicate_threshold(test, train)
+    return threshold, coverage.cross_support(coverage.twins(test, threshold, train), len(train)).estimate
+
+
 def _train(dataset: Dataset) -> _Rows:
     return _stored(_ByIdentity(dataset), "train", TRAIN_ROWS)
 
@@ -520,6 +586,10 @@ def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[s
         "knn_accuracy": knn_accuracy(train, train_label, test, test_label),
         "linear_probe_accuracy": linear,
     }
+
+
+def _with_ends(name: str, interval: coverage.Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def _with_suffix(scalars: dict[str, float], suffix: str) -> dict[str, float]:

@@ -278,6 +278,23 @@ def test_a_blind_discriminator_uses_no_z_and_a_seeing_one_does(mixture, key):
     assert found["d_auc_drop"] > 0.4
 
 
+def test_coverage_of_recalled_modes_and_classes_is_known(mixture, digits, key):
+    few = mixture.train.x[np.isin(mixture.train.label, range(20))][:5_000]
+    found = evaluate.mode_coverage(*recaller(mixture, few), key, mixture).scalars
+    assert (found["coverage_frequent_low"], found["coverage_frequent_high"]) == (20, 20)
+    assert found["coverage_expected_low"] <= found["coverage_expected"] == 20 < 22
+    some = digits.train.x[digits.train.label < 7][:700] / np.float32(16)
+    found = evaluate.mode_coverage(*recaller(digits, some), key, digits).scalars
+    assert found["coverage_frequent_low"] <= 7 <= found["coverage_frequent_high"] <= 10
+    assert found["n_samples"] == 20_000
+
+
+def test_a_model_that_recalls_fifty_images_has_an_effective_support_of_fifty(digits, key):
+    found = evaluate.effective_support(*recaller(digits, digits.train.x[:50] / np.float32(16)), key, digits)
+    assert found.scalars["effective_support_low"] < 50 < found.scalars["effective_support_high"]
+    assert found.scalars["effective_support_real"] > 10_000
+
+
 def test_pictures_have_the_layout_of_the_paper(digits, key):
     model = copier(digits)
     cell = 10 * 8 + 2  # images are enlarged tenfold at ten columns, and two pixels apart
@@ -351,9 +368,11 @@ def test_the_module_is_the_registry():
         "class_balance",
         "code_distribution",
         "discriminator_use_of_z",
+        "effective_support",
         "interpolations",
         "joint_divergence",
         "memorisation",
+        "mode_coverage",
         "modes",
         "posterior",
         "probes",
