@@ -23,14 +23,15 @@ import numpy as np
 from ali_jax import figures, model
 from ali_jax.convolutions import compiler_options
 from ali_jax.data import Dataset, Split
-from ali_jax.metrics import classes, frechet, inception, reconstruction, svm
+from ali_jax.metrics import classes, coverage, frechet, inception, reconstruction, svm, two_sample
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.metrics.classifier import Classifier, Predict, fit_classifier
+from ali_jax.metrics.divergence import joint_divergence as divergence_of_pairs
 from ali_jax.metrics.intervals import wilson_interval
 from ali_jax.metrics.ladder import Ladder, code_error, ladder
-from ali_jax.metrics.modes import mode_kept, mode_statistics, paper_mode_count
+from ali_jax.metrics.modes import mode_counts, mode_kept, mode_statistics, paper_mode_count
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
-from ali_jax.types import ALI, Array, PyTree, Report, Variables
+from ali_jax.types import ALI, Array, Pairs, PyTree, Report, Variables
 
 Evaluator = Callable[..., Report]
 
@@ -45,6 +46,10 @@ LADDER_SAMPLES = 10  # of each row's posterior
 LADDER_ROWS_PER_BLOCK = 100
 LADDER_STARTS = 2  # random codes of each row from which a better one is sought
 BATCH_STATISTICS_ROWS = 100  # samples per batch where the decoder normalises by the batch
+COVERAGE_BATCHES = 8  # of MODE_SAMPLES samples each
+SUPPORT_SAMPLES = 2_000  # among which twins are looked for
+CODE_ROWS = 2_000  # distinct test rows, whose codes are tested: the tests hold the square of that
+CRITIC_PAIRS = 20_000  # of either kind, of which the critic learns; fewer train rows are taken several times
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 ATTRIBUTE_COLUMNS = (  # of the paper's conditional figure: unchanged, then what is set
     (),
@@ -69,6 +74,8 @@ CONTROLS = (  # numbers that are the same whatever the weights
     "*_floor",
     "reconstruction_mse_random_pair",
     "ladder_random_pair",
+    "code_*_floor",
+    "effective_support_real",
 )
 
 
@@ -617,6 +624,120 @@ def _class_probabilities(
     return jax.nn.softmax(model.discriminate(ali, variables, x, z, y), axis=-1)
 
 
+def code_distribution(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Compare q(z) with p(z) as `metrics.two_sample.code_statistics` does.
+
+    One sampled code of each distinct test row, at most 2,000 (n_codes), with as many draws of the prior.
+    """
+    check_applicable("code_distribution", dataset, ali)
+    key_codes, key_other, key_prior = jax.random.split(key, 3)
+    rows = _distinct_test(_ByIdentity(dataset))
+    z_hat, other = (
+        _over_rows(model.encode, ali, variables, rows, dataset.scale, key=k) for k in (key_codes, key_other)
+    )
+    z = np.asarray(jax.random.normal(key_prior, z_hat.shape))
+    scalars = two_sample.code_statistics(z_hat, other, z, _generator(key))
+    return Report({**scalars, "n_codes": float(len(z))}, {})
+
+
+def joint_divergence(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Bound the Jensen-Shannon divergence of q(x, z) and p(x, z), which ALI minimises, by a fresh critic.
+
+    joint_jsd           lower bound in nats, of log 2 at most; joint_jsd_se is its standard error
+    joint_accuracy      of the critic; 1/2 where it sees no difference
+
+    It is trained on 20,000 pairs of either kind with x of train, stopped by a fifth of the train rows that it
+    does not learn from, and judged on one sampled code of each test row, at most 10,000 (n_test).
+    """
+    check_applicable("joint_divergence", dataset, ali)
+    train, test = _train(dataset), _test(dataset)
+    aside = np.arange(len(train.x)) % 5 == 0
+    learnt = np.flatnonzero(~aside)
+    index = learnt[np.arange(CRITIC_PAIRS) * len(learnt) // CRITIC_PAIRS]
+    parts = (jax.tree.map(lambda array, at=at: array[at], train) for at in (index, np.flatnonzero(aside)))
+    pairs = [
+        _draw_pairs(ali, variables, k, rows, dataset.scale)
+        for k, rows in zip(jax.random.split(key, 3), (*parts, test), strict=True)
+    ]
+    found = divergence_of_pairs(*pairs)
+    scalars = {
+        "joint_jsd": found.jensen_shannon,
+        "joint_jsd_se": found.standard_error,
+        "joint_accuracy": found.accuracy,
+        "n_test": float(len(test.x)),
+    }
+    return Report(scalars, {})
+
+
+def discriminator_use_of_z(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure how much D looks at z, on both kinds of pairs of each distinct test row, at most 2,000.
+
+    d_logit_change, d_auc, d_auc_drop  as `metrics.two_sample.UseOfZ`; z is shuffled within each kind of pairs
+    """
+    check_applicable("discriminator_use_of_z", dataset, ali)
+    pairs = _draw_pairs(ali, variables, key, _distinct_test(_ByIdentity(dataset)), dataset.scale)
+    run = functools.partial(_jitted(model.discriminate, _platform(variables)), ali, variables)
+    rng = _generator(key)
+    logits = [
+        map_blocks(run, x, z[order], pairs.y)
+        for x, z in ((pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z))
+        for order in (np.arange(len(z)), two_sample.derangement(rng, len(z)))
+    ]
+    found = {f"d_{name}": value for name, value in two_sample.use_of_z(*logits)._asdict().items()}
+    return Report({**found, "n_pairs": float(len(pairs.x))}, {})
+
+
+def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Estimate how many of the known modes, or else classes, the model covers; 95 % intervals (_low, _high).
+
+    coverage_expected  modes hit by 2,500 samples, on average over such samples (`metrics.coverage`)
+    coverage_frequent  modes with at least a fifth of their fair share of all samples; where the reference
+                       classifier reads them off, its errors on test are accounted for
+
+    20,000 samples are drawn (n_samples). A sample hits a known mode within three standard deviations.
+    """
+    check_applicable("mode_coverage", dataset, ali)
+    x_tilde = _sample(ali, variables, key, COVERAGE_BATCHES * MODE_SAMPLES, dataset)
+    confusion = None
+    if dataset.modes is not None:
+        batches = x_tilde.reshape(COVERAGE_BATCHES, MODE_SAMPLES, -1)
+        counts = np.stack([mode_counts(batch, dataset.modes, dataset.mode_std) for batch in batches])
+    else:
+        predict, _ = _classifier(_ByIdentity(dataset))
+        test = _labelled(_test(dataset))
+        confusion = np.zeros((dataset.num_classes, dataset.num_classes), int)
+        np.add.at(confusion, (test.label, predict(_unit(test.x, dataset.scale))), 1)
+        read = predict(x_tilde).reshape(COVERAGE_BATCHES, MODE_SAMPLES)
+        counts = np.stack([np.bincount(labels, minlength=dataset.num_classes) for labels in read])
+    fair_fifth = 0.2 / counts.shape[1]
+    frequent = coverage.frequent_modes(counts.sum(axis=0), len(x_tilde), fair_fifth, confusion=confusion)
+    scalars = {
+        **_with_ends("coverage_expected", coverage.expected_modes(counts)),
+        **_with_ends("coverage_frequent", frequent),
+        "n_samples": float(len(x_tilde)),
+    }
+    return Report(scalars, {})
+
+
+def effective_support(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Estimate how many different things the model makes, from the twins among 2,000 samples.
+
+    effective_support        1 / sum p^2, with a 95 % interval (_low, _high), as `metrics.coverage` does
+    effective_support_real   the same of real data, twins between test and train, as scale
+
+    Twins are rows closer than 99 % of test rows (at most 2,000) are to their nearest row of train.
+    """
+    check_applicable("effective_support", dataset, ali)
+    threshold, real = _real_support(_ByIdentity(dataset))
+    twins = coverage.twins(_sample(ali, variables, key, SUPPORT_SAMPLES, dataset), threshold)
+    scalars = {
+        **_with_ends("effective_support", coverage.effective_support(twins)),
+        "effective_support_real": real,
+        "n_support": float(SUPPORT_SAMPLES),
+    }
+    return Report(scalars, {})
+
+
 class _Need(NamedTuple):
     what: str
     is_missing: Callable[[Dataset], bool]
@@ -662,6 +783,12 @@ _NEEDS = {
     "condition_agreement": (_LABELS, _CLASS_CONDITIONS),
     "attribute_grid": (_PICTURES, _Need("CelebA's attributes as conditions", _lacks_attributes)),
     "label_error": (_LABELS,),
+    "mode_coverage": (
+        _Need("known modes or labels", lambda data: data.modes is None and data.num_classes < 2),
+    ),
+    "code_distribution": (_PAIR,),
+    "discriminator_use_of_z": (_PAIR,),
+    "joint_divergence": (_PAIR, _Need("two train rows or more", lambda data: len(data.train) < 2)),
 }
 
 
@@ -784,12 +911,31 @@ def _test_distance(data: _ByIdentity) -> float:
     return reconstruction.median_distance(test[:MEMORISATION_ROWS], train)
 
 
+@functools.lru_cache(maxsize=2)
+def _real_support(data: _ByIdentity) -> tuple[float, float]:
+    """Return the distance below which rows are twins, and the effective support of real data."""
+    train, test = (_unit(rows.x, data.dataset.scale) for rows in (_train(data.dataset), _test(data.dataset)))
+    test = test[np.arange(min(len(test), SUPPORT_SAMPLES)) * len(test) // min(len(test), SUPPORT_SAMPLES)]
+    threshold = coverage.duplicate_threshold(test, train)
+    return threshold, coverage.cross_support(coverage.twins(test, threshold, train), len(train)).estimate
+
+
 def _train(dataset: Dataset) -> _Rows:
     return _stored(_ByIdentity(dataset), "train", TRAIN_ROWS)
 
 
 def _test(dataset: Dataset) -> _Rows:
     return _stored(_ByIdentity(dataset), "test", TEST_ROWS)
+
+
+@functools.lru_cache(maxsize=4)
+def _distinct_test(data: _ByIdentity) -> _Rows:
+    """Return at most CODE_ROWS test rows, none twice, spread evenly."""
+    test = _test(data.dataset)
+    _, first = np.unique(test.x.reshape(len(test.x), -1), axis=0, return_index=True)
+    number = min(len(first), CODE_ROWS)
+    chosen = np.sort(first)[np.arange(number) * len(first) // number]
+    return jax.tree.map(lambda array: array[chosen], test)
 
 
 def _picture_rows(dataset: Dataset, key: Array, number: int) -> _Rows:
@@ -836,6 +982,10 @@ def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[s
     }
 
 
+def _with_ends(name: str, interval: coverage.Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
 def _with_suffix(scalars: dict[str, float], suffix: str) -> dict[str, float]:
     return {f"{name}_{suffix}": value for name, value in scalars.items()}
 
@@ -857,7 +1007,8 @@ def _sample(ali: ALI, variables: Variables, key: Array, number: int, dataset: Da
     """Draw x_tilde [number, *X] in blocks; conditions are those of the first test rows, over and over."""
     y = _test(dataset).y
     z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
-    return _decode(ali, variables, z, None if y is None else y[np.arange(number) % len(y)])
+    y = None if y is None else y[np.arange(number) % len(y)]
+    return _decode(ali, variables, z, y, key=jax.random.fold_in(key, 1))
 
 
 def _sample_by_batch(ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset) -> np.ndarray:
@@ -878,9 +1029,33 @@ def _decode_by_batch(ali: ALI, variables: Variables, key: Array, z: Array, y: Ar
     return x
 
 
-def _decode(ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
+def _draw_pairs(ali: ALI, variables: Variables, key: Array, rows: _Rows, scale: float) -> Pairs:
+    """Draw z_hat ~ q(z | x) for every row, and as many pairs of the decoder; arrays of the host."""
+    key_codes, key_prior, key_decoder = jax.random.split(key, 3)
+    z_hat = _over_rows(model.encode, ali, variables, rows, scale, key=key_codes)
+    z: Any = np.asarray(jax.random.normal(key_prior, z_hat.shape))
+    x: Any = _unit(rows.x, scale)
+    y: Any = rows.y
+    x_tilde: Any = _decode(ali, variables, z, y, key=key_decoder)
+    return Pairs(x, z_hat, x_tilde, z, y)
+
+
+def _decode(
+    ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None, *, key: Array | None = None
+) -> np.ndarray:
+    """Decode in blocks; with a key, a decoder with noise of its own has other noise in each."""
     run = _jitted(model.decode, _platform(variables))
-    return map_blocks(functools.partial(run, ali, variables), z, y)
+
+    def on_block(index: np.ndarray, z: np.ndarray, y: np.ndarray | None) -> Array:
+        noise = {} if key is None else {"key": jax.random.fold_in(key, index[0])}
+        return run(ali, variables, z, y, **noise)
+
+    return map_blocks(on_block, np.arange(len(z)), z, y)
+
+
+def _generator(key: Array) -> np.random.Generator:
+    """Return numpy's generator for what is drawn on the host."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _over_rows(

@@ -135,22 +135,29 @@ def encode(
     return ali.encoder.apply(held, x, epsilon, y, train=False)
 
 
-def decode(ali: ALI, variables: Variables, z: Array, y: Array | None = None) -> Array:
-    """Return x_tilde [B, *X] for codes z [B, Z]."""
+def decode(
+    ali: ALI, variables: Variables, z: Array, y: Array | None = None, *, key: Array | None = None
+) -> Array:
+    """Return x_tilde [B, *X] for codes z [B, Z].
+
+    A decoder with noise of its own finds the stream `noise` where a key is given, and only there.
+    """
     held = _held(variables.params.decoder, variables.batch_stats.decoder)
-    return ali.decoder.apply(held, z, y, train=False)
+    return ali.decoder.apply(held, z, y, train=False, rngs=None if key is None else streams(key))
 
 
 def reconstruct(
     ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, key: Array | None = None
 ) -> Array:
     """Return x_hat = G_x(z_hat) [B, *X]; z_hat is sampled where a key is given (as in the paper)."""
-    return decode(ali, variables, encode(ali, variables, x, y, key=key), y)
+    z_hat = encode(ali, variables, x, y, key=key)
+    return decode(ali, variables, z_hat, y, key=None if key is None else jax.random.fold_in(key, 1))
 
 
 def sample(ali: ALI, variables: Variables, key: Array, n: int, y: Array | None = None) -> Array:
     """Return n samples x_tilde [n, *X] of the decoder at z ~ N(0, I)."""
-    return decode(ali, variables, jax.random.normal(key, (n, latent_dim(ali))), y)
+    z = jax.random.normal(key, (n, latent_dim(ali)))
+    return decode(ali, variables, z, y, key=jax.random.fold_in(key, 1))
 
 
 def interpolate(
