@@ -31,6 +31,7 @@ from ali_jax.workdir import (
     check_writable,
     is_finished,
     locked,
+    remove_leftovers,
     under_way,
     with_known_shape,
     write_text,
@@ -65,16 +66,17 @@ def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
     check_writable(workdir)
     config = with_known_shape(config, workdir)
     with contextlib.ExitStack() as stack:
-        if workdir.exists():
+        if held := workdir.exists():
             stack.enter_context(_held(workdir))
             check_same_run(config, workdir)
             if is_finished(config, workdir):
                 print(f"{workdir} holds this run, finished: nothing to do. {_where(workdir)}")
                 return 0
         game = prepare(config)
-        if not workdir.exists():
+        if not held:  # nor may another process have begun there meanwhile
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_held(workdir))
+            check_same_run(config, workdir)
         with under_way():
             status = _train(game, workdir, clock)
     if status == 0 and jax.process_index() == 0:
@@ -148,10 +150,11 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
         stack.callback(reporter.close)
         reporter.say(_sources(game.dataset))
         manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
-        stack.callback(manager.close)
+        stack.callback(checkpoint.close, manager)
         state = _first_state(game, manager, reporter, clock)
         step = int(state.step)
         if main:
+            remove_leftovers(workdir)
             write_text(workdir / "config.json", configs.to_json(_resolved(game)))
             (workdir / "summary.json").unlink(missing_ok=True)  # that of fewer steps
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
@@ -182,7 +185,7 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
         _save(session, state)
         if not session.stops:
             _assess(session, state)
-        manager.wait_until_finished()
+        checkpoint.wait(manager)
         if session.stops:
             reporter.say(f"Stopped by a signal. Step {step} is saved; the same command goes on from there.")
             return 128 + session.stops[0]
@@ -286,11 +289,12 @@ def _settle(session: _Session, call: _Call | None) -> None:
 def _save(session: _Session, state: TrainState) -> None:
     if not _all_finite(state):
         _diverged(session, int(state.step), "a parameter is not finite")
+    session.records.sync()
     checkpoint.save(session.manager, state, session.clock.now())
 
 
 def _diverged(session: _Session, step: int, what: str) -> NoReturn:
-    session.manager.wait_until_finished()
+    checkpoint.wait(session.manager)
     saved = session.manager.latest_step()
     kept = (
         "No checkpoint was saved before"

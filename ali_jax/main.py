@@ -205,7 +205,7 @@ def _set_up_jax(mode: str) -> None:
 def _quiet() -> Iterator[None]:
     """Keep the libraries' warnings and logs from a user who can do nothing about them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs tracebacks of what is reported here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

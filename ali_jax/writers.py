@@ -71,6 +71,12 @@ class Records:
                 self._events.add_scalar(key, value, step)
         self._events.flush()
 
+    def sync(self) -> None:
+        """Put all rows on disk, before a checkpoint is written that goes on after them."""
+        self._file.flush()
+        if self._images is not None:
+            os.fsync(self._file.fileno())
+
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Write pictures, uint8 [H, W, 3], to images/NAME_STEP.png."""
         for name, image in images.items():
