@@ -26,7 +26,10 @@ from ali_jax.workdir import RunError, checkpoint_steps, sync_folder, write_text
 
 CHECKSUMS = "checksums.json"  # {file: [bytes, sha256]}
 _UNFINISHED = ".orbax-checkpoint-tmp"  # ends the names of checkpoints that are being written
-_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")  # by orbax, after the checksums; notes of its own
+_WRITTEN_LAST = (
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+)  # by orbax, after the checksums; notes of its own
 
 
 class CheckpointError(RunError):
