@@ -1,11 +1,12 @@
 """Checkpoints: a run's TrainState and what else it must remember, saved and restored by orbax.
 
-A checkpoint holds two items: `state`, every leaf bit for bit, and `progress`, a small JSON object; and beside
-them the checksums of all files, which are written last, before the checkpoint gets its name. So a folder with a
+A checkpoint holds two items: `state`, every leaf bit for bit, and `progress`, a small JSON object. Beside
+them stand the checksums of all files, written last, before the checkpoint gets its name. So a folder with a
 step for its name is whole when it appears, and damage that comes later is seen and named.
 """
 
 import contextlib
+import errno
 import gc
 import hashlib
 import json
@@ -26,10 +27,7 @@ from ali_jax.workdir import RunError, checkpoint_steps, sync_folder, write_text
 
 CHECKSUMS = "checksums.json"  # {file: [bytes, sha256]}
 _UNFINISHED = ".orbax-checkpoint-tmp"  # ends the names of checkpoints that are being written
-_WRITTEN_LAST = (
-    "_CHECKPOINT_METADATA",
-    "commit_success.txt",
-)  # by orbax, after the checksums; notes of its own
+_NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # orbax's own, written after the checksums
 
 
 class CheckpointError(RunError):
@@ -39,8 +37,8 @@ class CheckpointError(RunError):
 def open_manager(directory: Path, keep: int = 1, *, create: bool = False) -> ocp.CheckpointManager:
     """Open a directory of checkpoints, named by their steps, of which the newest `keep` stay.
 
-    Saving is asynchronous. Only with `create`, for a process that saves, is a missing directory made, and what
-    a killed process left of an unfinished save deleted.
+    Saving is asynchronous. Only with `create`, for who saves, is a missing directory made, and what a killed
+    process left of an unfinished save deleted.
     """
     directory = directory.absolute()
     options = ocp.CheckpointManagerOptions(
@@ -88,8 +86,8 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
         kept = checkpoint_steps(Path(manager.directory).parent)
         stays = f"The last good one, of step {kept[-1]}, stays" if kept else "There is none yet"
         raise CheckpointError(
-            f"A checkpoint could not be written to {manager.directory}: {_first_line(error)} {stays}. See to the "
-            "disk (space, permission), then give the same command to go on."
+            f"A checkpoint could not be written to {manager.directory}: {_first_line(error)}. {stays}: see "
+            "to the disk (space, permission), then give the same command to go on."
         ) from error
 
 
@@ -109,12 +107,12 @@ def _seal(directory: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """Return the files of a checkpoint whose checksums are kept."""
-    own = [folder / name for name in (CHECKSUMS, *_WRITTEN_LAST)]
+    own = [folder / name for name in (CHECKSUMS, *_NOTES)]
     return sorted(path for path in folder.rglob("*") if path.is_file() and path not in own)
 
 
 def damage(folder: Path) -> str:
-    """Return what is wrong with the files of a checkpoint, by name, or "" where they are as they were saved."""
+    """Return what is wrong with the files of a checkpoint, by name, or "" where they are as saved."""
     try:
         wanted = json.loads((folder / CHECKSUMS).read_text())
         wanted = {str(name): (int(size), str(digest)) for name, (size, digest) in wanted.items()}
@@ -190,14 +188,16 @@ def _read(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Any:
             failure = _first_line(error)
         else:
             failure = _difference(held.state, like, step)
-    return held if not failure else failure[:200]
+    return held if not failure else failure[:200].rstrip(".") + "."
 
 
 def _first_line(error: BaseException) -> str:
     """Return what an error says, on one line; of a failed save, what made it fail."""
     while str(error) == "" and error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    if "No space left on device" in str(error):  # at the end of a text that names inner files
+        return os.strerror(errno.ENOSPC)
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
 
 
 @contextlib.contextmanager

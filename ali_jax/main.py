@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -206,9 +207,14 @@ def _quiet() -> Iterator[None]:
     """Keep the libraries' warnings and logs from a user who can do nothing about them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs tracebacks of what is reported here
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    hooks = sys.unraisablehook, threading.excepthook  # what a failed save or a full disk leaves in threads
+    sys.unraisablehook = threading.excepthook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook, threading.excepthook = hooks
 
 
 def _fail(message: str, status: int) -> int:

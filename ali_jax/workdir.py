@@ -10,7 +10,6 @@ from pathlib import Path
 from ali_jax import config as configs
 from ali_jax.config import Config
 
-
 _PARTIAL = ".part"  # ends the names of files that are being written
 
 
@@ -79,15 +78,15 @@ def check_writable(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def under_way() -> Iterator[None]:
-    """Make RunErrors of ValueErrors and OSErrors: where all input has proved good, what fails is no wrong use."""
+    """Make RunErrors of Value- and OSErrors: where all input has proved good, what fails is no wrong use."""
     try:
         yield
     except ValueError as error:
         raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(
-            f"{error.filename or 'A file could not be written'}: {error.strerror or error}. Checkpoints stay as "
-            "they are: see to the disk (space, permission), then give the same command to go on."
+            f"{error.filename or 'A file could not be written'}: {error.strerror or error}. Checkpoints stay "
+            "as they are: see to the disk (space, permission), then give the same command to go on."
         ) from error
 
 

@@ -2,10 +2,10 @@
 
     python tests/faults.py [--kills 20] [--feed device] [--seed 0]
 
-A run is killed with SIGKILL, started again, killed again, until it has been killed so often; then it may finish.
-Its final state and every row of its metrics must equal, bit for bit, those of a run that nothing interrupted. Saves
-are slowed down, so that many of the kills fall into one. A table says what happened; the exit status is 0 where
-nothing was lost. About a minute per feed and 20 kills on two free cores.
+A run is killed with SIGKILL, started again, killed again, until it has been killed so often; then it may
+finish. Its final state and every row of its metrics must equal, bit for bit, those of a run that nothing
+interrupted. Saves are slowed down, so that many of the kills fall into one. A table says what happened; the
+exit status is 0 where nothing was lost. Two minutes of one core per feed and 20 kills.
 """
 
 import argparse
