@@ -87,7 +87,15 @@ def layers(ali: ALI, state: TrainState, shape: tuple[int, ...]) -> dict[str, lis
 
 def compile_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> Any:
     """Compile one training step for a CPU as one program without a loop: to count, not to run."""
-    step = partial(
+    # Optimising the machine code changes no operation that is counted, and takes most of the time.
+    options = {"xla_backend_optimization_level": 0}
+    with jax.default_device(jax.devices("cpu")[0]):
+        return jax.jit(training_step(config, ali), compiler_options=options).lower(state, batch).compile()
+
+
+def training_step(config: Config, ali: ALI) -> Callable:
+    """Return the `(state, batch) -> (state, metrics)` that a run of this config takes."""
+    return partial(
         train.train_step,
         ali,
         train.make_optimizer(config),
@@ -96,10 +104,6 @@ def compile_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> A
         ema_decay=config.ema_decay,
         gradient=config.gradient,
     )
-    # Optimising the machine code changes no operation that is counted, and takes most of the time.
-    options = {"xla_backend_optimization_level": 0}
-    with jax.default_device(jax.devices("cpu")[0]):
-        return jax.jit(step, compiler_options=options).lower(state, batch).compile()
 
 
 def show(description: dict[str, Any]) -> None:

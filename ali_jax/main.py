@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import logging as absl_logging
 
 from ali_jax import config as configs
-from ali_jax.command import PICTURES, USAGE, Options, UsageError, load_config, override, parse
+from ali_jax.command import PICTURES, UNTRAINED, USAGE, Options, UsageError, load_config, override, parse
 from ali_jax.config import Config
 from ali_jax.workdir import (
     RunError,
@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Options) -> int:
-    trained = options.mode not in ("train", "describe")
+    trained = options.mode not in ("train", *UNTRAINED)
     config = load_config(options.config_file) if options.config_file else read_config(options.workdir)
     override(config, options.overrides)
     configs.validate(config)
-    if options.mode != "describe":
+    if options.mode not in UNTRAINED:
         config = with_known_shape(config, options.workdir)
     if options.mode == "train":
         check_same_run(config, options.workdir)
@@ -86,7 +86,7 @@ def _needs_data(config: Config, options: Options) -> bool:
     """Tell whether the mode opens the data set; where it describes, draws images or finds all done, not."""
     if options.mode == "train":
         return not is_finished(config, options.workdir)
-    return options.mode != "describe" and not _draws_from_prior(config, options)
+    return options.mode not in UNTRAINED and not _draws_from_prior(config, options)
 
 
 def _draws_from_prior(config: Config, options: Options) -> bool:
@@ -108,6 +108,17 @@ def _describe(config: Config, options: Options) -> int:
         print(json.dumps(description))
     else:
         show(description)
+    return 0
+
+
+def _preflight(config: Config, options: Options) -> int:
+    from ali_jax.preflight import preflight, show
+
+    report = preflight(config, options.topology)
+    if options.json:
+        print(json.dumps(report))
+    else:
+        show(report)
     return 0
 
 
@@ -147,7 +158,13 @@ def _evaluate(config: Config, options: Options) -> int:
     return 0
 
 
-_MODES = {"train": _train, "evaluate": _evaluate, "describe": _describe, **dict.fromkeys(PICTURES, _picture)}
+_MODES = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "describe": _describe,
+    "preflight": _preflight,
+    **dict.fromkeys(PICTURES, _picture),
+}
 
 
 def _restore(config: Config, options: Options) -> tuple:
@@ -191,7 +208,7 @@ def _set_up_jax(mode: str) -> None:
     """Choose the platform, and keep compiled programs in the user's cache."""
     import jax
 
-    if mode == "describe":
+    if mode in UNTRAINED:
         jax.config.update("jax_platforms", "cpu")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written

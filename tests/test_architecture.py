@@ -17,6 +17,7 @@ LAYERS = [
     ["train", "evaluate", "checkpoint", "writers"],
     ["game"],
     ["describe", "loop"],
+    ["preflight"],
     ["main"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
