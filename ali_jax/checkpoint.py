@@ -71,8 +71,13 @@ def wait(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
 
 
-def close(manager: ocp.CheckpointManager) -> None:
-    """Release the manager, whatever became of its last save; call `wait` before, to know."""
+def close(manager: ocp.CheckpointManager, *, failed: bool) -> None:
+    """Release the manager, whatever became of its last save; call `wait` before, to know.
+
+    Where one of several processes `failed` it waits for none of the others, which may be gone.
+    """
+    if failed and jax.process_count() > 1:
+        return
     with contextlib.suppress(Exception):
         manager.close()
 

@@ -34,6 +34,9 @@ modes:
 --topology T   the slice of preflight, such as v5e:16x16
 --out FILE     where the picture or the numbers go, instead of into DIR
 --json         print one JSON object (evaluate, describe, preflight)
+--coordinator_address HOST:PORT --num_processes N --process_id I
+               train together with other processes, of which this is the I-th from 0; on TPU pods and under
+               Slurm --coordinator_address auto is enough
 --config.KEY   overrides a value of the config; ali_jax/config.py lists the keys
 """
 
@@ -56,6 +59,9 @@ class Options(NamedTuple):
     config_file: str | None
     overrides: list[str]
     topology: str = ""
+    coordinator: str = ""  # where the processes of the run meet; "" for one process
+    num_processes: int | None = None
+    process_id: int | None = None
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -72,6 +78,9 @@ def parse(arguments: Sequence[str]) -> Options:
     flags.DEFINE_string("out", None, "where the result goes", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
     flags.DEFINE_string("topology", "", "a TPU slice", flag_values=values)
+    flags.DEFINE_string("coordinator_address", "", "where processes meet", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "which one this is", flag_values=values)
     try:
         rest = values(["ali_jax", *arguments], known_only=True)[1:]
     except flags.Error as error:
@@ -79,9 +88,8 @@ def parse(arguments: Sequence[str]) -> Options:
     for argument in rest:
         name = argument.partition("=")[0]
         if argument.startswith("-") and not _override_key(argument):
-            near = difflib.get_close_matches(
-                name.lstrip("-"), ["config", "workdir", "mode", "out", "json", "topology"], n=1
-            )
+            own = [flag for flag in values if flag != "flagfile" and flag != "undefok"]
+            near = difflib.get_close_matches(name.lstrip("-"), own, n=1)
             raise UsageError(f"There is no flag {name}.{f' Did you mean --{near[0]}?' if near else ''}")
     if values.json and values.mode not in (*UNTRAINED, "evaluate"):
         raise UsageError(f"--json goes with --mode describe, preflight or evaluate, not with {values.mode}.")
@@ -91,13 +99,18 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UsageError(f"--out goes with evaluate and the modes that draw, not with {values.mode}.")
     if values.mode == "train" and not values.config:
         raise UsageError("Give --config, such as --config experiments/digits.py.")
+    if values.coordinator_address and values.mode != "train":
+        raise UsageError(f"--coordinator_address goes with --mode train, not with {values.mode}.")
+    if not values.coordinator_address and (values.num_processes, values.process_id) != (None, None):
+        raise UsageError("--num_processes and --process_id need --coordinator_address HOST:PORT.")
     if values.mode == "preflight" and not values.config:
         raise UsageError("Give --config, such as --config experiments/svhn.py.")
     if not values.workdir and not (values.mode in UNTRAINED and values.config):
         raise UsageError("Give --workdir, the folder of the run.")
     out = _path(values.out) if values.out else None
     workdir = _path(values.workdir or ".")
-    return Options(values.mode, workdir, out, values.json, values.config, rest, values.topology)
+    together = values.coordinator_address, values.num_processes, values.process_id
+    return Options(values.mode, workdir, out, values.json, values.config, rest, values.topology, *together)
 
 
 def _path(text: str) -> Path:

@@ -20,7 +20,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ali_jax import checkpoint, data, train
+from ali_jax import checkpoint, data, hosts, train
 from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.game import Game, abstract_state, check_names, evaluate, initial_state, prepare
@@ -77,7 +77,7 @@ def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_held(workdir))
             check_same_run(config, workdir)
-        with under_way():
+        with under_way(), hosts.device_errors():
             status = _train(game, workdir, clock)
     if status == 0 and jax.process_index() == 0:
         print(f"Trained {config.num_steps} steps. {_where(workdir)}")
@@ -150,7 +150,7 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
         stack.callback(reporter.close)
         reporter.say(_sources(game.dataset))
         manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
-        stack.callback(checkpoint.close, manager)
+        stack.push(lambda *error: checkpoint.close(manager, failed=error[0] is not None))
         state = _first_state(game, manager, reporter, clock)
         step = int(state.step)
         if main:
@@ -168,6 +168,9 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
             if _is_due(config, "evaluate_every", step):
                 _assess(session, state)
             count = min(config.steps_per_call - step % config.steps_per_call, config.num_steps - step)
+            if hosts.preempted(step, count):
+                session.stops.append(signal.SIGTERM)
+                break
             new = count not in calls
             if new:
                 pending = _settle(session, pending)
@@ -363,7 +366,8 @@ def _where(workdir: Path) -> str:
 def _signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list; a second one ends the process at once."""
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    alone = jax.process_count() == 1  # of several processes all must stop at one step: `hosts.preempted`
+    numbers = (signal.SIGINT, signal.SIGTERM) if alone else ()
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)

@@ -71,7 +71,7 @@ def _run(options: Options) -> int:
     if path and _needs_data(config, options) and not os.path.exists(os.path.expanduser(path)):
         raise UsageError(f"config.dataset.path is {path!r}: there is no such file or folder.")
 
-    _set_up_jax(options.mode)
+    _set_up_jax(options)
     from ali_jax.data import DataError
 
     try:
@@ -204,11 +204,11 @@ def _images(options: Options) -> Path:
     return folder
 
 
-def _set_up_jax(mode: str) -> None:
-    """Choose the platform, and keep compiled programs in the user's cache."""
+def _set_up_jax(options: Options) -> None:
+    """Choose the platform, keep compiled programs in the user's cache, meet other processes."""
     import jax
 
-    if mode in UNTRAINED:
+    if options.mode in UNTRAINED:
         jax.config.update("jax_platforms", "cpu")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
@@ -217,6 +217,12 @@ def _set_up_jax(mode: str) -> None:
             if os.access(folder, os.W_OK | os.X_OK):
                 jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if options.coordinator:
+        from ali_jax import hosts
+
+        together = hosts.Hosts(options.coordinator, options.num_processes, options.process_id)
+        hosts.check(together)
+        hosts.join(together)
 
 
 @contextlib.contextmanager
@@ -234,10 +240,19 @@ def _quiet() -> Iterator[None]:
         sys.unraisablehook, threading.excepthook = hooks
 
 
+def _leave(status: int) -> None:
+    """End the process; one of several that failed waits for none of the others, which may be gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
+        os._exit(status)
+    sys.exit(status)
+
+
 def _fail(message: str, status: int) -> int:
     print(f"ali_jax: {message}", file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

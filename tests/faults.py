@@ -1,19 +1,25 @@
 """Kill runs at random moments, again and again, and show that nothing is lost.
 
-    python tests/faults.py [--kills 20] [--feed device] [--seed 0]
+    python tests/faults.py [--kills 20] [--feed device] [--processes 2] [--seed 0]
 
 A run is killed with SIGKILL, started again, killed again, until it has been killed so often; then it may
 finish. Its final state and every row of its metrics must equal, bit for bit, those of a run that nothing
 interrupted. Saves are slowed down, so that many of the kills fall into one. A table says what happened; the
 exit status is 0 where nothing was lost. Two minutes of one core per feed and 20 kills.
+
+Then several processes on this machine train one run, as on a pod: they agree with one process; they end when
+one of them is killed, and go on when all are started again; they stop together when one of them gets SIGTERM.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +37,7 @@ import orbax.checkpoint as ocp
 from test_loop import tiny
 
 from ali_jax import checkpoint, loop, workdir
+from ali_jax import config as configs
 
 SAVES = 3  # that a run has begun at most when it is killed
 SLOW = 0.1  # seconds that a save takes longer
@@ -178,6 +185,102 @@ def kill_again_and_again(feed: str, kills: int, draw: random.Random, root: Path)
     return Tally(feed, done, while_starting, while_saving, lost)
 
 
+def together(processes: int, folder: Path, **changes: Any) -> list[subprocess.Popen]:
+    """Start processes that train one run, each with a device of its own and its own rows of every batch."""
+    changed = configs.differences(configs.base(), hosts_config(**changes))
+    values = {key: new for key, (_, new) in changed.items()}
+    file = folder.with_suffix(".py")
+    file.write_text(
+        "from ali_jax import config\n\n\ndef get_config():\n    c = config.base()\n"
+        f"    c.update_from_flattened_dict({values!r})\n    return c\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "ali_jax.main", "--config", str(file), "--workdir", str(folder)]
+    command += ["--coordinator_address", address, "--num_processes", str(processes)]
+    return [
+        subprocess.Popen(
+            [*command, "--process_id", str(i)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XLA_FLAGS": ""},
+            cwd=Path(__file__).parent.parent,
+        )
+        for i in range(processes)
+    ]
+
+
+def hosts_config(**changes: Any) -> Any:
+    """Return a run whose batch two and four processes share, with the paper's Adam."""
+    return tiny(
+        batch_size=12,
+        num_steps=40,
+        evaluators=("reconstruction_error",),
+        dataset__feed="host",
+        optimizer__generator__learning_rate=1e-4,
+        optimizer__discriminator__learning_rate=1e-4,
+        optimizer__generator__b1=0.5,
+        optimizer__discriminator__b1=0.5,
+        **changes,
+    )
+
+
+def ended(processes: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str]]:
+    """Wait for all processes; return exit status and what each wrote to stderr."""
+    found = [process.communicate(timeout=seconds)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, found, strict=True)]
+
+
+def disagreement(processes: int, root: Path) -> list[str]:
+    """Train with several processes; return how that differs from one process."""
+    found = ended(together(processes, root / "several"))
+    if any(status for status, _ in found):
+        return [f"process {i} ended with {s}: {text[-500:]}" for i, (s, text) in enumerate(found)]
+    alone = in_child(lambda: [str(loop.run(hosts_config(), root / "alone"))])
+    wrong = [] if alone == ["0"] else [f"the single process ended with {alone}"]
+    rows = [
+        [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("several", "alone")
+    ]
+    for a, b in itertools.zip_longest(*rows, fillvalue={}):
+        if a.keys() != b.keys() or any(abs(a[k] - b[k]) > 1e-5 * max(1, abs(b[k])) for k in a):
+            wrong.append(f"row {a} is not {b}")
+    events = list((root / "several").glob("events*"))
+    return [*wrong, *([f"{len(events)} processes wrote events"] if len(events) != 1 else [])]
+
+
+def losing_one(processes: int, root: Path) -> tuple[list[str], float]:
+    """Kill one process, start all again, send one SIGTERM; return what went wrong, and how soon all ended."""
+    folder, wrong = root / "lost", []
+    running = together(processes, folder, num_steps=10**6, log_every=10**6)
+    _wait_for_checkpoint(folder, 10)
+    running[-1].kill()
+    began = time.monotonic()
+    found = ended(running)
+    seconds = time.monotonic() - began
+    for i, (status, text) in enumerate(found[:-1]):
+        if status == 0 or "lost another process of the run" not in text:
+            wrong.append(f"process {i} ended with {status}: {text[-500:]}")
+    last = workdir.checkpoint_steps(folder)[-1]
+    running = together(processes, folder, num_steps=10**6, log_every=10**6)
+    _wait_for_checkpoint(folder, last + 10)
+    running[-1].terminate()
+    found = ended(running)
+    if f"Going on from step {last}" not in found[0][1]:
+        wrong.append(f"it did not go on from step {last}: {found[0][1][-500:]}")
+    step = workdir.checkpoint_steps(folder)[-1]
+    if {status for status, _ in found} != {143} or f"Step {step} is saved" not in found[0][1]:
+        wrong.append(f"SIGTERM: {found}")
+    return wrong, seconds
+
+
+def _wait_for_checkpoint(folder: Path, step: int) -> None:
+    while not (steps := workdir.checkpoint_steps(folder)) or steps[-1] < step:
+        time.sleep(0.1)
+
+
 def _log(folder: Path) -> str:
     return (folder.parent / "log").read_text()[-500:]
 
@@ -187,18 +290,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill runs at random moments.", allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--feed", choices=("device", "host"), action="append")
+    parser.add_argument("--processes", type=int, action="append", help="that train together; 2 and 4")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     failed = False
     print("| feed | kills | while starting | with a save under way | lost | seconds |")
     print("|---|---:|---:|---:|---|---:|", flush=True)
-    for feed in options.feed or ("device", "host"):
+    for feed in options.feed or ("device", "host") if options.kills else ():
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as root:
             tally = kill_again_and_again(feed, options.kills, random.Random(options.seed), Path(root))
         row = (*tally[:4], "; ".join(tally.lost) or "nothing", f"{time.monotonic() - began:.0f}")
         print(f"| {' | '.join(map(str, row))} |", flush=True)
         failed = failed or bool(tally.lost)
+    print("\n| processes | one is killed: the others end after | wrong |\n|---:|---:|---|", flush=True)
+    for processes in options.processes or (2, 4):
+        with tempfile.TemporaryDirectory() as root:
+            wrong, seconds = losing_one(processes, Path(root))
+            wrong += disagreement(processes, Path(root))
+        print(f"| {processes} | {seconds:.1f} s | {'; '.join(wrong) or 'nothing'} |", flush=True)
+        failed = failed or bool(wrong)
     return int(failed)
 
 

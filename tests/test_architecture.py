@@ -14,7 +14,7 @@ LAYERS = [
     ["layers"],
     ["networks", "data", "metrics", "figures"],
     ["model"],
-    ["train", "evaluate", "checkpoint", "writers"],
+    ["train", "evaluate", "checkpoint", "writers", "hosts"],
     ["game"],
     ["describe", "loop"],
     ["preflight"],

@@ -108,7 +108,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint_and_a_clear_messag
     seal, scalars = checkpoint._seal, writers.Records.scalars
 
     def full(directory):
-        if any(path.name.startswith("20") for path in directory.iterdir()):
+        if any(path.name.startswith("20.") for path in directory.iterdir()):
             raise OSError(errno.ENOSPC, "No space left on device")
         seal(directory)
 
@@ -157,7 +157,7 @@ def test_sigterm_with_a_save_under_way_keeps_both(tmp_path, monkeypatch):
     seal = checkpoint._seal
 
     def slowly(directory):
-        if any(path.name.startswith("10") for path in directory.iterdir()):
+        if any(path.name.startswith("10.") for path in directory.iterdir()):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.5)
         seal(directory)
