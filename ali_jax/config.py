@@ -60,6 +60,9 @@ def base() -> Config:
     config.lowering = "auto"  # convolutions: auto (by platform) | native | cpu
     config.gradient = "auto"  # auto (one pass where exact) | one_pass | two_pullbacks
     config.loss = "ali"  # a function of ali_jax.losses
+    config.labelled_weight = 1.0  # of the labelled term in config.loss = "semi_supervised"
+    config.frozen = ()  # networks that are not trained, such as ("decoder",); they run as in evaluation
+    config.init_from = ""  # the folder of a run whose trained decoder this one starts from
 
     config.dataset = ConfigDict()
     config.dataset.name = "digits"  # a function of ali_jax.data, or a TFDS name it lists
@@ -67,7 +70,8 @@ def base() -> Config:
     config.dataset.directory = ""  # where TFDS keeps its data; "" = its default
     config.dataset.train_split = "train"  # e.g. extra, train[:45000]; files that lack it: their train, test
     config.dataset.test_split = "test"
-    config.dataset.conditional = False  # whether the networks are given the data's attributes y
+    config.dataset.conditional = False  # whether networks are given y: the data's attributes, else the class
+    config.dataset.labelled = 0  # labels that are kept, as many of each class, for semi-supervised training
     config.dataset.shape = ()  # of one x: (H, W, C) or (D,); () = as the data say
     config.dataset.feed = "auto"  # device: resident; host: streamed; auto: by size
     config.dataset.device_bytes = 4 * 2**30  # the largest training set that auto keeps on the device
@@ -119,6 +123,13 @@ def base() -> Config:
     config.discriminator.init_std = 0.01
     config.discriminator.center = False
     config.discriminator.width = 0
+    config.discriminator.x_pool = False  # average D(x)'s maps over space
+    config.discriminator.blind = False  # D does not see z: a GAN
+    config.discriminator.num_classes = 1  # K > 1: one logit per class, for config.loss = "semi_supervised"
+
+    config.condition = ConfigDict()  # how networks take y
+    config.condition.embedding = 0  # width of a linear embedding, as the authors' 256; 0 = y itself
+    config.condition.learned = False  # each network learns its own; else one fixed random projection
 
     # Terms added to the losses: name of a function of ali_jax.penalties -> its arguments.
     config.penalties = ConfigDict()

@@ -20,6 +20,8 @@ from ali_jax.types import Array
 Layer: TypeAlias = int | tuple[int, ...]
 T = TypeVar("T")
 
+EMBEDDING_STD = 0.01  # of the embedding of conditions, in the authors' code
+
 
 def initializer(std: float) -> nn.initializers.Initializer:
     """Return N(0, std^2) (paper: 0.01), or He initialisation where std is 0."""
@@ -125,6 +127,39 @@ class Bias(nn.Module):
     def __call__(self, h: Array) -> Array:
         bias = self.param("bias", nn.initializers.zeros, self.shape)
         return h + bias.astype(h.dtype).reshape((1,) * (h.ndim - bias.ndim) + bias.shape)
+
+
+class Embedding(nn.Module):
+    """A linear map of conditions with bias: [B, A] -> [B, width]; width 0 and y = None change nothing.
+
+    In the authors' code one map is shared by the three networks and belongs to no player, so that it keeps
+    its initial values: a random projection. Here such a map is a constant, the same wherever it stands.
+    Learned, each network has its own.
+    """
+
+    width: int
+    learned: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, y: Array | None) -> Array | None:
+        if y is None or not self.width:
+            return y
+        shape = (y.shape[-1], self.width)
+        if not self.learned:
+            return y.astype(self.dtype) @ jnp.asarray(frozen_projection(*shape), self.dtype)
+        kernel = self.param("kernel", initializer(EMBEDDING_STD), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return y.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]
+
+
+@functools.cache
+def frozen_projection(attributes: int, width: int) -> np.ndarray:
+    """Return the kernel [attributes, width] of the frozen embedding, N(0, 0.01^2); its bias is zero.
+
+    Checkpoints do not hold it, so it comes from a generator whose stream numpy guarantees for ever.
+    """
+    return EMBEDDING_STD * np.random.RandomState(0).standard_normal((attributes, width))
 
 
 class BatchNorm(nn.Module):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ali_jax import convolutions, layers
 from ali_jax.config import Config, base
-from ali_jax.layers import Bias, Dense, Dropout, Layer, Stack, per_layer
+from ali_jax.layers import Bias, Dense, Dropout, Embedding, Layer, Stack, per_layer
 from ali_jax.types import ALI, Array, Networks, PyTree
 
 POSTERIORS = ("gaussian", "noise")
@@ -41,12 +41,15 @@ class Encoder(nn.Module):
     log_sigma_bias: float = 0.0
     log_sigma_init: float = 1.0
     center: bool = False
+    embedding: int = 0
+    embedding_learned: bool = False
     lowering: convolutions.Lowering = "native"
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         _check_choice("posterior", self.posterior, POSTERIORS)
+        self.embed = Embedding(self.embedding, self.embedding_learned, self.dtype)
         self.stack = Stack(
             self.layers,
             activation=layers.activation(self.activation, slope=self.slope),
@@ -80,7 +83,7 @@ class Encoder(nn.Module):
 
     def _hidden(self, x: Array, y: Array | None, train: bool) -> Array:
         h = self.stack(_centered(x) if self.center else x, train=train)
-        return _join(h, y)
+        return _join(h, self.embed(y))
 
 
 class Decoder(nn.Module):
@@ -93,6 +96,8 @@ class Decoder(nn.Module):
     batch_norm: bool | tuple[bool, ...] = True
     init_std: float = 0.01
     output: str = "sigmoid"
+    embedding: int = 0
+    embedding_learned: bool = False
     lowering: convolutions.Lowering = "native"
     axis_name: str | None = None
     dtype: Any = jnp.float32
@@ -101,7 +106,7 @@ class Decoder(nn.Module):
     def __call__(self, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
         """Map codes [B, Z] and conditions [B, A] to data [B, *X], in (0, 1) where the output is a sigmoid."""
         _check_choice("output", self.output, OUTPUTS)
-        z = _join(z, y)
+        z = _join(z, Embedding(self.embedding, self.embedding_learned, self.dtype, name="embed")(y))
         shared = {"init_std": self.init_std, "dtype": self.dtype}
         h = Stack(
             self.layers,
@@ -135,7 +140,10 @@ class Discriminator(nn.Module):
     """The joint discriminator: logit of "(x, z) comes from the encoder".
 
     D(x) and D(z) are stacks of their own; their outputs and y, joined, go through D(x, z). Without x_layers
-    and z_layers it is one perceptron on [x, z].
+    and z_layers it is one perceptron on [x, z]. `x_pool` averages D(x)'s maps over space before they are
+    joined. A `blind` one does not see z: with it ALI is a GAN, whose encoder learns nothing. With
+    `num_classes` above 1 there is a logit per class, beside that of "from the decoder", which is fixed at 0
+    (paper, section 4.4).
     """
 
     x_layers: tuple[Layer, ...] = ()
@@ -152,6 +160,11 @@ class Discriminator(nn.Module):
     joint_dropout: float | tuple[float, ...] = 0.0
     init_std: float = 0.01
     center: bool = False
+    x_pool: bool = False
+    blind: bool = False
+    num_classes: int = 1
+    embedding: int = 0
+    embedding_learned: bool = False
     lowering: convolutions.Lowering = "native"
     axis_name: str | None = None
     dtype: Any = jnp.float32
@@ -163,7 +176,7 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
-        """Map data [B, *X], codes [B, Z] and conditions [B, A] to logits [B], float32."""
+        """Map data [B, *X], codes [B, Z] and conditions [B, A] to logits [B] or, of K > 1 classes, [B, K]."""
         act = layers.activation(self.activation, slope=self.slope, pieces=self.pieces)
         shared = {"activation": act, "init_std": self.init_std, "dtype": self.dtype}
         h_x = Stack(
@@ -176,14 +189,19 @@ class Discriminator(nn.Module):
             name="x",
             **shared,
         )(_centered(x) if self.center else x, train=train)
-        h_z = Stack(self.z_layers, dropout=self.z_dropout, bias=self.z_bias, name="z", **shared)(
-            z, train=train
-        )
+        if self.x_pool:
+            h_x = jnp.mean(h_x, axis=(1, 2))
+        h_z = None
+        if not self.blind:
+            stack = Stack(self.z_layers, dropout=self.z_dropout, bias=self.z_bias, name="z", **shared)
+            h_z = stack(z, train=train)
         rates = per_layer(self.joint_dropout, len(self.joint_layers) + 1, "joint_dropout")
-        h = _join(_join(h_x, h_z), y)
+        embed = Embedding(self.embedding, self.embedding_learned, self.dtype, name="embed")
+        h = _join(_join(h_x, h_z), embed(y))
         h = Stack(self.joint_layers, dropout=rates[:-1], name="joint", **shared)(h, train=train)
         h = Dropout(rates[-1])(h, train=train)
-        return _Affine(1, self.init_std, dtype=self.dtype, name="logit")(h)[:, 0]
+        logits = _Affine(self.num_classes, self.init_std, dtype=self.dtype, name="logit")(h)
+        return logits if self.num_classes > 1 else logits[:, 0]
 
 
 class _Affine(nn.Module):
@@ -267,7 +285,7 @@ def build(
     """Make the three networks that a config describes.
 
     Args:
-      config: reads `latent_dim`, `dtype`, `lowering`, `dataset.shape`, `encoder`, `decoder`, `discriminator`.
+      config: reads `latent_dim`, `dtype`, `lowering`, `dataset.shape`, `condition`, and the three networks'.
       x_shape: the shape of one x, (H, W, C) or (D,), as the data have it; None: `config.dataset.shape`.
       platform: what the program will be compiled for; with `config.lowering = "auto"` it chooses the form of
         the convolutions (`ali_jax.convolutions`).
@@ -284,7 +302,13 @@ def build(
     if config.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"config.dtype is {config.dtype!r}; it must be float32 or bfloat16.")
     lowering = convolutions.lowering_for(platform) if config.lowering == "auto" else config.lowering
-    shared = {"dtype": jnp.dtype(config.dtype), "lowering": lowering, "axis_name": axis_name}
+    shared = {
+        "dtype": jnp.dtype(config.dtype),
+        "lowering": lowering,
+        "axis_name": axis_name,
+        "embedding": config.condition.embedding,
+        "embedding_learned": config.condition.learned,
+    }
     return Networks(
         encoder=_make("encoder", sections["encoder"], latent_dim=config.latent_dim, **shared),
         decoder=_make("decoder", sections["decoder"], x_shape=shape, **shared),
@@ -392,6 +416,7 @@ _RULES = {
     "log_sigma_init": _FINITE,
     "log_sigma_clip": _Rule(_is_clip, "it must be (), or (low, high) with low < high"),
     "width": _Rule(lambda value: _is_count(value, 0), "it must not be negative"),
+    "num_classes": _Rule(_is_count, "it must be positive"),
     "pieces": _Rule(_is_count, "it must be positive"),
 }
 
