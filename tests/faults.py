@@ -214,17 +214,17 @@ def together(processes: int, folder: Path, **changes: Any) -> list[subprocess.Po
 
 def hosts_config(**changes: Any) -> Any:
     """Return a run whose batch two and four processes share, with the paper's Adam."""
-    return tiny(
-        batch_size=12,
-        num_steps=40,
-        evaluators=("reconstruction_error",),
-        dataset__feed="host",
-        optimizer__generator__learning_rate=1e-4,
-        optimizer__discriminator__learning_rate=1e-4,
-        optimizer__generator__b1=0.5,
-        optimizer__discriminator__b1=0.5,
-        **changes,
-    )
+    values = {
+        "batch_size": 12,
+        "num_steps": 40,
+        "evaluators": ("reconstruction_error",),
+        "dataset__feed": "host",
+        "optimizer__generator__learning_rate": 1e-4,
+        "optimizer__discriminator__learning_rate": 1e-4,
+        "optimizer__generator__b1": 0.5,
+        "optimizer__discriminator__b1": 0.5,
+    }
+    return tiny(**{**values, **changes})
 
 
 def ended(processes: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str]]:
