@@ -34,6 +34,19 @@ class CheckpointError(RunError):
     """There is no checkpoint that can be read; the message says where and what to do."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """A manager that leaves it to `hosts` to ask whether the run is preempted.
+
+    Orbax asks too, for older steps and from another thread of the first process alone, after which the
+    processes are given different answers.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Answer no."""
+        del step
+        return False
+
+
 def open_manager(directory: Path, keep: int = 1, *, create: bool = False) -> ocp.CheckpointManager:
     """Open a directory of checkpoints, named by their steps, of which the newest `keep` stay.
 
@@ -47,7 +60,7 @@ def open_manager(directory: Path, keep: int = 1, *, create: bool = False) -> ocp
         cleanup_tmp_directories=create,
         async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _seal(directory)),
     )
-    return ocp.CheckpointManager(directory, options=options)
+    return _Manager(directory, options=options)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any]) -> None:
@@ -123,7 +136,7 @@ def damage(folder: Path) -> str:
         wanted = {str(name): (int(size), str(digest)) for name, (size, digest) in wanted.items()}
     except FileNotFoundError:
         return f"it has no {CHECKSUMS}: part of it was deleted."
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return f"{CHECKSUMS} is damaged."
     found = {str(path.relative_to(folder)): path for path in _files(folder)}
     for name, (size, digest) in wanted.items():

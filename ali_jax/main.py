@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 from ali_jax import config as configs
 from ali_jax.command import PICTURES, UNTRAINED, USAGE, Options, UsageError, load_config, override, parse
 from ali_jax.config import Config
+from ali_jax.escape import printable
 from ali_jax.workdir import (
     RunError,
     check_same_run,
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except RunError as error:
         return _fail(str(error), 1)
+    except MemoryError as error:
+        return _fail(f"The memory does not suffice: {error}".rstrip(": "), 1)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
 
@@ -244,13 +247,13 @@ def _leave(status: int) -> None:
     """End the process; one of several that failed waits for none of the others, which may be gone."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if status and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
+    if status == 1 and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
         os._exit(status)
     sys.exit(status)
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"ali_jax: {message}", file=sys.stderr)
+    print(printable(f"ali_jax: {message}"), file=sys.stderr)
     return status
 
 

@@ -63,7 +63,7 @@ def is_finished(config: Config, workdir: Path) -> bool:
     """Tell whether the run in a folder has its summary, of all the steps that the config asks for."""
     try:
         return json.loads((workdir / "summary.json").read_text())["step"] >= config.num_steps
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or no summary of ours: it is written anew
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, or none of ours: made anew
         return False
 
 

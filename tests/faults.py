@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -290,7 +291,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill runs at random moments.", allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--feed", choices=("device", "host"), action="append")
-    parser.add_argument("--processes", type=int, action="append", help="that train together; 2 and 4")
+    parser.add_argument("--processes", type=int, action="append", help="that train together; 0: none")
+    parser.add_argument("--no-losses", action="store_true", help="kill none of several processes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     failed = False
@@ -305,8 +307,12 @@ def main() -> int:
         failed = failed or bool(tally.lost)
     print("\n| processes | one is killed: the others end after | wrong |\n|---:|---:|---|", flush=True)
     for processes in options.processes or (2, 4):
+        if not processes:
+            continue
+        wrong, seconds = [], math.nan
         with tempfile.TemporaryDirectory() as root:
-            wrong, seconds = losing_one(processes, Path(root))
+            if not options.no_losses:
+                wrong, seconds = losing_one(processes, Path(root))
             wrong += disagreement(processes, Path(root))
         print(f"| {processes} | {seconds:.1f} s | {'; '.join(wrong) or 'nothing'} |", flush=True)
         failed = failed or bool(wrong)

@@ -10,7 +10,7 @@ import small
 
 LAYERS = [
     ["types", "config"],
-    ["bits", "registry", "convolutions", "losses", "penalties", "workdir", "command"],
+    ["bits", "registry", "convolutions", "losses", "penalties", "workdir", "command", "escape"],
     ["layers"],
     ["networks", "data", "metrics", "figures"],
     ["model"],

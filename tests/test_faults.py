@@ -35,12 +35,24 @@ def largest(folder: Path) -> Path:
     return max((p for p in (folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-@pytest.mark.parametrize("feed", ["device", "host"])
-def test_a_run_that_is_killed_at_random_moments_loses_nothing(feed):
-    command = [sys.executable, str(ROOT / "tests" / "faults.py"), "--kills", "2", "--feed", feed]
+def script(name: str, *arguments: str) -> None:
+    """Run a shortened script of this folder, which must find nothing wrong."""
+    command = [sys.executable, str(ROOT / "tests" / name), *arguments]
     environment = {**os.environ, "XLA_FLAGS": ""}
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_run_that_is_killed_at_random_moments_loses_nothing():
+    script("faults.py", "--kills", "2", "--feed", "host", "--processes", "0")
+
+
+def test_two_processes_train_what_one_trains_and_only_the_first_writes():
+    script("faults.py", "--kills", "0", "--processes", "2", "--no-losses")
+
+
+def test_random_mistakes_are_answered():
+    script("fuzz.py", "--cases", "60", "--seed", "1")
 
 
 def test_every_file_of_a_checkpoint_is_guarded(tmp_path):
