@@ -26,6 +26,7 @@ def papers_adam(config):
     for adam in (config.optimizer.generator, config.optimizer.discriminator):
         adam.learning_rate, adam.b1, adam.b2 = 1e-4, 0.5, 0.999
     config.optimizer.constant_fraction = 1.0
+    config.penalties.r1.gamma = 0.0  # test_train.py has it; its second derivatives take long to compile
 
 
 class Sharded:
@@ -33,7 +34,7 @@ class Sharded:
 
     def __init__(self, devices: int) -> None:
         self.ali, config, _ = small.game("digits", batch_size=8, edit=papers_adam)
-        self.tx, self.penalties = train.make_optimizer(config), train.make_penalties(config)
+        self.tx = train.make_optimizer(config)
         self.mesh = Mesh(jax.devices()[:devices], ("data",))
         self.whole, self.split = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
         self.data = np.random.default_rng(3).random((STEPS, 8, *config.dataset.shape), np.float32)
@@ -46,8 +47,7 @@ class Sharded:
     def step(self, state, x):
         """Take a step, inside jit."""
         batch = Batch(jax.lax.with_sharding_constraint(x, self.split))
-        game = (self.ali, self.tx, losses.ali, self.penalties)
-        state, metrics = train.train_step(*game, state, batch, ema_decay=0.9)
+        state, metrics = train.train_step(self.ali, self.tx, losses.ali, (), state, batch, ema_decay=0.9)
         return state, jnp.stack([metrics["loss/generator"], metrics["loss/discriminator"]])
 
     @cached_property
@@ -100,12 +100,13 @@ def test_a_checkpoint_goes_on_on_another_number_of_devices_and_back(sharded, tmp
         assert_same_bits(found, state)
         return found
 
-    expected = sharded[8].run(sharded[8].start(), sharded[8].data[:50])[2]
-    state, before = sharded[8].start(), 8
+    state, before, data = sharded[8].start(), 8, sharded[8].data
+    uninterrupted = state
     for i, devices in enumerate((1, 8, 2, 8, 4, 8)):
-        state, _, found = sharded[before].run(state, sharded[8].data[i : i + 1])
-        np.testing.assert_allclose(found[0], expected[i], rtol=1e-5)
-        state, before = through_a_file(state, i + 1, devices), devices
+        state, _, found = sharded[before].run(state, data)
+        uninterrupted, _, expected = sharded[8].run(uninterrupted, data)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        state, before = through_a_file(state, STEPS * (i + 1), devices), devices
 
 
 def test_devices_exchange_gradients_by_all_reduces_and_nothing_else(sharded):
@@ -121,7 +122,7 @@ def test_devices_exchange_gradients_by_all_reduces_and_nothing_else(sharded):
 
 
 def test_pmap_equals_shard_map_bit_for_bit(sharded):
-    ali, config, _ = small.game("digits", batch_size=8, edit=papers_adam, axis_name="data")
+    ali, *_ = small.game("digits", batch_size=8, edit=papers_adam, axis_name="data")
     tx, state = optax.sgd(1.0), sharded[1].start()
     state = jax.device_get(state._replace(opt_state=tx.init(state.variables.params)))
     noise = model.draw_noise(ali, jax.random.PRNGKey(5), 8)
@@ -129,7 +130,7 @@ def test_pmap_equals_shard_map_bit_for_bit(sharded):
 
     def step(x, z, epsilon):
         local = noise._replace(z=z, epsilon=epsilon)
-        game = (ali, tx, losses.ali, train.make_penalties(config))
+        game = (ali, tx, losses.ali, ())
         return train.train_step(*game, state, Batch(x), axis_name="data", noise=local)[0].variables
 
     mesh, axis = Mesh(jax.devices()[:4], ("data",)), PartitionSpec("data")

@@ -140,8 +140,8 @@ def _check_sizes(path: Path, wanted: Sequence[str]) -> None:
             size = math.prod(shape) * dtype.itemsize
             if size > member.file_size and not dtype.hasobject:
                 raise DataError(
-                    f"{path}: {member.filename} is damaged: {size} bytes by its header, {member.file_size} in "
-                    "the file; write it anew with numpy.savez"
+                    f"{path}: {member.filename} is damaged: {size} bytes by its header, {member.file_size} "
+                    "in the file; write it anew with numpy.savez"
                 )
             needed += size
     _check_fits(path, needed)
