@@ -12,7 +12,6 @@ from rich.table import Table
 
 from ali_jax import data, model, networks, train
 from ali_jax.config import Config
-from ali_jax.game import named_loss
 from ali_jax.types import ALI, Batch, Networks, PyTree, TrainState
 
 
@@ -21,6 +20,7 @@ def describe(config: Config) -> dict[str, Any]:
 
     Returns:
       parameters: numbers of trained parameters, by network.
+      frozen_parameters: of the projection of conditions that all networks share and none trains.
       flops_per_step: floating-point operations of one training step at the config's batch: XLA's
         `cost_analysis` of the program compiled for a CPU, convolutions as XLA has them, without a loop.
       state_bytes: size of the TrainState.
@@ -34,16 +34,38 @@ def describe(config: Config) -> dict[str, Any]:
     native.lowering = "native"
     ali = networks.build(native, x_shape=shape)
     tx = train.make_optimizer(config)
-    x: Any = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
-    batch = Batch(x)
+    batch = abstract_batch(config, shape)
     init = partial(train.init_state, ali, tx, ema=config.ema_decay > 0)
     state = jax.eval_shape(init, jax.random.PRNGKey(0), batch)
     return {
         "parameters": {role: _size(params) for role, params in state.variables.params._asdict().items()},
+        "frozen_parameters": _frozen_parameters(config),
         "flops_per_step": float(compile_step(config, ali, state, batch).cost_analysis()["flops"]),
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
-        "layers": layers(ali, state, shape),
+        "layers": layers(ali, state, batch),
     }
+
+
+def abstract_batch(config: Config, shape: tuple[int, ...]) -> Batch:
+    """Return the shapes of a step's batch, for data of this shape.
+
+    Raises:
+      ValueError: the networks are conditional, and the config does not say on how many numbers.
+    """
+
+    def rows(*axes: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((config.batch_size * (2 if semi else 1), *axes), dtype)
+
+    semi = config.loss == "semi_supervised"
+    conditional, size = config.dataset.conditional, config.condition.size
+    if conditional and not size:
+        raise ValueError("The networks are conditional: set config.condition.size, the number of conditions.")
+    return Batch(rows(*shape), rows(size) if conditional else None, rows(dtype=jnp.int32) if semi else None)
+
+
+def _frozen_parameters(config: Config) -> int:
+    is_frozen = config.dataset.conditional and not config.condition.learned
+    return (config.condition.size + 1) * config.condition.embedding if is_frozen else 0
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
@@ -64,10 +86,11 @@ def data_shape(config: Config) -> tuple[int, ...]:
         ) from None
 
 
-def layers(ali: ALI, state: TrainState, shape: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
+def layers(ali: ALI, state: TrainState, batch: Batch) -> dict[str, list[dict[str, Any]]]:
     """List the layers of each network that have parameters: name, output shape of one example, parameters."""
-    x, z = jnp.zeros((1, *shape)), jnp.zeros((1, model.latent_dim(ali)))
-    arguments = Networks((x, z), (z,), (x, z))
+    x, y = (None if a is None else jnp.zeros((1, *a.shape[1:])) for a in (batch.x, batch.y))
+    z = jnp.zeros((1, model.latent_dim(ali)))
+    arguments = Networks((x, z, y), (z, y), (x, z, y))
     found = {}
     for role, module, inputs, params, stats in zip(
         Networks._fields, ali, arguments, *state.variables, strict=True
@@ -99,7 +122,7 @@ def training_step(config: Config, ali: ALI) -> Callable:
         train.train_step,
         ali,
         train.make_optimizer(config),
-        named_loss(config.loss),
+        train.make_loss(config),
         train.make_penalties(config),
         ema_decay=config.ema_decay,
         gradient=config.gradient,
@@ -117,6 +140,8 @@ def show(description: dict[str, Any]) -> None:
             table.add_row(row["name"], " x ".join(map(str, row["output"])), f"{row['parameters']:,}")
         console.print(table)
     console.print(f"parameters       {sum(description['parameters'].values()):,}")
+    if description["frozen_parameters"]:
+        console.print(f"frozen           {description['frozen_parameters']:,}")
     console.print(f"FLOPs per step   {description['flops_per_step']:.4g}")
     console.print(f"bytes of state   {description['state_bytes']:,}")
 

@@ -40,6 +40,20 @@ MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are q
 PAPER_MODE_SAMPLES = 10_000  # the paper's own
 MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
+ATTRIBUTE_COLUMNS = (  # of the paper's conditional figure: unchanged, then what is set
+    (),
+    ("Black_Hair",),
+    ("Brown_Hair",),
+    ("Blond_Hair",),
+    ("Black_Hair", "Wavy_Hair"),
+    ("Blond_Hair", "Bangs"),
+    ("Blond_Hair", "Receding_Hairline"),
+    ("Blond_Hair", "Bald"),
+    ("Black_Hair", "Smiling"),
+    ("Black_Hair", "Smiling", "Mouth_Slightly_Open"),
+    ("Black_Hair", "Smiling", "Mouth_Slightly_Open", "Eyeglasses"),
+    ("Black_Hair", "Smiling", "Mouth_Slightly_Open", "Eyeglasses", "Wearing_Hat"),
+)
 CONTROLS = (  # numbers that are the same whatever the weights
     "n_*",
     "*_pixels",
@@ -82,6 +96,11 @@ def check_applicable(name: str, dataset: Dataset, ali: ALI) -> None:
                 f"The evaluator {name!r} needs {needs}, and the data set {dataset.name!r} (x: {shape}; test "
                 f"rows: {len(dataset.test)}) does not have them: leave it out of config.evaluators."
             )
+    if name == "label_error" and getattr(ali.discriminator, "num_classes", 1) < 2:
+        raise ValueError(
+            "The evaluator 'label_error' needs a discriminator of K classes, as for the loss "
+            "'semi_supervised': leave it out of config.evaluators."
+        )
     if name == "posterior" and not _is_gaussian(ali.encoder):
         raise ValueError(
             "The evaluator 'posterior' needs a Gaussian encoder, with `moments(x, y, *, train)`; this one is "
@@ -289,6 +308,87 @@ def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repor
     return Report(scalars, {})
 
 
+def conditional_samples(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, grid: tuple[int, int] = (10, 10)
+) -> Report:
+    """Show G_x(z, y) for classes y: a row per class, in whose columns z is the same."""
+    check_applicable("conditional_samples", dataset, ali)
+    classes_shown, columns = dataset.num_classes, grid[1]
+    z = np.asarray(jax.random.normal(key, (columns, model.latent_dim(ali))))
+    y = np.eye(classes_shown, dtype=np.float32)
+    x_tilde = _decode(ali, variables, np.tile(z, (classes_shown, 1)), y.repeat(columns, axis=0))
+    return Report({}, {"conditional_samples": figures.image_grid(x_tilde, classes_shown, columns)})
+
+
+def condition_agreement(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
+) -> Report:
+    """Measure how often samples G_x(z, y) are of the class y that they were asked to be.
+
+    condition_agreement      share of `num_samples` samples, as many of each class, that the reference
+                             classifier gives the class y
+    condition_agreement_min  the same of the class where it is smallest
+    classifier_accuracy      of the classifier on test; it is trained on train only
+    """
+    check_applicable("condition_agreement", dataset, ali)
+    predict, accuracy = _classifier(_ByIdentity(dataset))
+    label = np.arange(num_samples) % dataset.num_classes
+    z = np.asarray(jax.random.normal(key, (num_samples, model.latent_dim(ali))))
+    x_tilde = _decode(ali, variables, z, np.eye(dataset.num_classes, dtype=np.float32)[label])
+    right = predict(x_tilde) == label
+    scalars = {
+        "condition_agreement": float(right.mean()),
+        "condition_agreement_min": float(min(right[label == k].mean() for k in range(dataset.num_classes))),
+        "classifier_accuracy": accuracy,
+        "n_samples": float(num_samples),
+    }
+    return Report(scalars, {})
+
+
+def attribute_grid(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Show one z under 4 x 12 attribute vectors of CelebA, as in the paper's figure of conditional samples.
+
+    Rows: attractive men and women, young and older. Columns: `ATTRIBUTE_COLUMNS` are set in addition.
+    """
+    check_applicable("attribute_grid", dataset, ali)
+    rows = [("Male", "Young"), ("Male",), ("Young",), ()]
+    y = np.zeros((len(rows), len(ATTRIBUTE_COLUMNS), len(dataset.attributes)), np.float32)
+    for i, of_row in enumerate(rows):
+        for j, of_column in enumerate(ATTRIBUTE_COLUMNS):
+            y[i, j, [dataset.attributes.index(name) for name in ("Attractive", *of_row, *of_column)]] = 1
+    y = y.reshape(-1, y.shape[-1])
+    z = np.asarray(jax.random.normal(key, (1, model.latent_dim(ali)))).repeat(len(y), axis=0)
+    x_tilde = _decode(ali, variables, z, y)
+    return Report({}, {"attribute_grid": figures.image_grid(x_tilde, len(rows), len(ATTRIBUTE_COLUMNS))})
+
+
+def label_error(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_codes: int = 10
+) -> Report:
+    """Measure the test error of a discriminator of K classes, of at most 10,000 test rows.
+
+    label_error          of argmax_k l_k(x, z) at the mean code z
+    label_error_sampled  of the class with the largest probability, averaged over `num_codes` sampled codes
+    """
+    check_applicable("label_error", dataset, ali)
+    test = _labelled(_test(dataset))
+    logits = functools.partial(_over_rows, _class_probabilities, ali, variables, test, dataset.scale)
+    sampled = sum(logits(key=k) for k in jax.random.split(key, num_codes))
+    scalars = {
+        "label_error": float(np.mean(np.argmax(logits(), axis=-1) != test.label)),
+        "label_error_sampled": float(np.mean(np.argmax(sampled, axis=-1) != test.label)),
+        "n_test_labelled": float(len(test.x)),
+    }
+    return Report(scalars, {})
+
+
+def _class_probabilities(
+    ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, key: Array | None = None
+) -> Array:
+    z = model.encode(ali, variables, x, y, key=key)
+    return jax.nn.softmax(model.discriminate(ali, variables, x, z, y), axis=-1)
+
+
 class _Need(NamedTuple):
     what: str
     is_missing: Callable[[Dataset], bool]
@@ -306,8 +406,17 @@ def _is_no_image(dataset: Dataset) -> bool:
     return len(dataset.test.shape) != 3
 
 
+def _lacks_attributes(dataset: Dataset) -> bool:
+    shown = {"Attractive", "Male", "Young"}.union(*ATTRIBUTE_COLUMNS)
+    return not shown <= set(dataset.attributes)
+
+
 _PICTURES = _Need("images or points in the plane", lambda data: _is_no_image(data) and not _is_planar(data))
 _LABELS = _Need("labels of two classes or more", lambda data: data.num_classes < 2)
+_CLASS_CONDITIONS = _Need(
+    "classes as conditions (config.dataset.conditional)",
+    lambda data: not data.num_classes or len(data.attributes) != data.num_classes,
+)
 _PAIR = _Need("two test rows or more", lambda data: len(data.test) < 2)
 _NEEDS = {
     "samples": (_PICTURES,),
@@ -317,6 +426,10 @@ _NEEDS = {
     "class_balance": (_LABELS,),
     "probes": (_LABELS,),
     "modes": (_Need("known modes", lambda data: data.modes is None),),
+    "conditional_samples": (_PICTURES, _CLASS_CONDITIONS),
+    "condition_agreement": (_LABELS, _CLASS_CONDITIONS),
+    "attribute_grid": (_PICTURES, _Need("CelebA's attributes as conditions", _lacks_attributes)),
+    "label_error": (_LABELS,),
 }
 
 

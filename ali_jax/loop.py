@@ -4,6 +4,7 @@ The only place where a game meets files, signals and the clock.
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ali_jax import checkpoint, data, hosts, train
+from ali_jax import checkpoint, data, hosts, population, train
 from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.game import Game, abstract_state, check_names, evaluate, initial_state, prepare
@@ -137,6 +138,7 @@ class _Session(NamedTuple):
     reporter: Reporter
     clock: _Clock
     stops: list[int]  # signals received
+    diverged: set[int]  # members of a population whose losses are no numbers any more
 
 
 def _train(game: Game, workdir: Path, clock: _Clock) -> int:
@@ -159,7 +161,8 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
             (workdir / "summary.json").unlink(missing_ok=True)  # that of fewer steps
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
         feed = stack.enter_context(contextlib.closing(_make_feed(game)))
-        session = _Session(game, manager, records, reporter, clock, stack.enter_context(_signals()))
+        stops = stack.enter_context(_signals())
+        session = _Session(game, manager, records, reporter, clock, stops, set())
         reporter.start(step)
 
         calls: dict[int, Any] = {}  # compiled, by the number of steps that they take
@@ -211,6 +214,8 @@ def _resolved(game: Game) -> Config:
     config = game.config.copy_and_resolve_references()
     if config.dataset.path:
         config.dataset.path = os.path.abspath(os.path.expanduser(config.dataset.path))
+    if config.init_from:
+        config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
     config.dataset.shape = game.dataset.train.shape
     return config
 
@@ -231,7 +236,35 @@ def _first_state(game: Game, manager: Any, reporter: Reporter, clock: _Clock) ->
 
 
 def _make_feed(game: Game) -> data.Feed:
-    config, split = game.config, game.dataset.train
+    """Make the feed of a run: of all rows, of all and of the labelled ones, or of every member."""
+    config = game.config
+    if game.members:
+        return _population_feed(game)
+    if not config.dataset.labelled:
+        return _feed_of(game, game.dataset.train)
+    train_split = game.dataset.train
+    label = np.asarray(train_split.rows(np.arange(len(train_split))).label)
+    index = data.class_balanced(label, game.dataset.num_classes, config.dataset.labelled, config.seed)
+    return data.SemiSupervisedFeed(
+        _feed_of(game, data.Relabelled(train_split, hidden=True)),
+        _feed_of(game, data.Relabelled(train_split, index)),
+    )
+
+
+def _population_feed(game: Game) -> data.Feed:
+    feeds: list[Any] = []
+    for member in game.members:
+        drawn = data.depends_on_seed(member.config.dataset.name)
+        shared = feeds[0].data if feeds and not drawn else None
+        feeds.append(_feed_of(member, member.dataset.train, game.replicated, shared))
+    return data.PopulationFeed(feeds)
+
+
+def _feed_of(
+    game: Game, split: data.Split, sharding: NamedSharding | None = None, resident: Any = None
+) -> data.Feed:
+    """Make the feed of a split; of a population's member, with where its rows lie, or the rows themselves."""
+    config = game.config
     spec = PartitionSpec(None, train.AXIS) if config.parallel == "mesh" else PartitionSpec()
     return data.make_feed(
         split,
@@ -239,10 +272,11 @@ def _make_feed(game: Game) -> data.Feed:
         seed=config.seed,
         scale=game.dataset.scale,
         dequantize=config.dataset.dequantize,
-        kind=config.dataset.feed,
+        kind=config.dataset.feed if sharding is None else "device",
         device_bytes=config.dataset.device_bytes,
-        sharding=game.replicated,
-        batch_sharding=NamedSharding(game.mesh, spec),
+        sharding=sharding or game.replicated,
+        batch_sharding=NamedSharding(game.mesh, spec) if sharding is None else None,
+        resident=resident,
     )
 
 
@@ -259,7 +293,19 @@ def _make_call(game: Game, feed: data.Feed, steps: int) -> Any:
         parallel=config.parallel,
         ema_decay=config.ema_decay,
         gradient=config.gradient,
+        population=_population(game, feed) if game.members else None,
     )
+
+
+def _population(game: Game, feed: Any) -> train.Population:
+    config = game.config
+
+    def make(values: dict[str, Array]) -> tuple[Any, Any]:
+        member = configs.with_values(config, values)
+        return train.make_optimizer(member), train.make_penalties(member)
+
+    values = {key: jnp.asarray(numbers) for key, numbers in population.of_steps(config).items()}
+    return train.Population(values, make, feed.axes)
 
 
 def _settle(session: _Session, call: _Call | None) -> None:
@@ -267,14 +313,17 @@ def _settle(session: _Session, call: _Call | None) -> None:
     if call is None:
         return
     config, clock, reporter = session.game.config, session.clock, session.reporter
-    metrics = {key: float(value) for key, value in jax.device_get(call.metrics).items()}
-    clock.tick(call.count * config.batch_size, timed=call.timed)
-    finite_steps = int(metrics.pop("finite_steps"))
-    if finite_steps < call.count:
-        bad = ", ".join(
-            f"{k} is {v}" for k, v in metrics.items() if k.startswith("loss/") and not np.isfinite(v)
-        )
-        _diverged(session, call.step - call.count + finite_steps + 1, bad)
+    values = jax.device_get(call.metrics)
+    clock.tick(call.count * _images_per_step(session.game), timed=call.timed)
+    finite_steps = np.atleast_1d(values.pop("finite_steps"))
+    if (finite_steps < call.count).all():
+        lost = [k for k, v in values.items() if k.startswith("loss/") and not np.isfinite(v).any()]
+        bad = ", ".join(f"{k} is {np.ravel(values[k])[0]}" for k in lost)
+        _diverged(session, call.step - call.count + int(finite_steps.max()) + 1, bad)
+    for k in set(np.flatnonzero(finite_steps < call.count).tolist()) - session.diverged:
+        session.diverged.add(k)
+        reporter.say(f"Member {k} has diverged by step {call.step}; the others go on.")
+    metrics = {key: float(np.nanmean(value)) for key, value in values.items()}
     if clock.first_call:
         clock.first_call = False
         seconds = time.monotonic() - clock.started
@@ -283,14 +332,17 @@ def _settle(session: _Session, call: _Call | None) -> None:
         )
     reporter.progress(call.step, metrics, clock.images_per_second)
     if _is_due(config, "log_every", call.step):
-        session.records.scalars(call.step, metrics, images_per_second=clock.images_per_second)
-        reporter.log(
-            call.step, metrics, clock.images_per_second, (config.num_steps - call.step) * config.batch_size
-        )
+        logged = metrics
+        if session.game.members:
+            members = range(len(session.game.members))
+            logged = population.spread([{key: value[k] for key, value in values.items()} for k in members])
+        session.records.scalars(call.step, logged, images_per_second=clock.images_per_second)
+        left = (config.num_steps - call.step) * _images_per_step(session.game)
+        reporter.log(call.step, metrics, clock.images_per_second, left)
 
 
 def _save(session: _Session, state: TrainState) -> None:
-    if not _all_finite(state):
+    if not _finite(state, bool(session.game.members)):
         _diverged(session, int(state.step), "a parameter is not finite")
     session.records.sync()
     checkpoint.save(session.manager, state, session.clock.now())
@@ -310,10 +362,12 @@ def _diverged(session: _Session, step: int, what: str) -> NoReturn:
     )
 
 
-@jax.jit
-def _all_finite(state: TrainState) -> Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _finite(state: TrainState, members: bool) -> Array:
+    """Tell whether all numbers of the state, or of one member's at least, are finite."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
+    finite = [jnp.isfinite(leaf).reshape(leaf.shape[0] if members else 1, -1).all(axis=1) for leaf in leaves]
+    return jnp.stack(finite).all(axis=0).any()
 
 
 def _assess(session: _Session, state: TrainState) -> None:
@@ -335,13 +389,14 @@ def _assess(session: _Session, state: TrainState) -> None:
     session.records.images(step, images)
     session.records.scalars(step, scalars)
     if scalars:
-        session.reporter.table(f"Evaluation at step {step}", scalars)
+        shown = {name: value for name, value in scalars.items() if not population.is_of_member(name)}
+        session.reporter.table(f"Evaluation at step {step}", shown)
     session.clock.restart()
 
 
 def _write_summary(session: _Session, workdir: Path) -> None:
     config, clock = session.game.config, session.clock.now()
-    images = config.num_steps * config.batch_size
+    images = config.num_steps * _images_per_step(session.game)
     timed = clock["timed_images"] / clock["timed_seconds"] if clock["timed_seconds"] else None
     summary = {
         "step": config.num_steps,
@@ -351,6 +406,10 @@ def _write_summary(session: _Session, workdir: Path) -> None:
         "metrics": evaluation_at(session.records.rows, config.num_steps),
     }
     write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _images_per_step(game: Game) -> int:
+    return game.config.batch_size * max(len(game.members), 1)
 
 
 def _is_due(config: Config, key: str, step: int) -> bool:

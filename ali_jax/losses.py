@@ -6,7 +6,7 @@ The public functions of this module are what `config.loss` may name.
 import jax
 import jax.numpy as jnp
 
-from ali_jax.types import Batch, Logits, Losses, Metrics
+from ali_jax.types import Array, Batch, Logits, Losses, Metrics
 
 
 def ali(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
@@ -23,3 +23,49 @@ def ali(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
         "accuracy/sample": jnp.mean(jax.nn.sigmoid(-logits.p)),
     }
     return Losses(generator, discriminator), metrics
+
+
+def semi_supervised(
+    logits: Logits, batch: Batch, *, weight: float = 1.0, axis_name: str | None = None
+) -> tuple[Losses, Metrics]:
+    """Return the losses of ALI with a discriminator of K + 1 classes (paper, section 4.4).
+
+    Its logits l are [B, K]; the class of decoder pairs has the logit 0. With s = logsumexp_k l_k
+
+        L_D = mean_unlabelled softplus(-s_q) + mean softplus(s_p) + weight mean_labelled(s_q - l_y)
+        L_G = mean_unlabelled softplus(s_q) + mean softplus(-s_p)
+
+    so that encoder and decoder play the ordinary swap, and the labelled term reaches D only. With K = 1 it is
+    constant and the rest is `ali`.
+
+    Args:
+      logits: of K classes, or [B] for K = 1.
+      batch: `label` [B] tells the labelled encoder pairs from the others, which have -1.
+      weight: of the labelled term; improved-gan's factor 1/2 on the others is a weight of 2 here.
+      axis_name: the named axis over which the batch is split; the numbers of rows are summed over it.
+
+    Raises:
+      ValueError: the batch has no labels.
+    """
+    if batch.label is None:
+        raise ValueError("semi_supervised needs batch.label: -1 for rows without a label.")
+    q, p = (s if s.ndim == 2 else s[:, None] for s in logits)
+    s_q, s_p = (jax.nn.logsumexp(s, axis=-1) for s in (q, p))
+    labelled = batch.label >= 0
+
+    def mean(values: Array, chosen: Array) -> Array:
+        count = jnp.sum(chosen)
+        count = count if axis_name is None else jax.lax.pmean(count, axis_name)
+        return jnp.sum(jnp.where(chosen, values, 0)) / jnp.maximum(count, 1)
+
+    of_label = jnp.take_along_axis(q, jnp.maximum(batch.label, 0)[:, None], axis=-1)[:, 0]
+    supervised = mean(s_q - of_label, labelled)
+    discriminator = mean(jax.nn.softplus(-s_q), ~labelled) + jnp.mean(jax.nn.softplus(s_p))
+    generator = mean(jax.nn.softplus(s_q), ~labelled) + jnp.mean(jax.nn.softplus(-s_p))
+    metrics = {
+        "accuracy/data": mean(jax.nn.sigmoid(s_q), ~labelled),
+        "accuracy/sample": jnp.mean(jax.nn.sigmoid(-s_p)),
+        "accuracy/label": mean((jnp.argmax(q, axis=-1) == batch.label).astype(s_q.dtype), labelled),
+        "loss/labelled": supervised,
+    }
+    return Losses(generator, discriminator + weight * supervised), metrics

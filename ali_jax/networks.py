@@ -204,6 +204,20 @@ class Discriminator(nn.Module):
         return logits if self.num_classes > 1 else logits[:, 0]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Frozen:
+    """A network that is not trained: it runs with running statistics and no dropout, in training too."""
+
+    module: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def apply(self, *args: Any, train: bool = False, **kwargs: Any) -> Any:
+        del train
+        return self.module.apply(*args, train=False, **kwargs)
+
+
 class _Affine(nn.Module):
     """A linear output layer with bias, at least float32: [B, F] -> [B, width]."""
 
@@ -309,10 +323,13 @@ def build(
         "embedding": config.condition.embedding,
         "embedding_learned": config.condition.learned,
     }
-    return Networks(
+    made = Networks(
         encoder=_make("encoder", sections["encoder"], latent_dim=config.latent_dim, **shared),
         decoder=_make("decoder", sections["decoder"], x_shape=shape, **shared),
         discriminator=_make("discriminator", sections["discriminator"], **shared),
+    )
+    return Networks(
+        *(_Frozen(m) if role in config.frozen else m for role, m in zip(made._fields, made, strict=True))
     )
 
 

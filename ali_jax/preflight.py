@@ -13,16 +13,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from ali_jax import networks, train
+from ali_jax import networks, population, train
 from ali_jax.config import Config
-from ali_jax.describe import data_shape, training_step
-from ali_jax.types import Batch
+from ali_jax.describe import abstract_batch, data_shape, training_step
+from ali_jax.types import PyTree
 
 
 class Chip(NamedTuple):
@@ -73,9 +72,9 @@ def preflight(config: Config, topology: str) -> dict[str, Any]:
         the data sheet's peaks, collectives in a ring (an all-reduce of V bytes over N chips sends
         2 V (N - 1) / N from each), without latencies.
       bound: the largest of the three, and `step_seconds` that time: where all three overlap.
-      efficiency: of weak scaling, from one chip with the same batch per chip to all, as [low, high]: low if
-        communication overlaps with nothing, high if with everything. One chip has the same step without
-        communication.
+      efficiency: what communication leaves of the speed of the same program without it, as [low, high]: low
+        if it overlaps with nothing, high if with everything. The program for one chip alone may move less:
+        compare the step_seconds of both, with the same batch per chip.
       compile_seconds.
 
     Raises:
@@ -83,6 +82,8 @@ def preflight(config: Config, topology: str) -> dict[str, Any]:
         is not installed.
     """
     chip, dimensions = parse(topology)
+    if population.size(config):
+        raise ValueError("--mode preflight compiles the step of a single run: leave config.population empty.")
     chips = math.prod(dimensions)
     _check_batch(config, topology, chips)
     mesh = Mesh(np.asarray(_devices(topology, chip, dimensions)), (train.AXIS,))
@@ -196,7 +197,7 @@ def show(report: dict[str, Any]) -> None:
         holds = "  <- the bound" if name == report["bound"] else ""
         console.print(f"{name:<19} {1e3 * value:.4g} ms at least{holds}")
     low, high = report["efficiency"]
-    console.print(f"efficiency          {low:.1%} to {high:.1%} of one chip's, at this batch per chip")
+    console.print(f"efficiency          {low:.1%} to {high:.1%} of the speed without communication")
     console.print("These are the compiler's and the data sheet's figures, not measurements.")
 
 
@@ -237,17 +238,20 @@ def _compile(config: Config, topology: str, mesh: Mesh) -> Any:
     whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (train.AXIS,)))
     shape = data_shape(config)
     ali = networks.build(config, x_shape=shape, platform="tpu")
-    x: Any = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32, sharding=split)
+    batch = _placed(abstract_batch(config, shape), split)
     init = functools.partial(train.init_state, ali, train.make_optimizer(config), ema=config.ema_decay > 0)
-    state = jax.eval_shape(init, jax.random.PRNGKey(0), Batch(x))
-    state = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), state)
+    state = _placed(jax.eval_shape(init, jax.random.PRNGKey(0), batch), whole)
     step = jax.jit(training_step(config, ali), donate_argnums=0, out_shardings=whole)
     try:
-        return step.lower(state, Batch(x)).compile()
+        return step.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise _does_not_fit(config, topology, _first(error)) from None
         raise ValueError(f"The step does not compile for {topology}: {_first(error)}") from None
+
+
+def _placed(shapes: PyTree, sharding: NamedSharding) -> PyTree:
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
 def _first(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import optax
 from clu import metrics as clu_metrics
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ali_jax import convolutions, model, penalties
+from ali_jax import convolutions, losses, model, penalties
 from ali_jax.config import Config
 from ali_jax.registry import public_functions
 from ali_jax.types import (
@@ -41,7 +41,7 @@ AXIS = "data"  # the mesh axis, or the named axis, over which a batch is split
 # The smallest weight that the one pass pulls back: far below Adam's epsilon, far above float32's underflow.
 SMALLEST = 1e-20
 
-WEIGHTS = ("gamma", "gamma_z")  # the arguments of penalties of which one is positive where it is on
+WEIGHTS = ("gamma", "gamma_z", "weight")  # the arguments of penalties of which one is positive where it is on
 
 
 class Aux(NamedTuple):
@@ -170,12 +170,10 @@ def _takes_one_pass(ali: ALI, logits: Logits, gradient: Gradient) -> bool:
     return exact and gradient != "two_pullbacks"
 
 
-def make_optimizer(config: Config, *, frozen: Sequence[str] = ()) -> optax.GradientTransformation:
+def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Make one Adam per player, over trees of `Networks`: encoder and decoder are one player.
 
-    Args:
-      config: reads `optimizer` and `num_steps`.
-      frozen: names of networks that are not updated.
+    Reads `optimizer`, `num_steps`, and in `frozen` the names of networks that are not updated.
     """
     players: dict[Any, Any] = {"frozen": optax.set_to_zero()}
     for player in ("generator", "discriminator"):
@@ -184,7 +182,7 @@ def make_optimizer(config: Config, *, frozen: Sequence[str] = ()) -> optax.Gradi
         players[player] = optax.adam(rate, b1=adam.b1, b2=adam.b2, eps=adam.eps)
     labels = Networks("generator", "generator", "discriminator")
     labels = Networks(
-        *("frozen" if n in frozen else label for n, label in zip(labels._fields, labels, strict=True))
+        *("frozen" if n in config.frozen else label for n, label in zip(labels._fields, labels, strict=True))
     )
     return optax.multi_transform(players, labels)
 
@@ -199,6 +197,20 @@ def _schedule(rate: float, config: Config) -> float | optax.Schedule:
         rate, max(config.num_steps - constant, 1), config.optimizer.final_fraction
     )
     return optax.join_schedules([optax.constant_schedule(rate), decay], [constant])
+
+
+def make_loss(config: Config, *, axis_name: str | None = None) -> Loss:
+    """Make the loss that `config.loss` names, with those of its options filled in that it takes.
+
+    Raises:
+      ValueError: there is no such loss.
+    """
+    known = public_functions(losses)
+    if config.loss not in known:
+        raise ValueError(f"config.loss is {config.loss!r}; ali_jax.losses has {', '.join(known)}.")
+    accepted = inspect.signature(known[config.loss]).parameters
+    options = {"weight": config.labelled_weight, "axis_name": axis_name}
+    return partial(known[config.loss], **{k: v for k, v in options.items() if k in accepted})
 
 
 def make_penalties(config: Config) -> tuple[Penalty, ...]:
@@ -225,9 +237,14 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
                 )
         if "num_steps" in accepted:
             options["num_steps"] = config.num_steps
-        if any((options.get(weight) or 0) > 0 for weight in WEIGHTS):
+        if any(_is_positive(options.get(weight)) for weight in WEIGHTS):
             made.append(partial(known[name], **options))
     return tuple(made)
+
+
+def _is_positive(weight: Any) -> bool:
+    """Tell whether a weight is; one that is traced, as in a population, is taken to be."""
+    return isinstance(weight, jax.Array) or (weight or 0) > 0
 
 
 def init_state(
@@ -314,6 +331,17 @@ def _check_axis(ali: ALI, batch_stats: Networks[PyTree], axis_name: str) -> None
             )
 
 
+MEMBERS = TrainState(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]  axes of a population's state
+
+
+class Population(NamedTuple):
+    """What differs between the K members of a population: runs of one structure, trained as one program."""
+
+    values: dict[str, Array]  # [K] by config key
+    make: Callable[[dict[str, Array]], tuple[optax.GradientTransformation, Sequence[Penalty]]]
+    data_axes: PyTree  # of what the feed loads, for `jax.vmap`
+
+
 class Feed(Protocol):
     """Where `make_train_step` gets its batches from; ali_jax.data has one on the device and one streaming."""
 
@@ -334,6 +362,7 @@ def make_train_step(
     parallel: Literal["mesh", "pmap"] = "mesh",
     ema_decay: float = 0.0,
     gradient: Gradient = "auto",
+    population: Population | None = None,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
     """Make the compiled `(state, data) -> (state, metrics)` that takes `steps` steps.
 
@@ -348,6 +377,9 @@ def make_train_step(
       parallel: `mesh`: one program over all devices, the batch sharded, the state replicated; `pmap`: the
         same step along a named axis, under `jax.pmap`; `ali` must have been built with that `axis_name`.
       ema_decay, gradient: see `train_step`.
+      population: members that are trained at once, with their own optimiser and penalties instead of `tx`
+        and `penalties`. All leaves of the state but its step have a leading axis K, and so have the metrics;
+        it is K that is divided among the devices of the mesh.
 
     Returns:
       The function. Its metrics are means over the steps, with `finite_steps`: how many steps went by before
@@ -357,10 +389,16 @@ def make_train_step(
     platform = mesh.devices.flat[0].platform
     axis_name = AXIS if parallel == "pmap" else None
 
-    def one(state: TrainState, first: Array, data: PyTree) -> tuple[TrainState, Metrics]:
+    def one_member(
+        tx: optax.GradientTransformation,
+        penalties: Sequence[Penalty],
+        state: TrainState,
+        first: Array,
+        data: PyTree,
+    ) -> tuple[TrainState, Metrics]:
         shard = None if axis_name is None else (jax.lax.axis_index(AXIS), mesh.size)
         batch = feed.take(data, state.step, state.step - first, shard=shard)
-        if axis_name is None and mesh.size > 1:
+        if axis_name is None and mesh.size > 1 and population is None:
             batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
         return train_step(
             ali,
@@ -374,10 +412,23 @@ def make_train_step(
             gradient=gradient,
         )
 
+    def one(state: TrainState, first: Array, data: PyTree) -> tuple[TrainState, Metrics]:
+        of_members = population
+        if of_members is None:
+            return one_member(tx, penalties, state, first, data)
+
+        def member(values: dict[str, Array], state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+            return one_member(*of_members.make(values), state, first, data)
+
+        axes = (0, MEMBERS, of_members.data_axes)
+        return jax.vmap(member, axes, out_axes=(MEMBERS, 0))(of_members.values, state, data)
+
+    summarise = _summarise if population is None else jax.vmap(_summarise, in_axes=1)
+
     def all_at_once(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
         first = state.step
         state, metrics = jax.lax.scan(lambda s, _: one(s, first, data), state, length=steps)
-        return state, _summarise(metrics)
+        return state, summarise(metrics)
 
     def singly(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
         first, metrics = jnp.copy(state.step), []
@@ -402,23 +453,26 @@ def make_train_step(
         return jax.jit(
             function,
             donate_argnums=0,
-            out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None,
+            out_shardings=(split_state if population else replicated) if mesh.size > 1 else None,
             compiler_options=convolutions.compiler_options(platform),
         )
 
+    replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
+    split_state: Any = TrainState(replicated, split, split, split, split), split  # pyright: ignore
     compiled_one, compiled = compiled_for_devices(one), compiled_for_devices(all_at_once)
-    compiled_summary = jax.jit(lambda m: _summarise(jax.tree.map(lambda *v: jnp.stack(v), *m)))
+    compiled_summary = jax.jit(lambda m: summarise(jax.tree.map(lambda *v: jnp.stack(v), *m)))
 
     def call(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
-        loops_slowly = platform == "cpu" and has_convolutions(state.variables.params)
+        loops_slowly = platform == "cpu" and has_convolutions(state.variables.params, population is not None)
         return (singly if loops_slowly else compiled)(state, data)
 
     return call
 
 
-def has_convolutions(params: PyTree) -> bool:
-    """Tell whether any parameter is a convolution's kernel: of rank 4 and larger than 1x1."""
-    return any(leaf.ndim == 4 and leaf.shape[0] > 1 for leaf in jax.tree.leaves(params))
+def has_convolutions(params: PyTree, members: bool = False) -> bool:
+    """Tell whether any parameter, of the members of a population, is a kernel: of rank 4, larger than 1x1."""
+    shapes = [leaf.shape[int(members) :] for leaf in jax.tree.leaves(params)]
+    return any(len(shape) == 4 and shape[0] > 1 for shape in shapes)
 
 
 def _summarise(metrics: Metrics) -> Metrics:
