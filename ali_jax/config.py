@@ -61,6 +61,7 @@ def base() -> Config:
     config.gradient = "auto"  # auto (one pass where exact) | one_pass | two_pullbacks
     config.loss = "ali"  # a function of ali_jax.losses
     config.labelled_weight = 1.0  # of the labelled term in config.loss = "semi_supervised"
+    config.instance_noise = 0.0  # std of noise on the x that D sees; it falls linearly to 0 at num_steps
     config.frozen = ()  # networks that are not trained, such as ("decoder",); they run as in evaluation
     config.init_from = ""  # the folder of a run whose trained decoder this one starts from
 
@@ -87,7 +88,9 @@ def base() -> Config:
     config.encoder.slope = 0.01  # of leaky_relu
     config.encoder.batch_norm = (True,)  # one for all layers, or one per layer
     config.encoder.init_std = 0.01  # of the weights; 0 = He initialisation
-    config.encoder.posterior = "gaussian"  # z = mu + sigma epsilon | noise: z = f(x, epsilon)
+    config.encoder.posterior = (
+        "gaussian"  # mu + sigma epsilon | noise: f(x, epsilon) | deterministic: mu, as BiGAN
+    )
     config.encoder.log_sigma_clip = ()  # (low, high)
     config.encoder.log_sigma_bias = 0.0  # initial value
     config.encoder.log_sigma_init = 1.0  # factor on the initial weights of log sigma
@@ -126,6 +129,11 @@ def base() -> Config:
     config.discriminator.x_pool = False  # average D(x)'s maps over space
     config.discriminator.blind = False  # D does not see z: a GAN
     config.discriminator.num_classes = 1  # K > 1: one logit per class, for config.loss = "semi_supervised"
+    config.discriminator.spectral_norm = False  # divide each kernel by its largest singular value
+    config.discriminator.packing = 1  # pairs that D judges at once; divides the batch (per device under pmap)
+    config.discriminator.z_everywhere = False  # a linear map of z before every nonlinearity, as in BiGAN
+    config.discriminator.unary_scores = False  # scores of x and of z alone, for penalties.unary_scores
+    config.discriminator.pair_layers = ()  # D(x, x'), for penalties.adversarial_cycle
 
     config.condition = ConfigDict()  # how networks take y
     config.condition.size = 0  # A; 0 = as the data say
@@ -139,6 +147,17 @@ def base() -> Config:
     config.penalties.r1.gamma_z = -1.0  # of its z part; negative = gamma
     config.penalties.r1.gamma_final = -1.0  # geometric annealing over num_steps; negative = constant
     config.penalties.r1.at = "encoder"  # encoder: (x, z_hat) | decoder: (x_tilde, z) | both | prior: (x, z)
+    config.penalties.cycle_x = ConfigDict()
+    config.penalties.cycle_x.weight = 0.0  # of |x - G_x(z_hat)|^2, summed over x (ALICE); 0 = off
+    config.penalties.cycle_z = ConfigDict()
+    config.penalties.cycle_z.weight = 0.0  # of |z - G_z(G_x(z))|^2, summed over z; 0 = off
+    config.penalties.cycle_z.sampled = (
+        False  # the code is a sample of q(z | x_tilde), else that at epsilon = 0
+    )
+    config.penalties.adversarial_cycle = ConfigDict()
+    config.penalties.adversarial_cycle.weight = 0.0  # of ALICE's (x, x) against (x, x_hat); needs pair_layers
+    config.penalties.unary_scores = ConfigDict()
+    config.penalties.unary_scores.weight = 0.0  # of BigBiGAN's hinges; needs discriminator.unary_scores
     config.penalties.elbo = ConfigDict()
     config.penalties.elbo.weight = 0.0  # of a variational autoencoder's loss; with config.loss = "none" alone
     config.penalties.elbo.sigma = 1.0  # deviation of its likelihood, in units of x
@@ -159,11 +178,18 @@ def base() -> Config:
 
     config.evaluators = ("samples", "reconstructions")  # functions of ali_jax.evaluate
     config.evaluation = ConfigDict()
-    config.evaluation.num_samples = 10_000  # of class_kl
+    config.evaluation.num_samples = 10_000  # of class_kl, and at most of the Frechet distances
     config.evaluation.grid = (10, 10)  # rows, columns of pictures
     config.evaluation.num_pairs = 4  # rows of interpolations
     config.evaluation.num_interpolation_steps = 11
     config.evaluation.num_codes = 10  # sampled per image, over which label_error_sampled averages
+    config.evaluation.svm_labels = 1000  # labelled examples of l2_svm, as many of every class
+    config.evaluation.svm_draws = 100  # draws of them that its test error is averaged over
+    config.evaluation.ladder_rows = 300  # test rows of the reconstruction ladder
+    config.evaluation.ladder_steps = 100  # of Adam on their codes
+    config.evaluation.inception_weights = (
+        ""  # .npz file for inception_distance; see ali_jax.metrics.inception
+    )
     return config.lock()
 
 
@@ -306,8 +332,10 @@ def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
     The keys in `FREE` may differ, and num_steps may grow where no schedule depends on it.
     """
-    scheduled = old.optimizer.constant_fraction < 1 or (
-        old.penalties.r1.gamma > 0 <= old.penalties.r1.gamma_final
+    scheduled = (
+        old.optimizer.constant_fraction < 1
+        or old.instance_noise > 0
+        or (old.penalties.r1.gamma > 0 <= old.penalties.r1.gamma_final)
     )
     found = differences(old, new)
     if not scheduled and new.num_steps > old.num_steps:
@@ -335,6 +363,10 @@ def validate(config: Config) -> None:
         "evaluation.num_pairs",
         "evaluation.num_interpolation_steps",
         "evaluation.num_codes",
+        "evaluation.svm_labels",
+        "evaluation.svm_draws",
+        "evaluation.ladder_rows",
+        "evaluation.ladder_steps",
     ):
         _require(0 < values[key] < 2**31, key, values[key], "it must be positive and below 2^31")
     for player in ("generator", "discriminator"):
@@ -353,7 +385,12 @@ def validate(config: Config) -> None:
         "labelled_weight",
         "dataset.dequantize",
         "dataset.device_bytes",
+        "instance_noise",
         "penalties.r1.gamma",
+        "penalties.cycle_x.weight",
+        "penalties.cycle_z.weight",
+        "penalties.adversarial_cycle.weight",
+        "penalties.unary_scores.weight",
         "optimizer.constant_fraction",
         "optimizer.final_fraction",
     ):

@@ -88,8 +88,9 @@ def data_shape(config: Config) -> tuple[int, ...]:
 
 def layers(ali: ALI, state: TrainState, batch: Batch) -> dict[str, list[dict[str, Any]]]:
     """List the layers of each network that have parameters: name, output shape of one example, parameters."""
-    x, y = (None if a is None else jnp.zeros((1, *a.shape[1:])) for a in (batch.x, batch.y))
-    z = jnp.zeros((1, model.latent_dim(ali)))
+    rows = getattr(ali.discriminator, "packing", 1)
+    x, y = (None if a is None else jnp.zeros((rows, *a.shape[1:])) for a in (batch.x, batch.y))
+    z = jnp.zeros((rows, model.latent_dim(ali)))
     arguments = Networks((x, z, y), (z, y), (x, z, y))
     found = {}
     for role, module, inputs, params, stats in zip(
@@ -126,6 +127,7 @@ def training_step(config: Config, ali: ALI) -> Callable:
         train.make_penalties(config),
         ema_decay=config.ema_decay,
         gradient=config.gradient,
+        augment=train.make_augment(config),
     )
 
 
@@ -149,7 +151,7 @@ def show(description: dict[str, Any]) -> None:
 def _note(calls: list, call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
     """Call a module's method and note its path and the shape of one example of its output."""
     output = call(*args, **kwargs)
-    if context.method_name == "__call__" and context.module.path:
+    if context.method_name == "__call__" and context.module.path and output is not None:
         calls.append((context.module.path, list(output.shape[1:])))
     return output
 

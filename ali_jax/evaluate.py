@@ -5,7 +5,7 @@ Every public function here that returns a Report is an evaluator, and configs na
 What the numbers are is in the docstrings. "Mean code" is the encoder's output at epsilon = 0. Training data
 are all of train or, of a larger split, 60,000 rows spread evenly over it; test data likewise, with 10,000.
 Their numbers are reported as n_train and n_test or, where labelled rows alone count, as n_train_labelled and
-n_test_labelled.
+n_test_labelled. `l2_svm` alone takes every labelled row, as the paper does, and says so in names of its own.
 """
 
 import difflib
@@ -23,9 +23,11 @@ import numpy as np
 from ali_jax import figures, model
 from ali_jax.convolutions import compiler_options
 from ali_jax.data import Dataset, Split
-from ali_jax.metrics import classes, reconstruction
+from ali_jax.metrics import classes, frechet, inception, reconstruction, svm
 from ali_jax.metrics.blocks import map_blocks
-from ali_jax.metrics.classifier import Predict, train_classifier
+from ali_jax.metrics.classifier import Classifier, Predict, fit_classifier
+from ali_jax.metrics.intervals import wilson_interval
+from ali_jax.metrics.ladder import Ladder, code_error, ladder
 from ali_jax.metrics.modes import mode_kept, mode_statistics, paper_mode_count
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
 from ali_jax.types import ALI, Array, PyTree, Report, Variables
@@ -39,6 +41,10 @@ SCATTER_POINTS = 2_500  # as in the authors' mixture plots
 MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are quoted at in the literature
 PAPER_MODE_SAMPLES = 10_000  # the paper's own
 MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
+LADDER_SAMPLES = 10  # of each row's posterior
+LADDER_ROWS_PER_BLOCK = 100
+LADDER_STARTS = 2  # random codes of each row from which a better one is sought
+BATCH_STATISTICS_ROWS = 100  # samples per batch where the decoder normalises by the batch
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 ATTRIBUTE_COLUMNS = (  # of the paper's conditional figure: unchanged, then what is set
     (),
@@ -60,8 +66,9 @@ CONTROLS = (  # numbers that are the same whatever the weights
     "*_pca",
     "*_untrained",
     "classifier_accuracy",
-    "class_kl_floor",
+    "*_floor",
     "reconstruction_mse_random_pair",
+    "ladder_random_pair",
 )
 
 
@@ -191,6 +198,49 @@ def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Da
     return Report(scalars, {})
 
 
+def reconstruction_ladder(
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    dataset: Dataset,
+    *,
+    ladder_rows: int = 300,
+    ladder_steps: int = 100,
+) -> Report:
+    """Measure whose fault the error of reconstructions is: mean squared errors per pixel, x in [0, 1].
+
+    ladder_random_pair  between two different test rows, as scale
+    ladder_sample       from a sampled code
+    ladder_mean         from the mean code
+    ladder_best_of_k    from the best of 10 sampled codes
+    ladder_refined      after `ladder_steps` Adam steps on the code from the mean one; the best iterate counts
+    ladder_searched     likewise from codes of the prior, the better of two
+    ladder_decoder_gap  with the best code found: the decoder's share is at most that
+    ladder_encoder_gap  the rest of ladder_mean: the encoder's share is at least that
+    ladder_code         of z -> x -> z, per dimension and z ~ N(0, I): 2 for a random pair, 1 for code 0
+
+    The first `ladder_rows` of the test rows that evaluators use are taken, with their conditions.
+    """
+    check_applicable("reconstruction_ladder", dataset, ali)
+    test = jax.tree.map(lambda array: array[:ladder_rows], _test(dataset))
+    run = _jitted(_climb, _platform(variables), static=(0, 5))
+
+    def on_block(index: np.ndarray, x: np.ndarray, y: np.ndarray | None) -> tuple[Ladder, Array]:
+        key_block = jax.random.fold_in(key, index[0])
+        return run(ali, variables, key_block, _unit(x, dataset.scale), y, ladder_steps)
+
+    found, code = map_blocks(on_block, np.arange(len(test.x)), test.x, test.y, size=LADDER_ROWS_PER_BLOCK)
+    scalars = {f"ladder_{name}": float(np.mean(error)) for name, error in found._asdict().items()}
+    scalars |= {
+        "ladder_random_pair": reconstruction.random_pair_error(_unit(test.x, dataset.scale)),
+        "ladder_decoder_gap": float(np.mean(np.minimum(found.refined, found.searched))),
+        "ladder_code": float(np.mean(code)),
+        "n_ladder": float(len(test.x)),
+    }
+    scalars["ladder_encoder_gap"] = scalars["ladder_mean"] - scalars["ladder_decoder_gap"]
+    return Report(scalars, {})
+
+
 def class_balance(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
 ) -> Report:
@@ -231,6 +281,124 @@ def class_balance(
     return Report(scalars, {})
 
 
+def frechet_distance(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
+) -> Report:
+    """Measure how far samples are from train in the features of the reference classifier.
+
+    fid_classifier              Frechet distance of n samples to train, on the last hidden layer's features
+    kid_classifier, _error      kernel distance, unbiased, and its standard error over ten blocks
+    fid_classifier_floor,       the same for n real test rows instead of samples
+    kid_classifier_floor
+    n_fid                       n: `num_samples` or, if those are fewer, the number of test rows
+    fid_classifier_batch_norm   with the decoder normalising by batches of 100, where it has batch norm
+    warn_fid_batch_norm         1 where that and the value with running statistics disagree, else 0
+
+    The numbers compare at one data set, extractor and n only: `frechet_measurements` gives them with their
+    provenance.
+    """
+    check_applicable("frechet_distance", dataset, ali)
+    return _frechet_report(ali, variables, key, dataset, classifier_extractor(dataset), num_samples)
+
+
+def inception_distance(
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    dataset: Dataset,
+    *,
+    num_samples: int = 10_000,
+    inception_weights: str = "",
+) -> Report:
+    """Measure what `frechet_distance` does with Inception-v3: fid_inception, kid_inception and so on.
+
+    `inception_weights` names the .npz file of the weights, which `ali_jax.metrics.inception` describes.
+    """
+    check_applicable("inception_distance", dataset, ali)
+    if not inception_weights:
+        raise ValueError(
+            "The evaluator 'inception_distance' needs the weights of Inception-v3: set "
+            "config.evaluation.inception_weights to an .npz file, as ali_jax.metrics.inception describes."
+        )
+    extractor = inception_extractor(inception_weights)
+    return _frechet_report(ali, variables, key, dataset, extractor, num_samples)
+
+
+class Extractor(NamedTuple):
+    """Features of images, and what they are called in the provenance; any callable will do."""
+
+    name: str  # fid_NAME
+    resize: str  # the rule that brings images to the extractor's size
+    features: Callable[[np.ndarray], np.ndarray]  # x [N, *X] in [0, 1] -> [N, F]
+
+
+def classifier_extractor(dataset: Dataset) -> Extractor:
+    """Return the reference classifier's last hidden layer; it is trained once per data set and process."""
+    return Extractor("classifier", "none", _reference(_ByIdentity(dataset)).features)
+
+
+@functools.lru_cache(maxsize=1)
+def inception_extractor(path: str) -> Extractor:
+    """Return Inception-v3 with the weights of an .npz file; a ValueError says what is wrong with it."""
+    run = functools.partial(jax.jit(inception.features), inception.load(path))
+    return Extractor("inception", inception.RESIZE, lambda x: map_blocks(run, x, size=50))
+
+
+def frechet_measurements(
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    dataset: Dataset,
+    extractor: Extractor,
+    *,
+    num_samples: int = 10_000,
+    weights: str = "given",
+) -> dict[str, frechet.Measurement]:
+    """Return Frechet and kernel distances to train, each with its provenance.
+
+    Names and numbers are those of `frechet_distance`. `weights` names the variables in the provenance.
+    """
+    real = _real_features(_ByIdentity(dataset), extractor)
+    n = min(num_samples, len(real.test))
+    has_batch_norm = bool(jax.tree.leaves(variables.batch_stats.decoder))
+    provenance = frechet.Provenance(
+        extractor=extractor.name,
+        resize=extractor.resize,
+        count=n,
+        split=f"{dataset.name} {dataset.splits[0]}",
+        seed="-".join(map(str, np.ravel(jax.random.key_data(key)))),
+        weights=weights,
+        batch_norm="running" if has_batch_norm else "none",
+    )
+    sampled = extractor.features(_sample(ali, variables, key, n, dataset))
+    fid, kid = f"fid_{extractor.name}", f"kid_{extractor.name}"
+    kernel, kernel_floor = (_kernel_distance(rows, real.train) for rows in (sampled, real.test[:n]))
+    floor = frechet.frechet_distance(frechet.moments(real.test[:n]), real.moments)
+    of_real = provenance._replace(seed="none", weights="none", batch_norm="none")
+    found = {
+        fid: (frechet.frechet_distance(frechet.moments(sampled), real.moments), provenance),
+        kid: (kernel.value, provenance),
+        f"{kid}_error": (kernel.error, provenance),
+        f"{fid}_floor": (floor, of_real),
+        f"{kid}_floor": (kernel_floor.value, of_real),
+    }
+    if has_batch_norm:
+        by_batch = extractor.features(_sample_by_batch(ali, variables, key, n, dataset))
+        distance = frechet.frechet_distance(frechet.moments(by_batch), real.moments)
+        found[f"{fid}_batch_norm"] = (distance, provenance._replace(batch_norm="batch"))
+    return {name: frechet.Measurement(*pair) for name, pair in found.items()}
+
+
+def disagreements(averaged: dict[str, float], raw: dict[str, float]) -> dict[str, float]:
+    """Return warn_fid_NAME_raw_ema: 1 where the Frechet distances of both parameters disagree, else 0."""
+    names = [name for name in averaged if f"{name}_floor" in averaged and name.startswith("fid_")]
+    return {
+        f"warn_{name}_raw_ema": float(frechet.disagree(averaged[name], raw[name], averaged[f"{name}_floor"]))
+        for name in names
+        if name in raw
+    }
+
+
 def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure how far mean codes tell the classes apart: reference is train, queries are test.
 
@@ -251,6 +419,66 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
         **_with_suffix(_untrained_accuracies(data, ali), "untrained"),
         "n_train_labelled": float(len(_labelled(_train(dataset)).x)),
         "n_test_labelled": float(len(_labelled(_test(dataset)).x)),
+    }
+    return Report(scalars, {})
+
+
+def l2_svm(
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    dataset: Dataset,
+    *,
+    svm_labels: int = 1000,
+    svm_draws: int = 100,
+) -> Report:
+    """Measure the error of linear L2-SVMs on few labels, by the protocol of the paper (section 4.4).
+
+    svm_error              mean test error of machines fitted to `svm_draws` draws of `svm_labels` rows, as
+                           many of every class
+    svm_error_std          its standard deviation over the draws
+    svm_error_low, _high   95 % interval (Wilson) for svm_error from the number of test rows; the spread over
+                           draws is no part of it
+    svm_validation_error   mean validation error over ten other draws, at the same C
+    svm_log_c              natural logarithm of C, chosen on validation rows with one more draw
+    svm_gap                largest relative duality gap of the machines; above 1e-8 a fit did not converge
+
+    Features are `model.features`: the code at epsilon = 0 and the encoder's last three layers before their
+    nonlinearity, unscaled. Validation rows are the last of train's labelled rows, 10,000 of 60,000 or more
+    and 3 in 17 of fewer; labels are drawn from the rows before them, and all labelled rows of test are
+    scored. The paper's number on SVHN needs its `train` and `test` splits, whatever the networks saw.
+    """
+    check_applicable("l2_svm", dataset, ali)
+    train_labels, test_labels = (_all_labels(_ByIdentity(dataset), name) for name in ("train", "test"))
+    known = np.flatnonzero(train_labels >= 0)
+    rows_pool, rows_held = np.split(known, [len(known) - svm.validation_size(len(known))])
+    seed = int(jax.random.bits(key))
+    draws = svm.protocol_draws(seed, train_labels[rows_pool], dataset.num_classes, svm_labels, svm_draws)
+    used, within = np.unique(np.concatenate(draws), return_inverse=True)
+    draws = svm.Draws(*np.split(within, np.cumsum([len(rows) for rows in draws[:-1]])))
+
+    def labelled(split: Split, indices: np.ndarray) -> svm.Labelled:
+        rows = _read(split, indices)
+        return svm.Labelled(_over_rows(model.features, ali, variables, rows, dataset.scale), rows.label)
+
+    pool, validation = labelled(dataset.train, rows_pool[used]), labelled(dataset.train, rows_held)
+    test = labelled(dataset.test, np.flatnonzero(test_labels >= 0))
+    found = svm.svm_protocol(pool, validation, test, draws, dataset.num_classes)
+    error, number = float(np.mean(found.test_errors)), len(test.labels)
+    low, high = wilson_interval(error * number, number)
+    scalars = {
+        "svm_error": error,
+        "svm_error_std": float(np.std(found.test_errors)),
+        "svm_error_low": low,
+        "svm_error_high": high,
+        "svm_validation_error": float(np.mean(found.validation_errors)),
+        "svm_log_c": float(np.log(found.c)),
+        "svm_gap": found.gap,
+        "n_svm_labels": float(svm_labels),
+        "n_svm_draws": float(svm_draws),
+        "n_svm_pool": float(len(rows_pool)),
+        "n_svm_validation": float(len(rows_held)),
+        "n_svm_test": float(number),
     }
     return Report(scalars, {})
 
@@ -423,8 +651,12 @@ _NEEDS = {
     "reconstructions": (_PICTURES,),
     "interpolations": (_Need("images", _is_no_image), _PAIR),
     "reconstruction_error": (_PAIR,),
+    "reconstruction_ladder": (_PAIR,),
     "class_balance": (_LABELS,),
+    "l2_svm": (_LABELS,),
     "probes": (_LABELS,),
+    "frechet_distance": (_LABELS,),
+    "inception_distance": (_Need("images", _is_no_image),),
     "modes": (_Need("known modes", lambda data: data.modes is None),),
     "conditional_samples": (_PICTURES, _CLASS_CONDITIONS),
     "condition_agreement": (_LABELS, _CLASS_CONDITIONS),
@@ -468,13 +700,62 @@ def _stored(data: _ByIdentity, split_name: str, most: int) -> _Rows:
     return _read(split, np.arange(number) * len(split) // number)
 
 
+@functools.lru_cache(maxsize=4)
+def _all_labels(data: _ByIdentity, split_name: str) -> np.ndarray:
+    """Return the labels of every row, -1 where there is none, holding x of few rows at a time."""
+    split = getattr(data.dataset, split_name)
+    parts = np.array_split(np.arange(len(split)), -(-len(split) // TEST_ROWS))
+    return np.concatenate([_read(split, indices).label for indices in parts])
+
+
 @functools.lru_cache(maxsize=2)
 def _classifier(data: _ByIdentity) -> tuple[Predict, float]:
     """Train the reference classifier; return it and its test accuracy."""
-    train, test = _labelled(_train(data.dataset)), _labelled(_test(data.dataset))
+    test = _labelled(_test(data.dataset))
+    predict = _reference(data).predict
+    return predict, float(np.mean(predict(_unit(test.x, data.dataset.scale)) == test.label))
+
+
+@functools.lru_cache(maxsize=2)
+def _reference(data: _ByIdentity) -> Classifier:
+    train = _labelled(_train(data.dataset))
+    return fit_classifier(train.x, train.label, data.dataset.num_classes, scale=data.dataset.scale)
+
+
+class _RealFeatures(NamedTuple):
+    train: np.ndarray  # [N, F]
+    test: np.ndarray  # [M, F]
+    moments: frechet.Moments  # of train
+
+
+@functools.lru_cache(maxsize=2)
+def _real_features(data: _ByIdentity, extractor: Extractor) -> _RealFeatures:
     scale = data.dataset.scale
-    predict = train_classifier(train.x, train.label, data.dataset.num_classes, scale=scale)
-    return predict, float(np.mean(predict(_unit(test.x, scale)) == test.label))
+    train, test = (
+        extractor.features(_unit(rows.x, scale)) for rows in (_train(data.dataset), _test(data.dataset))
+    )
+    blocks = np.array_split(train, 1 + len(train) // TEST_ROWS)
+    return _RealFeatures(train, test, frechet.stream(blocks))
+
+
+def _frechet_report(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset, extractor: Extractor, num_samples: int
+) -> Report:
+    found = frechet_measurements(ali, variables, key, dataset, extractor, num_samples=num_samples)
+    scalars = {name: measurement.value for name, measurement in found.items()}
+    fid = f"fid_{extractor.name}"
+    if (by_batch := scalars.get(f"{fid}_batch_norm")) is not None:
+        unlike = frechet.disagree(scalars[fid], by_batch, scalars[f"{fid}_floor"])
+        scalars["warn_fid_batch_norm"] = float(unlike)
+    return Report({**scalars, "n_fid": float(found[fid].provenance.count)}, {})
+
+
+def _kernel_distance(rows: np.ndarray, reference: np.ndarray) -> frechet.Estimate:
+    """Return the kernel distance in ten blocks of rows in random order; nan where they are too few."""
+    rng = np.random.default_rng(0)
+    if min(len(rows), len(reference)) < 20:
+        return frechet.Estimate(float("nan"), float("nan"))
+    return frechet.kernel_distance(rng.permutation(rows), rng.permutation(reference))
 
 
 @functools.lru_cache(maxsize=2)
@@ -559,11 +840,42 @@ def _with_suffix(scalars: dict[str, float], suffix: str) -> dict[str, float]:
     return {f"{name}_{suffix}": value for name, value in scalars.items()}
 
 
+def _climb(
+    ali: ALI, variables: Variables, key: Array, x: Array, y: Array | None, steps: int
+) -> tuple[Ladder, Array]:
+    """Climb the ladder for x [N, *X], and return beside it the errors [N] of z -> x -> z."""
+    key_samples, key_starts, key_prior = jax.random.split(key, 3)
+    encode = functools.partial(model.encode, ali, variables, y=y)
+    decode = functools.partial(model.decode, ali, variables, y=y)
+    samples = jnp.stack([encode(x, key=k) for k in jax.random.split(key_samples, LADDER_SAMPLES)])
+    starts = jax.random.normal(key_starts, (LADDER_STARTS, len(x), model.latent_dim(ali)))
+    z = jax.random.normal(key_prior, starts.shape[1:])
+    return ladder(decode, x, encode(x), samples, starts, steps=steps), code_error(encode, decode, z)
+
+
 def _sample(ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset) -> np.ndarray:
     """Draw x_tilde [number, *X] in blocks; conditions are those of the first test rows, over and over."""
     y = _test(dataset).y
     z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
     return _decode(ali, variables, z, None if y is None else y[np.arange(number) % len(y)])
+
+
+def _sample_by_batch(ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset) -> np.ndarray:
+    """Draw the codes of `_sample`, and decode them in full batches with the statistics of each batch."""
+    z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
+    rows = np.arange(-(-number // BATCH_STATISTICS_ROWS) * BATCH_STATISTICS_ROWS)
+    y = _test(dataset).y
+    run = functools.partial(_jitted(_decode_by_batch, _platform(variables)), ali, variables, key)
+    conditions = None if y is None else y[rows % number % len(y)]
+    return map_blocks(run, z[rows % number], conditions, size=BATCH_STATISTICS_ROWS)[:number]
+
+
+def _decode_by_batch(ali: ALI, variables: Variables, key: Array, z: Array, y: Array | None) -> Array:
+    """Decode in training mode; what is random in the decoder besides z is the same in every batch."""
+    held = {"params": variables.params.decoder, "batch_stats": variables.batch_stats.decoder}
+    streams = {"dropout": key, "noise": key}
+    x, _ = ali.decoder.apply(held, z, y, train=True, rngs=streams, mutable=["batch_stats"])
+    return x
 
 
 def _decode(ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -20,7 +21,7 @@ from ali_jax import checkpoint, data, networks, population, train
 from ali_jax import config as configs
 from ali_jax import evaluate as evaluators
 from ali_jax.config import Config
-from ali_jax.types import ALI, Array, Batch, Loss, Penalty, PyTree, Report, TrainState, Variables
+from ali_jax.types import ALI, Array, Augment, Batch, Loss, Penalty, PyTree, Report, TrainState, Variables
 from ali_jax.workdir import read_config
 
 INIT_ROWS = 500  # training rows that the networks are initialised from, as in the authors' code
@@ -37,6 +38,8 @@ class Game(NamedTuple):
     loss: Loss
     penalties: tuple[Penalty, ...]
     first_rows: Batch  # what the networks are initialised from
+    augment: Augment | None = None  # what D sees instead of the pairs
+    labelled: np.ndarray | None = None  # rows of train whose labels are kept, where only some are
     members: tuple["Game", ...] = ()  # of a population, whose own parts are those of the first
 
     @property
@@ -96,6 +99,7 @@ def _prepare_one(config: Config, dataset: data.Dataset, *, checked: bool = False
     ali = build(axis_name=axis_name)
     for name in config.evaluators:
         evaluators.check_applicable(name, dataset, ali)
+    _check_labels(config, dataset)
     game = Game(
         config,
         dataset,
@@ -105,16 +109,33 @@ def _prepare_one(config: Config, dataset: data.Dataset, *, checked: bool = False
         train.make_loss(config, axis_name=axis_name),
         train.make_penalties(config),
         data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.scale),
+        train.make_augment(config),
+        _labelled_rows(config, dataset),
     )
     if not checked:
-        _check_labels(config, dataset)
         _check_conditions(config, dataset)
         loss = train.make_loss(config)  # outside the named axis, as the networks
         step = functools.partial(
-            train.train_step, build(), game.tx, loss, game.penalties, gradient=config.gradient
+            train.train_step,
+            build(),
+            game.tx,
+            loss,
+            game.penalties,
+            gradient=config.gradient,
+            augment=game.augment,
         )
-        jax.eval_shape(step, abstract_state(game), game.first_rows)
+        batch = jax.tree.map(
+            lambda v: jax.ShapeDtypeStruct((config.batch_size, *v.shape[1:]), v.dtype), game.first_rows
+        )
+        jax.eval_shape(step, abstract_state(game), batch)
     return game
+
+
+def _labelled_rows(config: Config, dataset: data.Dataset) -> np.ndarray | None:
+    if not config.dataset.labelled:
+        return None
+    label = np.asarray(dataset.train.rows(np.arange(len(dataset.train))).label)
+    return data.class_balanced(label, dataset.num_classes, config.dataset.labelled, config.seed)
 
 
 def _check_conditions(config: Config, dataset: data.Dataset) -> None:
@@ -212,6 +233,98 @@ def member_of(state: TrainState, k: int) -> TrainState:
     return jax.tree.map(lambda leaf: leaf[k], state._replace(step=None))._replace(step=state.step)
 
 
+def make_feed(game: Game) -> data.Feed:
+    """Make the feed of a run: of all rows, of all and of the labelled ones, or of every member."""
+    if game.members:
+        return _population_feed(game)
+    if game.labelled is None:
+        return _feed_of(game, game.dataset.train)
+    return data.SemiSupervisedFeed(
+        _feed_of(game, data.Relabelled(game.dataset.train, hidden=True)),
+        _feed_of(game, data.Relabelled(game.dataset.train, game.labelled)),
+    )
+
+
+def _population_feed(game: Game) -> data.Feed:
+    feeds: list[Any] = []
+    for member in game.members:
+        drawn = data.depends_on_seed(member.config.dataset.name)
+        shared = feeds[0].data if feeds and not drawn else None
+        feeds.append(_feed_of(member, member.dataset.train, game.replicated, shared))
+    return data.PopulationFeed(feeds)
+
+
+def _feed_of(
+    game: Game, split: data.Split, sharding: NamedSharding | None = None, resident: Any = None
+) -> data.Feed:
+    """Make the feed of a split; of a population's member, with where its rows lie, or the rows themselves."""
+    config = game.config
+    spec = PartitionSpec(None, train.AXIS) if config.parallel == "mesh" else PartitionSpec()
+    return data.make_feed(
+        split,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        scale=game.dataset.scale,
+        dequantize=config.dataset.dequantize,
+        kind=config.dataset.feed if sharding is None else "device",
+        device_bytes=config.dataset.device_bytes,
+        sharding=sharding or game.replicated,
+        batch_sharding=NamedSharding(game.mesh, spec) if sharding is None else None,
+        resident=resident,
+    )
+
+
+def make_call(game: Game, feed: data.Feed, steps: int) -> Any:
+    """Make the compiled `(state, data) -> (state, metrics)` of so many steps; see `train.make_train_step`."""
+    config = game.config
+    return train.make_train_step(
+        game.ali,
+        game.tx,
+        game.loss,
+        game.penalties,
+        feed=feed,
+        steps=steps,
+        mesh=game.mesh,
+        parallel=config.parallel,
+        ema_decay=config.ema_decay,
+        gradient=config.gradient,
+        population=_population(game, feed) if game.members else None,
+        augment=game.augment,
+    )
+
+
+def _population(game: Game, feed: Any) -> train.Population:
+    config = game.config
+
+    def make(values: dict[str, Array]) -> tuple[Any, Any]:
+        member = configs.with_values(config, values)
+        return train.make_optimizer(member), train.make_penalties(member)
+
+    values = {key: jnp.asarray(numbers) for key, numbers in population.of_steps(config).items()}
+    return train.Population(values, make, feed.axes)
+
+
+def fit(game: Game) -> TrainState:
+    """Train for all of `config.num_steps`, and return the last state on one device; nothing is written.
+
+    What `loop.run` does with records, checkpoints and evaluations around it.
+
+    Raises:
+      ValueError: a loss stopped being a number.
+    """
+    config, state, step, calls = game.config, initial_state(game), 0, {}
+    with contextlib.closing(make_feed(game)) as feed:
+        while step < config.num_steps:
+            count = min(config.steps_per_call, config.num_steps - step)
+            if count not in calls:
+                calls[count] = make_call(game, feed, count)
+            state, metrics = calls[count](state, feed.load(step, count))
+            if (np.asarray(metrics["finite_steps"]) < count).all():
+                raise ValueError(f"The training diverged between steps {step} and {step + count}.")
+            step += count
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+
+
 def evaluate(game: Game, state: TrainState, name: str, *, raw_beside: bool = False) -> Report:
     """Apply an evaluator to a state: to the averaged parameters, where there are any.
 
@@ -242,14 +355,15 @@ def _evaluate_one(game: Game, state: TrainState, name: str, raw_beside: bool) ->
     report = _evaluate(game, state.ema, name)
     if not (raw_beside and report.scalars):
         return report
-    numbers = _evaluate(game, state.variables, name).scalars.items()
-    raw = {f"raw/{key}": value for key, value in numbers if not evaluators.is_control(key)}
-    return report._replace(scalars={**report.scalars, **raw})
+    numbers = _evaluate(game, state.variables, name).scalars
+    raw = {f"raw/{key}": value for key, value in numbers.items() if not evaluators.is_control(key)}
+    unlike = evaluators.disagreements(report.scalars, numbers)
+    return report._replace(scalars={**report.scalars, **raw, **unlike})
 
 
 def _evaluate(game: Game, variables: Variables, name: str) -> Report:
     variables = jax.tree.map(
-        lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else jax.numpy.asarray(leaf),
+        lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else jnp.asarray(leaf),
         variables,
     )
     key = jax.random.fold_in(jax.random.PRNGKey(game.config.seed), 2**31 - 2)

@@ -19,12 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
-from jax.sharding import NamedSharding, PartitionSpec
 
-from ali_jax import checkpoint, data, hosts, population, train
+from ali_jax import checkpoint, data, hosts, population
 from ali_jax import config as configs
 from ali_jax.config import Config
-from ali_jax.game import Game, abstract_state, check_names, evaluate, initial_state, prepare
+from ali_jax.game import (
+    Game,
+    abstract_state,
+    check_names,
+    evaluate,
+    initial_state,
+    make_call,
+    make_feed,
+    prepare,
+)
 from ali_jax.types import Array, TrainState
 from ali_jax.workdir import (
     RunError,
@@ -160,7 +168,7 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
             write_text(workdir / "config.json", configs.to_json(_resolved(game)))
             (workdir / "summary.json").unlink(missing_ok=True)  # that of fewer steps
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
-        feed = stack.enter_context(contextlib.closing(_make_feed(game)))
+        feed = stack.enter_context(contextlib.closing(make_feed(game)))
         stops = stack.enter_context(_signals())
         session = _Session(game, manager, records, reporter, clock, stops, set())
         reporter.start(step)
@@ -177,7 +185,7 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
             new = count not in calls
             if new:
                 pending = _settle(session, pending)
-                calls[count] = _make_call(game, feed, count)
+                calls[count] = make_call(game, feed, count)
             state, metrics = calls[count](state, feed.load(step, count))
             _settle(session, pending)
             step += count
@@ -233,79 +241,6 @@ def _first_state(game: Game, manager: Any, reporter: Reporter, clock: _Clock) ->
     clock.progress.update(progress)
     reporter.say(f"Going on from step {int(state.step)}.")
     return state
-
-
-def _make_feed(game: Game) -> data.Feed:
-    """Make the feed of a run: of all rows, of all and of the labelled ones, or of every member."""
-    config = game.config
-    if game.members:
-        return _population_feed(game)
-    if not config.dataset.labelled:
-        return _feed_of(game, game.dataset.train)
-    train_split = game.dataset.train
-    label = np.asarray(train_split.rows(np.arange(len(train_split))).label)
-    index = data.class_balanced(label, game.dataset.num_classes, config.dataset.labelled, config.seed)
-    return data.SemiSupervisedFeed(
-        _feed_of(game, data.Relabelled(train_split, hidden=True)),
-        _feed_of(game, data.Relabelled(train_split, index)),
-    )
-
-
-def _population_feed(game: Game) -> data.Feed:
-    feeds: list[Any] = []
-    for member in game.members:
-        drawn = data.depends_on_seed(member.config.dataset.name)
-        shared = feeds[0].data if feeds and not drawn else None
-        feeds.append(_feed_of(member, member.dataset.train, game.replicated, shared))
-    return data.PopulationFeed(feeds)
-
-
-def _feed_of(
-    game: Game, split: data.Split, sharding: NamedSharding | None = None, resident: Any = None
-) -> data.Feed:
-    """Make the feed of a split; of a population's member, with where its rows lie, or the rows themselves."""
-    config = game.config
-    spec = PartitionSpec(None, train.AXIS) if config.parallel == "mesh" else PartitionSpec()
-    return data.make_feed(
-        split,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        scale=game.dataset.scale,
-        dequantize=config.dataset.dequantize,
-        kind=config.dataset.feed if sharding is None else "device",
-        device_bytes=config.dataset.device_bytes,
-        sharding=sharding or game.replicated,
-        batch_sharding=NamedSharding(game.mesh, spec) if sharding is None else None,
-        resident=resident,
-    )
-
-
-def _make_call(game: Game, feed: data.Feed, steps: int) -> Any:
-    config = game.config
-    return train.make_train_step(
-        game.ali,
-        game.tx,
-        game.loss,
-        game.penalties,
-        feed=feed,
-        steps=steps,
-        mesh=game.mesh,
-        parallel=config.parallel,
-        ema_decay=config.ema_decay,
-        gradient=config.gradient,
-        population=_population(game, feed) if game.members else None,
-    )
-
-
-def _population(game: Game, feed: Any) -> train.Population:
-    config = game.config
-
-    def make(values: dict[str, Array]) -> tuple[Any, Any]:
-        member = configs.with_values(config, values)
-        return train.make_optimizer(member), train.make_penalties(member)
-
-    values = {key: jnp.asarray(numbers) for key, numbers in population.of_steps(config).items()}
-    return train.Population(values, make, feed.axes)
 
 
 def _settle(session: _Session, call: _Call | None) -> None:

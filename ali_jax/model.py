@@ -21,12 +21,13 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
       y: [N, A] conditions, for networks that take them.
     """
     keys = Networks(*jax.random.split(key, 3))
-    x1, y1 = x[:1], None if y is None else y[:1]
-    z1 = jnp.zeros((1, latent_dim(ali)))
+    rows = _packing(ali)
+    x1, y1 = x[:rows], None if y is None else y[:rows]
+    z1 = jnp.zeros((rows, latent_dim(ali)))
     held = Networks(
-        encoder=ali.encoder.init(_streams(keys.encoder), x1, z1, y1, train=False),
-        decoder=ali.decoder.init(_streams(keys.decoder), z1, y1, train=False),
-        discriminator=ali.discriminator.init(_streams(keys.discriminator), x1, z1, y1, train=False),
+        encoder=ali.encoder.init(streams(keys.encoder), x1, z1, y1, train=False),
+        decoder=ali.decoder.init(streams(keys.decoder), z1, y1, train=False),
+        discriminator=ali.discriminator.init(streams(keys.discriminator), x1, z1, y1, train=False),
     )
     params = Networks(*(h["params"] for h in held))
     if hasattr(ali.decoder, "fit_bias"):
@@ -61,34 +62,53 @@ def generate(
         noise.epsilon,
         batch.y,
         train=True,
-        rngs=_streams(key_e),
+        rngs=streams(key_e),
         mutable=["batch_stats"],
     )
     x_tilde, stats_d = ali.decoder.apply(
-        held.decoder, noise.z, batch.y, train=True, rngs=_streams(key_d), mutable=["batch_stats"]
+        held.decoder, noise.z, batch.y, train=True, rngs=streams(key_d), mutable=["batch_stats"]
     )
     pairs = Pairs(batch.x, z_hat, x_tilde, noise.z, batch.y)
     return pairs, (stats_e.get("batch_stats", {}), stats_d.get("batch_stats", {}))
 
 
-def judge(ali: ALI, params: PyTree, batch_stats: PyTree, pairs: Pairs, key: Array) -> tuple[Logits, PyTree]:
+def judge(
+    ali: ALI, params: PyTree, batch_stats: PyTree, pairs: Pairs, key: Array, *, method: str = "__call__"
+) -> tuple[Logits, PyTree]:
     """Call D once, in training mode, on the 2B joined pairs; return logits and its new statistics.
 
     One call as in the authors' code: batch norm sees data and samples together. The kinds are interleaved,
-    row by row, so that a batch sharded over devices stays where it is.
+    row by row, so that a batch sharded over devices stays where it is. A D with `packing` = m sees m rows of
+    one kind, then m of the other. `method` is that of D which is called.
     """
+    m = _packing(ali)
     logits, stats = ali.discriminator.apply(
         _held(params, batch_stats),
-        _interleave(pairs.x, pairs.x_tilde),
-        _interleave(pairs.z_hat, pairs.z),
-        None if pairs.y is None else _interleave(pairs.y, pairs.y),
+        _interleave(pairs.x, pairs.x_tilde, m),
+        _interleave(pairs.z_hat, pairs.z, m),
+        None if pairs.y is None else _interleave(pairs.y, pairs.y, m),
         train=True,
-        rngs=_streams(key),
+        rngs=streams(key),
         mutable=["batch_stats"],
+        method=method,
     )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     logits = logits.reshape(-1, 2, *logits.shape[1:])
     return Logits(logits[:, 0], logits[:, 1]), stats.get("batch_stats", {})
+
+
+def instance_noise(pairs: Pairs, key: Array, step: Array, *, std: float, num_steps: int) -> Pairs:
+    """Add N(0, s^2) to x and x_tilde, where s falls linearly from std at step 0 to 0 at num_steps.
+
+    It is what D sees of the pairs (Sonderby et al., 2017), in the units of `Batch.x`; z is left alone.
+    """
+    s = std * jnp.clip(1 - step / num_steps, 0, 1)
+    key_x, key_x_tilde = jax.random.split(key)
+
+    def noisy(x: Array, key: Array) -> Array:
+        return x + (s * jax.random.normal(key, x.shape)).astype(x.dtype)
+
+    return pairs._replace(x=noisy(pairs.x, key_x), x_tilde=noisy(pairs.x_tilde, key_x_tilde))
 
 
 def forward(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple[Logits, Networks[PyTree]]:
@@ -158,7 +178,10 @@ def interpolate(
 
 
 def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None = None) -> Array:
-    """Return the logits [B] of the pairs (x, z); large means that they look like the encoder's."""
+    """Return the logits [B] of the pairs (x, z); large means that they look like the encoder's.
+
+    A discriminator that packs m pairs gives [B / m], one for every m consecutive rows.
+    """
     held = _held(variables.params.discriminator, variables.batch_stats.discriminator)
     return ali.discriminator.apply(held, x, z, y, train=False)
 
@@ -190,12 +213,20 @@ def _held(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
     return {"params": params, "batch_stats": batch_stats}
 
 
-def _streams(key: Array) -> dict[str, Array]:
+def streams(key: Array) -> dict[str, Array]:
     """Give a module its random streams: `dropout` masks, and `noise` for stochastic decoders of one's own."""
     key_params, key_dropout, key_noise = jax.random.split(key, 3)
     return {"params": key_params, "dropout": key_dropout, "noise": key_noise}
 
 
-def _interleave(a: Array, b: Array) -> Array:
-    """Join [B, ...] and [B, ...] to [2B, ...], rows alternating."""
-    return jnp.stack([a, b.astype(a.dtype)], axis=1).reshape(-1, *a.shape[1:])
+def _packing(ali: ALI) -> int:
+    """Return how many rows D judges at once, 1 where it does not say."""
+    return getattr(ali.discriminator, "packing", 1)
+
+
+def _interleave(a: Array, b: Array, m: int) -> Array:
+    """Join [B, ...] and [B, ...] to [2B, ...], m rows of the one and m of the other alternating."""
+    if len(a) % m:
+        raise ValueError(f"The discriminator packs {m} pairs, which do not divide a batch of {len(a)}.")
+    kinds = [k.reshape(-1, m, *a.shape[1:]) for k in (a, b.astype(a.dtype))]
+    return jnp.stack(kinds, axis=1).reshape(-1, *a.shape[1:])

@@ -21,6 +21,7 @@ from ali_jax.registry import public_functions
 from ali_jax.types import (
     ALI,
     Array,
+    Augment,
     Batch,
     Logits,
     Loss,
@@ -62,6 +63,7 @@ def game_gradients(
     step: Array | int = 0,
     *,
     gradient: Gradient = "auto",
+    augment: Augment | None = None,
 ) -> tuple[Networks[PyTree], Aux]:
     """Return the vector field of the game: each network's gradient of its own player's loss.
 
@@ -83,6 +85,8 @@ def game_gradients(
       step: for penalties that are annealed.
       gradient: how the two gradients are pulled back through D. `one_pass` needs a D whose logits, one per
         pair, do not depend on other pairs; `auto` takes it where D declares so (`coupled = False`).
+      augment: what D is shown instead of the pairs, such as `model.instance_noise`; it must change each row
+        by itself. Penalties get the pairs as they are.
 
     Raises:
       ValueError: `one_pass` for a D to which it does not apply.
@@ -94,6 +98,9 @@ def game_gradients(
         return model.generate(ali, moved, batch_stats, batch, noise)
 
     def judge(discriminator: PyTree, pairs: Pairs) -> tuple[Logits, PyTree]:
+        if augment is not None:
+            key = jax.random.fold_in(noise.key_discriminator, 2**31 - 1)
+            pairs = augment(pairs, key, jnp.asarray(step))
         return model.judge(ali, discriminator, batch_stats.discriminator, pairs, noise.key_discriminator)
 
     pairs, pull_generate, (stats_e, stats_d) = jax.vjp(generate, params.encoder, params.decoder, has_aux=True)
@@ -138,15 +145,21 @@ def _one_pass(pull: Callable, of_generator: Logits, of_discriminator: Logits) ->
     Then the pairs' cotangent is b_i J_i for cotangents b of the logits, so that one pullback of D's own a
     serves both: D's gradient as it is, the pairs' after scaling by b_i / a_i. Where |a_i| would underflow
     (a discriminator that is sure of itself) SMALLEST is pulled back instead: D's gradient is off by less than
-    SMALLEST |ds_i / dtheta|, the pairs' stays exact. docs/performance.md has the derivation.
+    SMALLEST |ds_i / dtheta|, the pairs' stays exact. Under a hinge a_i is zero for every pair that D tells
+    apart by its margin; where b_i is zero too nothing is replaced. docs/performance.md has the derivation.
+
+    A discriminator that packs m pairs has a logit for every m rows: their cotangents share its factor.
     """
-    safe = jax.tree.map(
-        lambda a: jnp.where(a < 0, -1, 1) * jnp.maximum(jnp.abs(a), SMALLEST), of_discriminator
-    )
-    ratio = jax.tree.map(jnp.divide, of_generator, safe)
-    discriminator, of_pairs = pull(safe)
+
+    def safe(a: Array, b: Array) -> Array:
+        return jnp.where(b == 0, a, jnp.where(a < 0, -1, 1) * jnp.maximum(jnp.abs(a), SMALLEST))
+
+    pulled = jax.tree.map(safe, of_discriminator, of_generator)
+    ratio = jax.tree.map(lambda b, c: b / jnp.where(b == 0, 1, c), of_generator, pulled)
+    discriminator, of_pairs = pull(pulled)
 
     def scaled(cotangent: Array, by: Array) -> Array:
+        by = jnp.repeat(by, len(cotangent) // len(by))
         return cotangent * by.reshape(-1, *(1,) * (cotangent.ndim - 1)).astype(cotangent.dtype)
 
     return discriminator, of_pairs._replace(
@@ -247,6 +260,13 @@ def _is_positive(weight: Any) -> bool:
     return isinstance(weight, jax.Array) or (weight or 0) > 0
 
 
+def make_augment(config: Config) -> Augment | None:
+    """Make the instance noise of `config.instance_noise`, annealed over `config.num_steps`; None for 0."""
+    if not config.instance_noise:
+        return None
+    return partial(model.instance_noise, std=config.instance_noise, num_steps=config.num_steps)
+
+
 def init_state(
     ali: ALI, tx: optax.GradientTransformation, key: Array, batch: Batch, *, ema: bool = False
 ) -> TrainState:
@@ -275,6 +295,7 @@ def train_step(
     ema_decay: float = 0.0,
     axis_name: str | None = None,
     gradient: Gradient = "auto",
+    augment: Augment | None = None,
     noise: Noise | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Update both players at once from one minibatch.
@@ -286,7 +307,7 @@ def train_step(
       ema_decay: of the averaged variables, where the state has them: min(ema_decay, (1 + t) / (10 + t)).
       axis_name: the named axis to average over, under `jax.pmap`, `jax.shard_map(..., check_vma=False)` or
         `jax.vmap`; None in a single program.
-      gradient: see `game_gradients`.
+      gradient, augment: see `game_gradients`.
       noise: this step's noise; None: drawn from the state's key, the step and the device's index.
 
     Returns:
@@ -298,7 +319,7 @@ def train_step(
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         noise = model.draw_noise(ali, key, batch.x.shape[0])
     grads, aux = game_gradients(
-        ali, state.variables, loss, penalties, batch, noise, state.step, gradient=gradient
+        ali, state.variables, loss, penalties, batch, noise, state.step, gradient=gradient, augment=augment
     )
     metrics = {
         "loss/generator": aux.losses.generator,
@@ -321,10 +342,13 @@ def train_step(
 
 
 def _check_axis(ali: ALI, batch_stats: Networks[PyTree], axis_name: str) -> None:
-    """Refuse batch statistics that would differ between devices: their gradients would be wrong."""
+    """Refuse batch statistics that would differ between devices: their gradients would be wrong.
+
+    Those of a module that declares `coupled = False` come from its parameters, as spectral norm's do.
+    """
     for role, module, stats in zip(Networks._fields, ali, batch_stats, strict=True):
         found = getattr(module, "axis_name", None)
-        if jax.tree.leaves(stats) and found != axis_name:
+        if jax.tree.leaves(stats) and getattr(module, "coupled", True) and found != axis_name:
             raise ValueError(
                 f"The {role} has batch statistics, which must be synchronised over {axis_name!r}, but "
                 f"its axis_name is {found!r}: make the networks with build(config, axis_name={axis_name!r})."
@@ -363,6 +387,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     gradient: Gradient = "auto",
     population: Population | None = None,
+    augment: Augment | None = None,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
     """Make the compiled `(state, data) -> (state, metrics)` that takes `steps` steps.
 
@@ -376,7 +401,7 @@ def make_train_step(
       mesh: the devices, along the axis "data"; None: the default device.
       parallel: `mesh`: one program over all devices, the batch sharded, the state replicated; `pmap`: the
         same step along a named axis, under `jax.pmap`; `ali` must have been built with that `axis_name`.
-      ema_decay, gradient: see `train_step`.
+      ema_decay, gradient, augment: see `train_step`.
       population: members that are trained at once, with their own optimiser and penalties instead of `tx`
         and `penalties`. All leaves of the state but its step have a leading axis K, and so have the metrics;
         it is K that is divided among the devices of the mesh.
@@ -410,6 +435,7 @@ def make_train_step(
             ema_decay=ema_decay,
             axis_name=axis_name,
             gradient=gradient,
+            augment=augment,
         )
 
     def one(state: TrainState, first: Array, data: PyTree) -> tuple[TrainState, Metrics]:

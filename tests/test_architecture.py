@@ -10,11 +10,12 @@ import small
 
 LAYERS = [
     ["types", "config"],
-    ["bits", "registry", "convolutions", "losses", "penalties", "workdir", "command", "escape"],
+    ["bits", "registry", "convolutions", "losses", "population", "workdir", "command", "escape"],
     ["layers"],
     ["networks", "data", "metrics", "figures"],
     ["model"],
-    ["train", "evaluate", "checkpoint", "writers", "hosts"],
+    ["penalties"],
+    ["train", "evaluate", "checkpoint", "writers", "anomaly", "hosts"],
     ["game"],
     ["describe", "loop"],
     ["preflight"],

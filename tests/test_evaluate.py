@@ -137,6 +137,18 @@ def test_a_lossless_code_reconstructs_up_to_its_noise(digits, key):
     assert found["n_test"] == 397
 
 
+def test_the_ladder_of_a_lossless_code_has_no_gaps(digits, key):
+    found = evaluate.reconstruction_ladder(*copier(digits), key, digits, ladder_rows=40).scalars
+    assert found["ladder_mean"] < 1e-12
+    assert found["ladder_refined"] <= found["ladder_mean"]
+    assert found["ladder_code"] < 1e-12
+    assert found["ladder_sample"] == pytest.approx(SIGMA**2, rel=0.1)
+    assert 0.6 * SIGMA**2 < found["ladder_best_of_k"] < found["ladder_sample"]
+    assert found["ladder_searched"] < 1e-3  # from codes that have nothing to do with the image
+    assert found["ladder_encoder_gap"] + found["ladder_decoder_gap"] == found["ladder_mean"]
+    assert found["n_ladder"] == 40
+
+
 def test_posterior_sigma_is_the_encoders(digits, key):
     assert evaluate.posterior(*copier(digits), key, digits).scalars["posterior_sigma"] == pytest.approx(SIGMA)
 
@@ -178,6 +190,49 @@ def test_recalled_training_data_are_balanced_kept_by_copies_and_found_out(digits
     copied = evaluate.class_balance(*copier(digits), key, digits, num_samples=100).scalars
     assert copied["class_kept"] == copied["classifier_accuracy"] == found["classifier_accuracy"]
     assert copied["class_kept_sampled"] > 0.9
+
+
+def test_frechet_distances_tell_copies_of_train_from_a_collapsed_model(digits, key):
+    def found(x):
+        return evaluate.frechet_distance(*recaller(digits, x), key, digits, num_samples=300).scalars
+
+    train = digits.train.x / np.float32(16)
+    good, collapsed = found(train), found(train[:1])
+    assert good["n_fid"] == 300
+    assert good["fid_classifier"] < 2 * good["fid_classifier_floor"] < 0.1 * collapsed["fid_classifier"]
+    assert abs(good["kid_classifier"]) < 5 * good["kid_classifier_error"]
+    assert collapsed["kid_classifier"] > 20 * collapsed["kid_classifier_error"]
+    assert collapsed["fid_classifier_floor"] == good["fid_classifier_floor"]
+    assert "fid_classifier_batch_norm" not in good  # this decoder has none
+    assert evaluate.disagreements(good, collapsed) == {"warn_fid_classifier_raw_ema": 1}
+    assert evaluate.disagreements(good, good) == {"warn_fid_classifier_raw_ema": 0}
+
+
+def test_stale_running_statistics_are_warned_of(digits, key):
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, z, y=None, *, train):
+            x = nn.BatchNorm(use_running_average=not train, use_scale=False, use_bias=False)(z[:, :64])
+            return (0.5 + 0.2 * x).reshape(-1, 8, 8, 1)
+
+    ali, variables = copier(digits)
+    ali = ali._replace(decoder=Normed())
+    for mean, warns in ((0.0, 0.0), (5.0, 1.0)):
+        stats = {"BatchNorm_0": {"mean": jnp.full(64, mean), "var": jnp.ones(64)}}
+        held = Variables(variables.params._replace(decoder={}), variables.batch_stats._replace(decoder=stats))
+        found = evaluate.frechet_distance(ali, held, key, digits, num_samples=300).scalars
+        assert found["warn_fid_batch_norm"] == warns
+        assert (found["fid_classifier"] > 2 * found["fid_classifier_batch_norm"]) == bool(warns)
+    extractor = evaluate.Extractor("pixels", "none", lambda x: x.reshape(len(x), -1))
+    measured = evaluate.frechet_measurements(ali, held, key, digits, extractor, num_samples=50, weights="ema")
+    provenance = measured["fid_pixels"].provenance
+    assert provenance == ("pixels", "none", 50, "digits train", "0-0", "ema", "running")
+    assert measured["fid_pixels_batch_norm"].provenance == provenance._replace(batch_norm="batch")
+
+
+def test_inception_needs_its_weights(digits, key):
+    with pytest.raises(ValueError, match=r"set config.evaluation.inception_weights to an .npz file"):
+        evaluate.inception_distance(*copier(digits), key, digits)
 
 
 def test_a_collapsed_model_has_one_class(digits, key):
@@ -222,7 +277,11 @@ def test_conditions_are_those_of_the_same_rows(faces, key):
 
 def test_a_model_that_has_diverged_is_still_reported(digits, mixture, key, monkeypatch):
     monkeypatch.setattr(evaluate, "TRAIN_ROWS", 2_000)
-    for dataset, skipped in ((digits, {"modes"}), (mixture, {"interpolations", "probes", "class_balance"})):
+    conditional = {"conditional_samples", "condition_agreement", "attribute_grid"}
+    needs_classes = {"probes", "class_balance", "l2_svm", "frechet_distance"}
+    neither = {"inception_distance", "label_error", *conditional}
+    skipped_of_mixture = {"interpolations", *needs_classes}
+    for dataset, skipped in ((digits, {"modes", *neither}), (mixture, {*skipped_of_mixture, *neither})):
         ali, variables = copier(dataset)
         broken = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), variables)
         for name in set(evaluate.names()) - skipped:
@@ -266,19 +325,27 @@ def test_unlabelled_rows_take_no_part_in_probes(digits, key):
 
 def test_the_module_is_the_registry():
     assert set(evaluate.names()) == {
+        "attribute_grid",
         "class_balance",
+        "condition_agreement",
+        "conditional_samples",
+        "frechet_distance",
+        "inception_distance",
         "interpolations",
+        "l2_svm",
+        "label_error",
         "memorisation",
         "modes",
         "posterior",
         "probes",
         "reconstruction_error",
+        "reconstruction_ladder",
         "reconstructions",
         "samples",
     }
     assert evaluate.named("modes") is evaluate.modes
     with pytest.raises(
-        ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, interpolations"
+        ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, frechet_distance"
     ):
         evaluate.named("sample")
     with pytest.raises(ValueError, match="no evaluator '_test'"):

@@ -29,8 +29,8 @@ def trained(config):
     """Return the state and the metrics after one call of all steps, as numpy arrays."""
     made = game.prepare(config)
     state = game.initial_state(made)
-    feed = loop._make_feed(made)
-    call = loop._make_call(made, feed, config.num_steps)
+    feed = game.make_feed(made)
+    call = game.make_call(made, feed, config.num_steps)
     return jax.device_get(call(state, feed.load(0, config.num_steps)))
 
 
@@ -64,8 +64,8 @@ def test_each_member_is_the_run_that_it_would_be_alone(name, values):
 
 
 def test_members_of_a_mixture_have_points_of_their_own_and_images_lie_on_the_device_once():
-    drawn = loop._make_feed(game.prepare(config_of("mixture", population__seeds=2)))
-    shared = loop._make_feed(game.prepare(config_of("digits", population__seeds=2)))
+    drawn = game.make_feed(game.prepare(config_of("mixture", population__seeds=2)))
+    shared = game.make_feed(game.prepare(config_of("digits", population__seeds=2)))
     assert drawn.load(0, 1).rows.x.shape == (2, 100_000, 2)
     assert shared.load(0, 1).rows.x.shape == (1400, 8, 8, 1)
 
