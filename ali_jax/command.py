@@ -29,14 +29,20 @@ modes:
   sample, reconstruct, interpolate
                make a picture
   describe     print layers, parameters, operations per step, bytes of state; needs --config, no --workdir
+  preflight    compile the training step for a TPU slice and print what each chip needs; likewise
 
+--topology T   the slice of preflight, such as v5e:16x16
 --out FILE     where the picture or the numbers go, instead of into DIR
---json         print one JSON object (evaluate, describe)
+--json         print one JSON object (evaluate, describe, preflight)
+--coordinator_address HOST:PORT --num_processes N --process_id I
+               train together with other processes, of which this is the I-th from 0; on TPU pods and under
+               Slurm --coordinator_address auto is enough
 --config.KEY   overrides a value of the config; ali_jax/config.py lists the keys
 """
 
 PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
-MODES = ("train", "evaluate", *PICTURES, "describe")
+UNTRAINED = ("describe", "preflight")  # modes that need a config alone
+MODES = ("train", "evaluate", *PICTURES, *UNTRAINED)
 
 
 class UsageError(ValueError):
@@ -52,6 +58,10 @@ class Options(NamedTuple):
     json: bool
     config_file: str | None
     overrides: list[str]
+    topology: str = ""
+    coordinator: str = ""  # where the processes of the run meet; "" for one process
+    num_processes: int | None = None
+    process_id: int | None = None
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -67,6 +77,10 @@ def parse(arguments: Sequence[str]) -> Options:
     flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
     flags.DEFINE_string("out", None, "where the result goes", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
+    flags.DEFINE_string("topology", "", "a TPU slice", flag_values=values)
+    flags.DEFINE_string("coordinator_address", "", "where processes meet", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "which one this is", flag_values=values)
     try:
         rest = values(["ali_jax", *arguments], known_only=True)[1:]
     except flags.Error as error:
@@ -74,20 +88,29 @@ def parse(arguments: Sequence[str]) -> Options:
     for argument in rest:
         name = argument.partition("=")[0]
         if argument.startswith("-") and not _override_key(argument):
-            near = difflib.get_close_matches(
-                name.lstrip("-"), ["config", "workdir", "mode", "out", "json"], n=1
-            )
+            own = [flag for flag in values if flag != "flagfile" and flag != "undefok"]
+            near = difflib.get_close_matches(name.lstrip("-"), own, n=1)
             raise UsageError(f"There is no flag {name}.{f' Did you mean --{near[0]}?' if near else ''}")
-    if values.json and values.mode not in ("describe", "evaluate"):
-        raise UsageError(f"--json goes with --mode describe or evaluate, not with {values.mode}.")
-    if values.out is not None and values.mode in ("train", "describe"):
+    if values.json and values.mode not in (*UNTRAINED, "evaluate"):
+        raise UsageError(f"--json goes with --mode describe, preflight or evaluate, not with {values.mode}.")
+    if bool(values.topology) != (values.mode == "preflight"):
+        raise UsageError("--mode preflight and --topology, such as --topology v5e:16x16, go together.")
+    if values.out is not None and values.mode in ("train", *UNTRAINED):
         raise UsageError(f"--out goes with evaluate and the modes that draw, not with {values.mode}.")
     if values.mode == "train" and not values.config:
         raise UsageError("Give --config, such as --config experiments/digits.py.")
-    if not values.workdir and not (values.mode == "describe" and values.config):
+    if values.coordinator_address and values.mode != "train":
+        raise UsageError(f"--coordinator_address goes with --mode train, not with {values.mode}.")
+    if not values.coordinator_address and (values.num_processes, values.process_id) != (None, None):
+        raise UsageError("--num_processes and --process_id need --coordinator_address HOST:PORT.")
+    if values.mode == "preflight" and not values.config:
+        raise UsageError("Give --config, such as --config experiments/svhn.py.")
+    if not values.workdir and not (values.mode in UNTRAINED and values.config):
         raise UsageError("Give --workdir, the folder of the run.")
     out = _path(values.out) if values.out else None
-    return Options(values.mode, _path(values.workdir or "."), out, values.json, values.config, rest)
+    workdir = _path(values.workdir or ".")
+    together = values.coordinator_address, values.num_processes, values.process_id
+    return Options(values.mode, workdir, out, values.json, values.config, rest, values.topology, *together)
 
 
 def _path(text: str) -> Path:

@@ -297,7 +297,7 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"The configuration is no JSON: {error}.") from None
     if not isinstance(values, dict):
         raise ValueError("The configuration is no JSON object.")

@@ -111,7 +111,15 @@ def layers(ali: ALI, state: TrainState, batch: Batch) -> dict[str, list[dict[str
 
 def compile_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> Any:
     """Compile one training step for a CPU as one program without a loop: to count, not to run."""
-    step = partial(
+    # Optimising the machine code changes no operation that is counted, and takes most of the time.
+    options = {"xla_backend_optimization_level": 0}
+    with jax.default_device(jax.devices("cpu")[0]):
+        return jax.jit(training_step(config, ali), compiler_options=options).lower(state, batch).compile()
+
+
+def training_step(config: Config, ali: ALI) -> Callable:
+    """Return the `(state, batch) -> (state, metrics)` that a run of this config takes."""
+    return partial(
         train.train_step,
         ali,
         train.make_optimizer(config),
@@ -121,10 +129,6 @@ def compile_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> A
         gradient=config.gradient,
         augment=train.make_augment(config),
     )
-    # Optimising the machine code changes no operation that is counted, and takes most of the time.
-    options = {"xla_backend_optimization_level": 0}
-    with jax.default_device(jax.devices("cpu")[0]):
-        return jax.jit(step, compiler_options=options).lower(state, batch).compile()
 
 
 def show(description: dict[str, Any]) -> None:

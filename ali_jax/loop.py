@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from ali_jax import checkpoint, data, population
+from ali_jax import checkpoint, data, hosts, population
 from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.game import (
@@ -40,6 +40,7 @@ from ali_jax.workdir import (
     check_writable,
     is_finished,
     locked,
+    remove_leftovers,
     under_way,
     with_known_shape,
     write_text,
@@ -74,17 +75,18 @@ def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
     check_writable(workdir)
     config = with_known_shape(config, workdir)
     with contextlib.ExitStack() as stack:
-        if workdir.exists():
+        if held := workdir.exists():
             stack.enter_context(_held(workdir))
             check_same_run(config, workdir)
             if is_finished(config, workdir):
                 print(f"{workdir} holds this run, finished: nothing to do. {_where(workdir)}")
                 return 0
         game = prepare(config)
-        if not workdir.exists():
+        if not held:  # nor may another process have begun there meanwhile
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_held(workdir))
-        with under_way():
+            check_same_run(config, workdir)
+        with under_way(), hosts.device_errors():
             status = _train(game, workdir, clock)
     if status == 0 and jax.process_index() == 0:
         print(f"Trained {config.num_steps} steps. {_where(workdir)}")
@@ -158,10 +160,11 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
         stack.callback(reporter.close)
         reporter.say(_sources(game.dataset))
         manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
-        stack.callback(manager.close)
+        stack.push(lambda *error: checkpoint.close(manager, failed=error[0] is not None))
         state = _first_state(game, manager, reporter, clock)
         step = int(state.step)
         if main:
+            remove_leftovers(workdir)
             write_text(workdir / "config.json", configs.to_json(_resolved(game)))
             (workdir / "summary.json").unlink(missing_ok=True)  # that of fewer steps
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
@@ -176,6 +179,9 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
             if _is_due(config, "evaluate_every", step):
                 _assess(session, state)
             count = min(config.steps_per_call - step % config.steps_per_call, config.num_steps - step)
+            if hosts.preempted(step, count):
+                session.stops.append(signal.SIGTERM)
+                break
             new = count not in calls
             if new:
                 pending = _settle(session, pending)
@@ -193,7 +199,7 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
         _save(session, state)
         if not session.stops:
             _assess(session, state)
-        manager.wait_until_finished()
+        checkpoint.wait(manager)
         if session.stops:
             reporter.say(f"Stopped by a signal. Step {step} is saved; the same command goes on from there.")
             return 128 + session.stops[0]
@@ -273,11 +279,12 @@ def _settle(session: _Session, call: _Call | None) -> None:
 def _save(session: _Session, state: TrainState) -> None:
     if not _finite(state, bool(session.game.members)):
         _diverged(session, int(state.step), "a parameter is not finite")
+    session.records.sync()
     checkpoint.save(session.manager, state, session.clock.now())
 
 
 def _diverged(session: _Session, step: int, what: str) -> NoReturn:
-    session.manager.wait_until_finished()
+    checkpoint.wait(session.manager)
     saved = session.manager.latest_step()
     kept = (
         "No checkpoint was saved before"
@@ -353,7 +360,8 @@ def _where(workdir: Path) -> str:
 def _signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list; a second one ends the process at once."""
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    alone = jax.process_count() == 1  # of several processes all must stop at one step: `hosts.preempted`
+    numbers = (signal.SIGINT, signal.SIGTERM) if alone else ()
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)

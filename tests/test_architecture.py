@@ -10,14 +10,15 @@ import small
 
 LAYERS = [
     ["types", "config"],
-    ["bits", "registry", "convolutions", "losses", "population", "workdir", "command"],
+    ["bits", "registry", "convolutions", "losses", "population", "workdir", "command", "escape"],
     ["layers"],
     ["networks", "data", "metrics", "figures"],
     ["model"],
     ["penalties"],
-    ["train", "evaluate", "checkpoint", "writers", "anomaly"],
+    ["train", "evaluate", "checkpoint", "writers", "anomaly", "hosts"],
     ["game"],
     ["describe", "loop"],
+    ["preflight"],
     ["main"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

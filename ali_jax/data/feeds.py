@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from ali_jax.bits import mix
-from ali_jax.data.dataset import THREADS, Split, scaled
+from ali_jax.data.dataset import THREADS, DataError, Split, scaled
 from ali_jax.types import Array, Batch, PyTree
 
 ROUNDS = 8  # of the Feistel network
@@ -213,7 +213,12 @@ class HostFeed:
         if step != self._next:
             self.close()
             self._iterator = self._read_from(step, steps)
-        rows = [next(self._iterator) for _ in range(steps)]
+        try:
+            rows = [next(self._iterator) for _ in range(steps)]
+        except DataError:
+            raise
+        except Exception as error:  # whatever a source raises whose files are gone
+            raise DataError(f"the rows of step {step} and on cannot be read: {error}") from error
         self._next = step + steps
         return jax.tree.map(lambda *blocks: self._put(np.stack(blocks)), *rows)
 
