@@ -28,15 +28,17 @@ modes:
   evaluate     print and write the numbers of config.evaluators
   sample, reconstruct, interpolate
                make a picture
+  report       write report.html, one page with all that is known of the run
+  compare      write one page that lays runs side by side: --workdirs DIR DIR ... --out FILE
   describe     print layers, parameters, operations per step, bytes of state; needs --config, no --workdir
 
---out FILE     where the picture or the numbers go, instead of into DIR
+--out FILE     where the picture, the page or the numbers go, instead of into DIR
 --json         print one JSON object (evaluate, describe)
 --config.KEY   overrides a value of the config; ali_jax/config.py lists the keys
 """
 
 PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
-MODES = ("train", "evaluate", *PICTURES, "describe")
+MODES = ("train", "evaluate", *PICTURES, "report", "compare", "describe")
 
 
 class UsageError(ValueError):
@@ -52,6 +54,7 @@ class Options(NamedTuple):
     json: bool
     config_file: str | None
     overrides: list[str]
+    workdirs: tuple[Path, ...] = ()  # of the runs that are compared
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -64,6 +67,7 @@ def parse(arguments: Sequence[str]) -> Options:
     values.set_gnu_getopt(True)
     flags.DEFINE_string("config", None, "the config's file", flag_values=values)
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    flags.DEFINE_string("workdirs", None, "the folders of runs to compare", flag_values=values)
     flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
     flags.DEFINE_string("out", None, "where the result goes", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
@@ -75,19 +79,35 @@ def parse(arguments: Sequence[str]) -> Options:
         name = argument.partition("=")[0]
         if argument.startswith("-") and not _override_key(argument):
             near = difflib.get_close_matches(
-                name.lstrip("-"), ["config", "workdir", "mode", "out", "json"], n=1
+                name.lstrip("-"), ["config", "workdir", "workdirs", "mode", "out", "json"], n=1
             )
             raise UsageError(f"There is no flag {name}.{f' Did you mean --{near[0]}?' if near else ''}")
     if values.json and values.mode not in ("describe", "evaluate"):
         raise UsageError(f"--json goes with --mode describe or evaluate, not with {values.mode}.")
     if values.out is not None and values.mode in ("train", "describe"):
         raise UsageError(f"--out goes with evaluate and the modes that draw, not with {values.mode}.")
+    if (values.workdirs is not None) != (values.mode == "compare"):
+        raise UsageError(
+            "--mode compare goes with --workdirs DIR DIR ..., and --workdirs with no other mode."
+        )
+    if values.mode == "compare":
+        return _comparison(values.workdirs, values.out, rest)
     if values.mode == "train" and not values.config:
         raise UsageError("Give --config, such as --config experiments/digits.py.")
     if not values.workdir and not (values.mode == "describe" and values.config):
         raise UsageError("Give --workdir, the folder of the run.")
     out = _path(values.out) if values.out else None
     return Options(values.mode, _path(values.workdir or "."), out, values.json, values.config, rest)
+
+
+def _comparison(first: str, out: str | None, rest: Sequence[str]) -> Options:
+    """Return the options of a comparison: --workdirs has taken the first folder, the rest are the others."""
+    if options := [argument for argument in rest if argument.startswith("-")]:
+        raise UsageError(f"{options[0]} goes with a run, not with --mode compare.")
+    folders = tuple(map(_path, (first, *rest)))
+    if len(folders) < 2:
+        raise UsageError("--workdirs needs two folders or more, such as --workdirs runs/a runs/b.")
+    return Options("compare", folders[0], _path(out or "compare.html"), False, None, [], folders)
 
 
 def _path(text: str) -> Path:

@@ -24,6 +24,7 @@ FREE = (
     "keep_checkpoints",
     "evaluators",
     "evaluation",
+    "report",
     "dataset.path",
     "dataset.directory",
     "dataset.feed",
@@ -150,6 +151,7 @@ def base() -> Config:
     config.optimizer.final_fraction = 0.0  # of the learning rate, reached at the end of the cosine
 
     config.evaluators = ("samples", "reconstructions")  # functions of ali_jax.evaluate
+    config.report = True  # whether report.html is written at the end
     config.evaluation = ConfigDict()
     config.evaluation.num_samples = 10_000  # of class_kl
     config.evaluation.grid = (10, 10)  # rows, columns of pictures

@@ -4,9 +4,14 @@ The only place where a game meets files, signals and the clock.
 """
 
 import contextlib
+import datetime
+import importlib.metadata
 import json
 import os
+import platform
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +25,12 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import NamedSharding, PartitionSpec
 
+import ali_jax
 from ali_jax import checkpoint, data, train
 from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.game import Game, abstract_state, check_names, evaluate, initial_state, prepare
+from ali_jax.report.write import write_report
 from ali_jax.types import Array, TrainState
 from ali_jax.workdir import (
     RunError,
@@ -31,6 +38,7 @@ from ali_jax.workdir import (
     check_writable,
     is_finished,
     locked,
+    note_sitting,
     under_way,
     with_known_shape,
     write_text,
@@ -154,6 +162,7 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
         if main:
             write_text(workdir / "config.json", configs.to_json(_resolved(game)))
             (workdir / "summary.json").unlink(missing_ok=True)  # that of fewer steps
+            note_sitting(workdir, from_step=step, **_circumstances(game))
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
         feed = stack.enter_context(contextlib.closing(_make_feed(game)))
         session = _Session(game, manager, records, reporter, clock, stack.enter_context(_signals()))
@@ -183,11 +192,16 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
         if not session.stops:
             _assess(session, state)
         manager.wait_until_finished()
+        if main:
+            end = f"signal {session.stops[0]}" if session.stops else "done"
+            note_sitting(workdir, to_step=step, end=end, seconds=time.monotonic() - clock.started)
         if session.stops:
             reporter.say(f"Stopped by a signal. Step {step} is saved; the same command goes on from there.")
             return 128 + session.stops[0]
         if main:
             _write_summary(session, workdir)
+            if config.report:
+                _write_report(session, state, workdir)
     return 0
 
 
@@ -346,13 +360,43 @@ def _write_summary(session: _Session, workdir: Path) -> None:
     write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
+def _write_report(session: _Session, state: TrainState, workdir: Path) -> None:
+    """Write the page of the finished run; whatever goes wrong with it, the run stays finished."""
+    try:
+        write_report(session.game, state, workdir)
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        session.reporter.say(
+            f"The report was not written: {reason} Try --mode report --workdir {workdir}; the run is "
+            "complete."
+        )
+
+
+def _circumstances(game: Game) -> dict[str, Any]:
+    """Return when, where and with what a sitting begins."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    devices = list(game.mesh.devices.flat)
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+            "ali_jax": ali_jax.__version__,
+        },
+    }
+
+
 def _is_due(config: Config, key: str, step: int) -> bool:
     """Tell whether what happens every config[key] steps (0: only at the end) happens after this step."""
     return step > 0 and (step == config.num_steps or (config[key] > 0 and step % config[key] == 0))
 
 
 def _where(workdir: Path) -> str:
-    return f"Pictures: {workdir / 'images'}, numbers: {workdir / 'summary.json'}"
+    page = workdir / "report.html"
+    report = f"Report: {page}, pictures" if page.exists() else "Pictures"
+    return f"{report}: {workdir / 'images'}, numbers: {workdir / 'summary.json'}"
 
 
 @contextlib.contextmanager

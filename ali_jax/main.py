@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Options) -> int:
+    if options.mode == "compare":
+        return _compare(options)
     trained = options.mode not in ("train", "describe")
     config = load_config(options.config_file) if options.config_file else read_config(options.workdir)
     override(config, options.overrides)
@@ -146,7 +148,31 @@ def _evaluate(config: Config, options: Options) -> int:
     return 0
 
 
-_MODES = {"train": _train, "evaluate": _evaluate, "describe": _describe, **dict.fromkeys(PICTURES, _picture)}
+def _report(config: Config, options: Options) -> int:
+    from ali_jax.report.write import write_report
+
+    game, state = _restore(config, options)
+    with under_way():
+        print(write_report(game, state, options.workdir, options.out))
+    return 0
+
+
+def _compare(options: Options) -> int:
+    from ali_jax.report.compare import write_comparison
+
+    out = options.out or Path("compare.html")
+    _check_out(out)
+    print(write_comparison(options.workdirs, out))
+    return 0
+
+
+_MODES = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "describe": _describe,
+    **dict.fromkeys(PICTURES, _picture),
+}
 
 
 def _restore(config: Config, options: Options) -> tuple:
@@ -176,8 +202,13 @@ def _check_trained(config: Config, options: Options) -> None:
         )
     if not checkpoint_steps(options.workdir):
         raise UsageError(f"{options.workdir} has no checkpoint yet: train first (--mode train).")
-    if options.out is not None and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
-        raise UsageError(f"--out {options.out} is no file name in a folder that exists.")
+    if options.out is not None:
+        _check_out(options.out)
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out} is no file name in a folder that exists.")
 
 
 def _images(options: Options) -> Path:

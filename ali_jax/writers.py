@@ -3,10 +3,11 @@
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.box
@@ -41,6 +42,35 @@ def evaluation_at(rows: list[Row], step: int) -> dict[str, float] | None:
         if row["step"] == step and TRAINING not in row:
             return {key: value for key, value in row.items() if key != "step"}
     return None
+
+
+class Spread(NamedTuple):
+    """A number, and how it is spread over the members of a population; a single run has the number alone."""
+
+    mean: float | None
+    std: float | None = None
+    low: float | None = None  # of the 95 % interval of the mean
+    high: float | None = None
+    members: tuple[float | None, ...] = ()
+
+
+def spreads(scalars: Mapping[str, float | None]) -> dict[str, Spread]:
+    """Gather NAME, NAME/std, NAME/low, NAME/high and NAME/0, NAME/1, ... under NAME, in order."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, value in scalars.items():
+        match = re.fullmatch(r"(.+)/(std|low|high|\d+)", name)
+        owner, part = match.groups() if match and match[1] in scalars else (name, "mean")
+        found.setdefault(owner, {})[part] = value
+    return {
+        name: Spread(
+            parts["mean"],
+            parts.get("std"),
+            parts.get("low"),
+            parts.get("high"),
+            tuple(parts[i] for i in sorted(filter(str.isdigit, parts), key=int)),
+        )
+        for name, parts in found.items()
+    }
 
 
 class Records:

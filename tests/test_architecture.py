@@ -16,7 +16,8 @@ LAYERS = [
     ["model"],
     ["train", "evaluate", "checkpoint", "writers"],
     ["game"],
-    ["describe", "loop"],
+    ["describe", "report", "export"],
+    ["loop"],
     ["main"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
