@@ -108,7 +108,8 @@ def _axes(lines: Sequence[Line], log: bool, width: int, height: int) -> _Axes:
         x=(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1),
         y=(y_low - margin, y_high + margin),
         log=log,
-        left=52,
+        left=10
+        + CHARACTER * max(len(f"{value:.4g}") for value in _levels(y_low - margin, y_high + margin, log)),
         right=width - 24 - CHARACTER * names,
         top=10,
         bottom=height - 26,
@@ -117,21 +118,22 @@ def _axes(lines: Sequence[Line], log: bool, width: int, height: int) -> _Axes:
 
 def _grid(axes: _Axes, height: int) -> list[str]:
     """Draw horizontal lines with their numbers, and the steps below."""
-    values = _log_ticks(*axes.y) if axes.log else ticks(*axes.y)
-    levels = [(axes.up(value), value) for value in values]
-    lines = "".join(f"M{axes.left} {y:.1f}H{axes.right:.1f}" for y, _ in levels)
+    levels = [(axes.up(value), value) for value in _levels(*axes.y, axes.log)]
+    lines = "".join(f"M{axes.left:.1f} {y:.1f}H{axes.right:.1f}" for y, _ in levels)
     parts = [f'<path class="grid" d="{lines}"/>']
-    parts += [
-        f'<text class="tick" x="{axes.left - 7}" y="{y:.1f}" dy=".35em" text-anchor="end">{value:.4g}</text>'
-        for y, value in levels
-    ]
-    parts.append(f'<path class="axis" d="M{axes.left} {axes.bottom}H{axes.right:.1f}"/>')
+    at = f'x="{axes.left - 7:.1f}" dy=".35em" text-anchor="end"'
+    parts += [f'<text class="tick" {at} y="{y:.1f}">{value:.4g}</text>' for y, value in levels]
+    parts.append(f'<path class="axis" d="M{axes.left:.1f} {axes.bottom}H{axes.right:.1f}"/>')
     for step in ticks(*axes.x, count=max(2, int((axes.right - axes.left) / 110))):
         x = axes.across(step)
         parts.append(f'<path class="axis" d="M{x:.1f} {axes.bottom}v4"/>')
         label = f"{step:,.0f}"
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 8}" text-anchor="middle">{label}</text>')
     return parts
+
+
+def _levels(low: float, high: float, log: bool) -> list[float]:
+    return _log_ticks(low, high) if log else ticks(low, high)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -176,11 +178,13 @@ def _band(line: Line, axes: _Axes) -> str:
 def _end_labels(lines: Sequence[Line], axes: _Axes) -> list[str]:
     """Name each curve at its last value; names that would touch are moved apart."""
     ends = []
-    for line in lines:
+    for line in (line for line in lines if line.name):
         x, y = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None and _drawn(y, axes.log)][
             -1
         ]
         ends.append([axes.up(y), axes.across(x), line])
+    if not ends:
+        return []
     ends.sort(key=lambda end: end[0])
     places: list[float] = []
     for y, _, _ in ends:
