@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ali_jax import config as configs
@@ -30,15 +30,27 @@ modes:
                make a picture
   report       write report.html, one page with all that is known of the run
   compare      write one page that lays runs side by side: --workdirs DIR DIR ... --out FILE
+  export       write encoder, decoder and weights for use without this package, into the folder --out DIR
   describe     print layers, parameters, operations per step, bytes of state; needs --config, no --workdir
 
 --out FILE     where the picture, the page or the numbers go, instead of into DIR
+--verbosity L  debug (with the libraries' logs and warnings) | info (default) | warning | error | fatal, or
+               absl's numbers for these
 --json         print one JSON object (evaluate, describe)
 --config.KEY   overrides a value of the config; ali_jax/config.py lists the keys
 """
 
 PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
-MODES = ("train", "evaluate", *PICTURES, "report", "compare", "describe")
+MODES = ("train", "evaluate", *PICTURES, "report", "compare", "export", "describe")
+
+
+VERBOSITY = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.FATAL,
+}
 
 
 class UsageError(ValueError):
@@ -55,6 +67,7 @@ class Options(NamedTuple):
     config_file: str | None
     overrides: list[str]
     workdirs: tuple[Path, ...] = ()  # of the runs that are compared
+    verbosity: int = logging.INFO  # absl's
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -70,6 +83,7 @@ def parse(arguments: Sequence[str]) -> Options:
     flags.DEFINE_string("workdirs", None, "the folders of runs to compare", flag_values=values)
     flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
     flags.DEFINE_string("out", None, "where the result goes", flag_values=values)
+    flags.DEFINE_string("verbosity", "info", "how much is said", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
     try:
         rest = values(["ali_jax", *arguments], known_only=True)[1:]
@@ -79,7 +93,7 @@ def parse(arguments: Sequence[str]) -> Options:
         name = argument.partition("=")[0]
         if argument.startswith("-") and not _override_key(argument):
             near = difflib.get_close_matches(
-                name.lstrip("-"), ["config", "workdir", "workdirs", "mode", "out", "json"], n=1
+                name.lstrip("-"), ["config", "workdir", "workdirs", "mode", "out", "json", "verbosity"], n=1
             )
             raise UsageError(f"There is no flag {name}.{f' Did you mean --{near[0]}?' if near else ''}")
     if values.json and values.mode not in ("describe", "evaluate"):
@@ -90,24 +104,34 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UsageError(
             "--mode compare goes with --workdirs DIR DIR ..., and --workdirs with no other mode."
         )
+    verbosity = _verbosity(values.verbosity)
     if values.mode == "compare":
-        return _comparison(values.workdirs, values.out, rest)
+        return _comparison(values.workdirs, values.out, rest, verbosity)
     if values.mode == "train" and not values.config:
         raise UsageError("Give --config, such as --config experiments/digits.py.")
     if not values.workdir and not (values.mode == "describe" and values.config):
         raise UsageError("Give --workdir, the folder of the run.")
     out = _path(values.out) if values.out else None
-    return Options(values.mode, _path(values.workdir or "."), out, values.json, values.config, rest)
+    workdir = _path(values.workdir or ".")
+    return Options(values.mode, workdir, out, values.json, values.config, rest, verbosity=verbosity)
 
 
-def _comparison(first: str, out: str | None, rest: Sequence[str]) -> Options:
+def _verbosity(text: str) -> int:
+    """Return absl's level of a name such as warning, or of its number."""
+    by_number = {str(level): level for level in VERBOSITY.values()}
+    if text.lower() not in {**VERBOSITY, **by_number}:
+        raise UsageError(f"--verbosity is {text!r}; it must be one of {', '.join([*VERBOSITY, *by_number])}.")
+    return {**VERBOSITY, **by_number}[text.lower()]
+
+
+def _comparison(first: str, out: str | None, rest: Sequence[str], verbosity: int) -> Options:
     """Return the options of a comparison: --workdirs has taken the first folder, the rest are the others."""
     if options := [argument for argument in rest if argument.startswith("-")]:
         raise UsageError(f"{options[0]} goes with a run, not with --mode compare.")
     folders = tuple(map(_path, (first, *rest)))
     if len(folders) < 2:
         raise UsageError("--workdirs needs two folders or more, such as --workdirs runs/a runs/b.")
-    return Options("compare", folders[0], _path(out or "compare.html"), False, None, [], folders)
+    return Options("compare", folders[0], _path(out or "compare.html"), False, None, [], folders, verbosity)
 
 
 def _path(text: str) -> Path:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from clu import parameter_overview
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -50,13 +51,14 @@ class NonFiniteError(RunError):
     """A loss or a parameter stopped being a number; the message names the step."""
 
 
-def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
+def run(config: Config, workdir: Path, *, started: float | None = None, verbosity: int = logging.INFO) -> int:
     """Train, or go on where the last run in the same folder stopped; evaluate; write the summary.
 
     Args:
       config: what to train.
       workdir: the folder of the run; made where it is missing, once all input has proved good.
       started: `time.monotonic()` of when the program started.
+      verbosity: absl's level of what is said: logging.INFO, WARNING, ERROR.
 
     Returns:
       0, or 128 + the number of the signal that stopped the run, after a checkpoint.
@@ -77,15 +79,16 @@ def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
             stack.enter_context(_held(workdir))
             check_same_run(config, workdir)
             if is_finished(config, workdir):
-                print(f"{workdir} holds this run, finished: nothing to do. {_where(workdir)}")
+                if verbosity >= logging.INFO:
+                    print(f"{workdir} holds this run, finished: nothing to do. {_where(workdir)}")
                 return 0
         game = prepare(config)
         if not workdir.exists():
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_held(workdir))
         with under_way():
-            status = _train(game, workdir, clock)
-    if status == 0 and jax.process_index() == 0:
+            status = _train(game, workdir, clock, verbosity)
+    if status == 0 and jax.process_index() == 0 and verbosity >= logging.INFO:
         print(f"Trained {config.num_steps} steps. {_where(workdir)}")
     return status
 
@@ -145,14 +148,14 @@ class _Session(NamedTuple):
     stops: list[int]  # signals received
 
 
-def _train(game: Game, workdir: Path, clock: _Clock) -> int:
+def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
     """Run the loop in a locked folder; return the exit status.
 
     While a call runs, the metrics of the one before it are looked at.
     """
     config, main = game.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        reporter = Reporter(config.num_steps, quiet=not main)
+        reporter = Reporter(config.num_steps, quiet=not main, verbosity=verbosity)
         stack.callback(reporter.close)
         reporter.say(_sources(game.dataset))
         manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
@@ -231,7 +234,7 @@ def _first_state(game: Game, manager: Any, reporter: Reporter, clock: _Clock) ->
         return state
     state, progress, damaged = checkpoint.restore(manager, abstract_state(game))
     for step, error in damaged.items():
-        reporter.say(f"The checkpoint of step {step} cannot be read: {error}")
+        reporter.say(f"The checkpoint of step {step} cannot be read: {error}", logging.WARNING)
     checkpoint.delete(manager, damaged)
     clock.progress.update(progress)
     reporter.say(f"Going on from step {int(state.step)}.")
@@ -368,7 +371,8 @@ def _write_report(session: _Session, state: TrainState, workdir: Path) -> None:
         reason = str(error) or type(error).__name__
         session.reporter.say(
             f"The report was not written: {reason} Try --mode report --workdir {workdir}; the run is "
-            "complete."
+            "complete.",
+            logging.WARNING,
         )
 
 

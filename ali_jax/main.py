@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     try:
-        with _quiet():
-            return _run(parse(arguments))
+        options = parse(arguments)
+        with _quiet() if options.verbosity < absl_logging.DEBUG else _talkative():
+            return _run(options)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
@@ -98,7 +99,7 @@ def _draws_from_prior(config: Config, options: Options) -> bool:
 def _train(config: Config, options: Options) -> int:
     from ali_jax.loop import run
 
-    return run(config, options.workdir, started=STARTED)
+    return run(config, options.workdir, started=STARTED, verbosity=options.verbosity)
 
 
 def _describe(config: Config, options: Options) -> int:
@@ -157,6 +158,19 @@ def _report(config: Config, options: Options) -> int:
     return 0
 
 
+def _export(config: Config, options: Options) -> int:
+    from ali_jax.export import export
+
+    folder = options.out or options.workdir / "export"
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; --mode export writes into a folder.")
+    game, state = _restore(config, options)
+    with under_way():
+        for path in export(game, state, folder):
+            print(path)
+    return 0
+
+
 def _compare(options: Options) -> int:
     from ali_jax.report.compare import write_comparison
 
@@ -170,6 +184,7 @@ _MODES = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
+    "export": _export,
     "describe": _describe,
     **dict.fromkeys(PICTURES, _picture),
 }
@@ -202,7 +217,7 @@ def _check_trained(config: Config, options: Options) -> None:
         )
     if not checkpoint_steps(options.workdir):
         raise UsageError(f"{options.workdir} has no checkpoint yet: train first (--mode train).")
-    if options.out is not None:
+    if options.out is not None and options.mode != "export":
         _check_out(options.out)
 
 
@@ -240,6 +255,13 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def _talkative() -> Iterator[None]:
+    """Show the libraries' warnings and logs."""
+    absl_logging.set_verbosity(absl_logging.DEBUG)
+    yield
 
 
 def _fail(message: str, status: int) -> int:
