@@ -84,6 +84,9 @@ def game_gradients(
       gradient: how the two gradients are pulled back through D. `one_pass` needs a D whose logits, one per
         pair, do not depend on other pairs; `auto` takes it where D declares so (`coupled = False`).
 
+    Returns:
+      The gradients, and the losses, batch statistics and metrics that were found on the way.
+
     Raises:
       ValueError: `one_pass` for a D to which it does not apply.
     """
@@ -176,6 +179,9 @@ def make_optimizer(config: Config, *, frozen: Sequence[str] = ()) -> optax.Gradi
     Args:
       config: reads `optimizer` and `num_steps`.
       frozen: names of networks that are not updated.
+
+    Returns:
+      The transformation, for `init_state` and `train_step`.
     """
     players: dict[Any, Any] = {"frozen": optax.set_to_zero()}
     for player in ("generator", "discriminator"):
@@ -205,6 +211,12 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
     """Make the penalties of `config.penalties` that have a positive weight, with their arguments filled in.
 
     A negative number stands for "not given". `num_steps` is the config's.
+
+    Args:
+      config: reads `penalties` and `num_steps`.
+
+    Returns:
+      The penalties, for `train_step`.
 
     Raises:
       ValueError: there is no such penalty, or it has no such argument.
@@ -241,6 +253,9 @@ def init_state(
       key: the run's PRNG key.
       batch: data to initialise from, as `model.init` takes them.
       ema: whether an exponential moving average of the variables is kept.
+
+    Returns:
+      The state at step 0.
     """
     variables = model.init(ali, jax.random.fold_in(key, 2**31 - 1), batch.x, batch.y)
     average = jax.tree.map(jnp.copy, variables) if ema else None
