@@ -135,6 +135,7 @@ def test_wilson_is_the_published_interval():
 
 GOOD = {
     "class_share_min": 0.08,
+    "class_kept": 0.9,
     "modes_strict": 25.0,
     "reconstruction_mse": 0.02,
     "reconstruction_mse_random_pair": 0.15,
@@ -157,6 +158,7 @@ def test_good_numbers_raise_no_concern_and_missing_ones_neither():
     ("name", "value", "word"),
     [
         ("class_share_min", 0.01, "class"),
+        ("class_kept", 0.13, "forget"),
         ("modes_strict", 24.0, "modes"),
         ("reconstruction_mse", 0.14, "random image"),
         ("mode_kept", 0.04, "forget"),

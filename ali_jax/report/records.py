@@ -157,6 +157,12 @@ def concerns(metrics: Mapping[str, float | None], last: Row, classes: int, modes
             "A class is nearly missing: the rarest has {0:.2%} of the samples.",
             "Part of the data is not generated (mode collapse). Compare class_kl with its floor.",
         )
+        check(
+            ("class_kept",),
+            lambda kept: kept < 2 / classes,
+            "Reconstructions forget their class: {0:.1%} keep it.",
+            "The encoder is ignored, or encoder and decoder do not fit together, or training has only begun.",
+        )
     if modes:
         check(
             ("modes_strict",),

@@ -1,6 +1,7 @@
 """The page of one run: what was run, how it went, what the model makes, and what the numbers are."""
 
 import functools
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from html import escape
@@ -173,7 +174,8 @@ def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
         role: sum(leaf.size for leaf in jax.tree.leaves(params))
         for role, params in look.variables.params._asdict().items()
     }
-    versions = sitting.get("versions", {})
+    versions = sitting.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
     facts = {
         "data": f"{dataset.name}, {kind}{classes}",
         "training rows": f"{len(dataset.train):,} ({dataset.splits[0]})",
@@ -182,13 +184,12 @@ def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
         "loss": run.config.loss,
         "weights shown": look.weights + (", first member" if run.members > 1 else ""),
         "device": str(sitting.get("device", "not recorded")),
-        "versions": ", ".join(f"{name} {version}" for name, version in dict(versions).items())
-        or "not recorded",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded",
     }
     yield html.table((), [Row((name, value)) for name, value in facts.items()])
     if "command" in sitting:
         yield html.heading("Command")
-        yield html.code(str(sitting["command"]))
+        yield html.code(_over_lines(str(sitting["command"])))
     rows = [
         Row((Cell(key, code=True), Cell(repr(new), code=True), Cell(repr(old), code=True)))
         for key, (old, new) in changed(run.config).items()
@@ -196,6 +197,15 @@ def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
     if rows:
         summary = f"Config: {len(rows)} keys that differ from the default"
         yield html.folded(summary, html.table(("key", "value", "default"), rows))
+
+
+def _over_lines(command: str) -> str:
+    """Begin a line at each option of a shell command, such that it stays the same command."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no command
+        return command
+    return " ".join(("\\\n    " if word.startswith("--") else "") + shlex.quote(word) for word in words)
 
 
 def _training(run: Run) -> Iterator[str]:
