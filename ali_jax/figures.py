@@ -88,12 +88,8 @@ def scatter(panels: Sequence[Sequence[Panel]]) -> np.ndarray:
             axes = figure.add_subplot(len(panels), cols, i * cols + j + 1)
             colors = {} if panel.labels is None else {"c": panel.labels, "cmap": "gist_rainbow"}
             axes.scatter(*panel.points.T, s=2, linewidths=0, **colors)
-            axes.set(
-                title=panel.title,
-                aspect="equal",
-                xlim=(-panel.limit, panel.limit),
-                ylim=(-panel.limit, panel.limit),
-            )
+            limit = panel.limit if np.isfinite(panel.limit) and panel.limit > 0 else 1.0
+            axes.set(title=panel.title, aspect="equal", xlim=(-limit, limit), ylim=(-limit, limit))
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
 

@@ -425,32 +425,35 @@ def test_unlabelled_rows_take_no_part_in_probes(digits, key):
 def test_the_module_is_the_registry():
     assert set(evaluate.names()) == {
         "attribute_grid",
+        "batch_norm",
         "class_balance",
+        "code_distribution",
+        "codes",
         "condition_agreement",
         "conditional_samples",
-        "frechet_distance",
-        "inception_distance",
-        "l2_svm",
-        "label_error",
-        "code_distribution",
         "discriminator_use_of_z",
         "effective_support",
+        "error_extremes",
+        "frechet_distance",
+        "inception_distance",
         "interpolations",
         "joint_divergence",
+        "l2_svm",
+        "label_error",
         "memorisation",
         "mode_coverage",
         "modes",
+        "neighbours",
         "posterior",
         "probes",
         "reconstruction_error",
         "reconstruction_ladder",
         "reconstructions",
         "samples",
+        "traversals",
     }
     assert evaluate.named("modes") is evaluate.modes
-    with pytest.raises(
-        ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, code_distribution"
-    ):
+    with pytest.raises(ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*batch_norm, class_balance"):
         evaluate.named("sample")
     with pytest.raises(ValueError, match="no evaluator '_test'"):
         evaluate.named("_test")
