@@ -12,7 +12,7 @@ from ali_jax import hosts
         (["--coordinator_address=here"], "it must be HOST:PORT, or auto"),
         (["--coordinator_address=here:1"], "needs --num_processes and --process_id too"),
         (["--coordinator_address=here:1", "--num_processes=2", "--process_id=2"], "they count from 0 to 1"),
-        (["--coordinator_address=auto", "--process_id=0"], "finds out --num_processes and --process_id"),
+        (["--coordinator_address=auto", "--process_id=0"], "finds --num_processes and --process_id out"),
         (["--num_processes=2"], "need --coordinator_address"),
         (["--coordinator_address=auto", "--mode=describe"], "goes with --mode train"),
         (["--coordinator_addres=auto"], "Did you mean --coordinator_address?"),
