@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ali_jax import config as configs
@@ -28,11 +28,16 @@ modes:
   evaluate     print and write the numbers of config.evaluators
   sample, reconstruct, interpolate
                make a picture
+  report       write report.html, one page with all that is known of the run
+  compare      write one page that lays runs side by side: --workdirs DIR DIR ... --out FILE
+  export       write encoder, decoder and weights for use without this package, into the folder --out DIR
   describe     print layers, parameters, operations per step, bytes of state; needs --config, no --workdir
   preflight    compile the training step for a TPU slice and print what each chip needs; likewise
 
 --topology T   the slice of preflight, such as v5e:16x16
---out FILE     where the picture or the numbers go, instead of into DIR
+--out FILE     where the picture, the page or the numbers go, instead of into DIR
+--verbosity L  debug (with the libraries' logs and warnings) | info (default) | warning | error | fatal, or
+               absl's numbers for these
 --json         print one JSON object (evaluate, describe, preflight)
 --coordinator_address HOST:PORT --num_processes N --process_id I
                train together with other processes, of which this is the I-th from 0; on TPU pods and under
@@ -42,7 +47,15 @@ modes:
 
 PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
 UNTRAINED = ("describe", "preflight")  # modes that need a config alone
-MODES = ("train", "evaluate", *PICTURES, *UNTRAINED)
+MODES = ("train", "evaluate", *PICTURES, "report", "compare", "export", *UNTRAINED)
+
+VERBOSITY = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.FATAL,
+}
 
 
 class UsageError(ValueError):
@@ -62,6 +75,8 @@ class Options(NamedTuple):
     coordinator: str = ""  # where the processes of the run meet; "" for one process
     num_processes: int | None = None
     process_id: int | None = None
+    workdirs: tuple[Path, ...] = ()  # of the runs that are compared
+    verbosity: int = logging.INFO  # absl's
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -74,8 +89,10 @@ def parse(arguments: Sequence[str]) -> Options:
     values.set_gnu_getopt(True)
     flags.DEFINE_string("config", None, "the config's file", flag_values=values)
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    flags.DEFINE_string("workdirs", None, "the folders of runs to compare", flag_values=values)
     flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
     flags.DEFINE_string("out", None, "where the result goes", flag_values=values)
+    flags.DEFINE_string("verbosity", "info", "how much is said", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
     flags.DEFINE_string("topology", "", "a TPU slice", flag_values=values)
     flags.DEFINE_string("coordinator_address", "", "where processes meet", flag_values=values)
@@ -97,6 +114,13 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UsageError("--mode preflight and --topology, such as --topology v5e:16x16, go together.")
     if values.out is not None and values.mode in ("train", *UNTRAINED):
         raise UsageError(f"--out goes with evaluate and the modes that draw, not with {values.mode}.")
+    if (values.workdirs is not None) != (values.mode == "compare"):
+        raise UsageError(
+            "--mode compare goes with --workdirs DIR DIR ..., and --workdirs with no other mode."
+        )
+    verbosity = _verbosity(values.verbosity)
+    if values.mode == "compare":
+        return _comparison(values.workdirs, values.out, rest, verbosity)
     if values.mode == "train" and not values.config:
         raise UsageError("Give --config, such as --config experiments/digits.py.")
     if values.coordinator_address and values.mode != "train":
@@ -109,8 +133,38 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UsageError("Give --workdir, the folder of the run.")
     out = _path(values.out) if values.out else None
     workdir = _path(values.workdir or ".")
-    together = values.coordinator_address, values.num_processes, values.process_id
-    return Options(values.mode, workdir, out, values.json, values.config, rest, values.topology, *together)
+    return Options(
+        values.mode,
+        workdir,
+        out,
+        values.json,
+        values.config,
+        rest,
+        values.topology,
+        values.coordinator_address,
+        values.num_processes,
+        values.process_id,
+        verbosity=verbosity,
+    )
+
+
+def _verbosity(text: str) -> int:
+    """Return absl's level of a name such as warning, or of its number."""
+    by_number = {str(level): level for level in VERBOSITY.values()}
+    if text.lower() not in {**VERBOSITY, **by_number}:
+        raise UsageError(f"--verbosity is {text!r}; it must be one of {', '.join([*VERBOSITY, *by_number])}.")
+    return {**VERBOSITY, **by_number}[text.lower()]
+
+
+def _comparison(first: str, out: str | None, rest: Sequence[str], verbosity: int) -> Options:
+    """Return the options of a comparison: --workdirs has taken the first folder, the rest are the others."""
+    if options := [argument for argument in rest if argument.startswith("-")]:
+        raise UsageError(f"{options[0]} goes with a run, not with --mode compare.")
+    folders = tuple(map(_path, (first, *rest)))
+    if len(folders) < 2:
+        raise UsageError("--workdirs needs two folders or more, such as --workdirs runs/a runs/b.")
+    page = _path(out or "compare.html")
+    return Options("compare", folders[0], page, False, None, [], workdirs=folders, verbosity=verbosity)
 
 
 def _path(text: str) -> Path:

@@ -24,6 +24,7 @@ FREE = (
     "keep_checkpoints",
     "evaluators",
     "evaluation",
+    "report",
     "dataset.path",
     "dataset.directory",
     "dataset.feed",
@@ -177,6 +178,7 @@ def base() -> Config:
     config.population.vary = ()  # in what they differ besides: (("optimizer.generator.b1", (0.2, 0.8)), ...)
 
     config.evaluators = ("samples", "reconstructions")  # functions of ali_jax.evaluate
+    config.report = True  # whether report.html is written at the end
     config.evaluation = ConfigDict()
     config.evaluation.num_samples = 10_000  # of class_kl, and at most of the Frechet distances
     config.evaluation.grid = (10, 10)  # rows, columns of pictures

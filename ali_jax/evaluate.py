@@ -12,6 +12,7 @@ import difflib
 import fnmatch
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,14 +24,16 @@ import numpy as np
 from ali_jax import figures, model
 from ali_jax.convolutions import compiler_options
 from ali_jax.data import Dataset, Split
-from ali_jax.metrics import classes, frechet, inception, reconstruction, svm
-from ali_jax.metrics.blocks import map_blocks
+from ali_jax.metrics import classes, coverage, frechet, inception, reconstruction, svm, two_sample
+from ali_jax.metrics.blocks import ROWS_PER_BLOCK, map_blocks
 from ali_jax.metrics.classifier import Classifier, Predict, fit_classifier
+from ali_jax.metrics.divergence import joint_divergence as divergence_of_pairs
 from ali_jax.metrics.intervals import wilson_interval
 from ali_jax.metrics.ladder import Ladder, code_error, ladder
-from ali_jax.metrics.modes import mode_kept, mode_statistics, paper_mode_count
+from ali_jax.metrics.modes import mode_counts, mode_kept, mode_statistics, paper_mode_count
+from ali_jax.metrics.neighbors import nearest_few
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
-from ali_jax.types import ALI, Array, PyTree, Report, Variables
+from ali_jax.types import ALI, Array, Batch, Pairs, PyTree, Report, Variables
 
 Evaluator = Callable[..., Report]
 
@@ -45,6 +48,16 @@ LADDER_SAMPLES = 10  # of each row's posterior
 LADDER_ROWS_PER_BLOCK = 100
 LADDER_STARTS = 2  # random codes of each row from which a better one is sought
 BATCH_STATISTICS_ROWS = 100  # samples per batch where the decoder normalises by the batch
+COVERAGE_BATCHES = 8  # of MODE_SAMPLES samples each
+SUPPORT_SAMPLES = 2_000  # among which twins are looked for
+CODE_ROWS = 2_000  # distinct test rows, whose codes are tested: the tests hold the square of that
+CRITIC_PAIRS = 20_000  # of either kind, of which the critic learns; fewer train rows are taken several times
+PICTURE_COLUMNS = 10  # of pictures that show chosen rows
+NEIGHBOURS = 3  # training images below each sample
+TRAVERSED = 8  # code dimensions, those that change the image most
+TRAVERSAL_STEPS = 11
+TRAVERSAL_END = 2.5  # standard deviations of the prior, to both sides
+BATCH_NORM_ROWS = 100  # of the batch whose statistics are compared with the running ones
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 ATTRIBUTE_COLUMNS = (  # of the paper's conditional figure: unchanged, then what is set
     (),
@@ -69,7 +82,12 @@ CONTROLS = (  # numbers that are the same whatever the weights
     "*_floor",
     "reconstruction_mse_random_pair",
     "ladder_random_pair",
+    "code_*_floor",
+    "effective_support_real",
 )
+
+
+_ENTRY = r"^(\w+(?:, \w+)*)(?:  +|\n +)(\S.*(?:\n +\S.*)*)"  # NAME, NAME  meaning, over indented lines
 
 
 def names() -> list[str]:
@@ -91,6 +109,28 @@ def named(name: str) -> Evaluator:
 def is_control(name: str) -> bool:
     """Tell whether the number of that name is a control: it does not depend on the trained weights."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTROLS)
+
+
+def glossary() -> dict[str, dict[str, str]]:
+    """Return what each number is, by evaluator and name, as the evaluators' docstrings say it.
+
+    There a line "NAME, NAME  meaning" begins an entry, which more deeply indented lines go on with; of a
+    single number the first line may be "Measure NAME, the meaning" or "Measure NAME: the meaning".
+    """
+    found = {}
+    for evaluator in names():
+        text = inspect.getdoc(getattr(sys.modules[__name__], evaluator)) or ""
+        entries: dict[str, str] = {}
+        if single := re.match(r"Measure (\w+)[,:] (.+?)\.(?:\s|$)", text, flags=re.DOTALL):
+            entries[single[1]] = _prose(single[2])
+        for match in re.finditer(_ENTRY, text, flags=re.MULTILINE):
+            entries |= dict.fromkeys(match[1].split(", "), _prose(match[2]))
+        found[evaluator] = entries
+    return found
+
+
+def _prose(text: str) -> str:
+    return " ".join(text.replace("`", "").split())
 
 
 def check_applicable(name: str, dataset: Dataset, ali: ALI) -> None:
@@ -140,17 +180,14 @@ def reconstructions(
     x_hat, x_tilde above z_hat, z; of codes the first two coordinates.
     """
     check_applicable("reconstructions", dataset, ali)
-    key_rows, key_code, key_prior = jax.random.split(key, 3)
-    planar = _is_planar(dataset)
-    rows = _picture_rows(dataset, key_rows, SCATTER_POINTS if planar else grid[0] * grid[1])
+    if _is_planar(dataset):
+        panels = plane_panels(ali, variables, key, dataset)
+        return Report({}, {"reconstructions": figures.scatter(panels)})
+    key_rows, key_code, _ = jax.random.split(key, 3)
+    rows = _picture_rows(dataset, key_rows, grid[0] * grid[1])
     z_hat = _over_rows(model.encode, ali, variables, rows, dataset.scale, key=key_code)
     x, x_hat = _unit(rows.x, dataset.scale), _decode(ali, variables, z_hat, rows.y)
-    if not planar:
-        return Report({}, {"reconstructions": figures.reconstruction_grid(x, x_hat, *grid)})
-    z = np.asarray(jax.random.normal(key_prior, z_hat.shape))
-    x_tilde = _decode(ali, variables, z, rows.y)
-    image = figures.mixture_panel(x, x_hat, x_tilde, z_hat[:, :2], z[:, :2], labels=rows.label)
-    return Report({}, {"reconstructions": image})
+    return Report({}, {"reconstructions": figures.reconstruction_grid(x, x_hat, *grid)})
 
 
 def interpolations(
@@ -176,6 +213,136 @@ def interpolations(
     run = _jitted(model.interpolate, _platform(variables), static=(0, 4))
     path = run(ali, variables, x0, x1, num_interpolation_steps + 1, y, key=key_code)
     return Report({}, {"interpolations": figures.interpolation_grid(x0, np.asarray(path), x1)})
+
+
+def error_extremes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Show the test images that are reconstructed best, those about the median and the worst, mean codes.
+
+    Three pictures, each of at most 10 originals above their reconstructions, by rising error.
+
+    reconstruction_error_best, reconstruction_error_median, reconstruction_error_worst
+                   mean squared error per pixel of the first, the middle and the last image, x in [0, 1]
+
+    Of test at most 10,000 rows are used. Nothing is drawn from `key`.
+    """
+    check_applicable("error_extremes", dataset, ali)
+    del key
+    test = _test(dataset)
+    x = _unit(test.x, dataset.scale)
+    x_hat = _over_rows(model.reconstruct, ali, variables, test, dataset.scale)
+    errors = np.mean(np.square(x - x_hat), axis=tuple(range(1, x.ndim)))
+    order = np.argsort(errors, kind="stable")
+    columns, middle = min(PICTURE_COLUMNS, len(x)), len(x) // 2
+    first = min(max(middle - columns // 2, 0), len(x) - columns)
+    chosen = {
+        "best": order[:columns],
+        "median": order[first : first + columns],
+        "worst": order[len(x) - columns :],
+    }
+    pictures = {
+        f"error_{name}": figures.image_grid(np.concatenate([x[rows], x_hat[rows]]), 2, columns)
+        for name, rows in chosen.items()
+    }
+    ranked = errors[order]
+    scalars = {"best": ranked[0], "median": ranked[middle], "worst": ranked[-1]}
+    named_scalars = {f"reconstruction_error_{name}": float(value) for name, value in scalars.items()}
+    return Report({**named_scalars, "n_test": float(len(x))}, pictures)
+
+
+def traversals(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Show what single dimensions of the code do to one test image, one row per dimension.
+
+    The mean code of the image is decoded with one dimension moved from -2.5 to 2.5 in 11 steps. Shown are the
+    8 dimensions, or all, whose ends differ most in mean squared error, the most effective first.
+    """
+    check_applicable("traversals", dataset, ali)
+    row = _picture_rows(dataset, key, 1)
+    z = _over_rows(model.encode, ali, variables, row, dataset.scale)
+
+    def decode(dimensions: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return images [dimensions, values, *X]."""
+        moved = np.tile(z[:, None], (len(dimensions), len(values), 1))
+        moved[np.arange(len(dimensions)), :, dimensions] = values[None]
+        y = None if row.y is None else row.y.repeat(moved.shape[0] * moved.shape[1], axis=0)
+        x = _decode(ali, variables, moved.reshape(-1, z.shape[1]), y)
+        return x.reshape(*moved.shape[:2], *x.shape[1:])
+
+    ends = decode(np.arange(z.shape[1]), np.array([-TRAVERSAL_END, TRAVERSAL_END], z.dtype))
+    effects = np.mean(np.square(ends[:, 1] - ends[:, 0]), axis=tuple(range(1, ends.ndim - 1)))
+    chosen = np.argsort(-effects, kind="stable")[:TRAVERSED]
+    x = decode(chosen, np.linspace(-TRAVERSAL_END, TRAVERSAL_END, TRAVERSAL_STEPS, dtype=z.dtype))
+    image = figures.image_grid(x.reshape(-1, *x.shape[2:]), len(chosen), TRAVERSAL_STEPS)
+    return Report({}, {"traversals": image})
+
+
+def neighbours(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Show samples above their nearest training images: a model that copies shows the same image below.
+
+    Of 500 samples those 10 that lie nearest to a training image, the nearest first, each above its 3 nearest
+    by Euclidean distance between pixels. Of train at most 60,000 rows are used.
+    """
+    check_applicable("neighbours", dataset, ali)
+    train = _unit(_train(dataset).x, dataset.scale)
+    x_tilde = _sample(ali, variables, key, ROWS_PER_BLOCK, dataset)
+    few = min(NEIGHBOURS, len(train))
+    index, distance = nearest_few(x_tilde.reshape(len(x_tilde), -1), train.reshape(len(train), -1), few)
+    chosen = np.argsort(distance[:, 0], kind="stable")[:PICTURE_COLUMNS]
+    rows = [x_tilde[chosen], *(train[index[chosen, i]] for i in range(few))]
+    return Report({}, {"neighbours": figures.image_grid(np.concatenate(rows), len(rows), len(chosen))})
+
+
+def codes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Show the mean codes of at most 2,500 test rows in the plane, coloured by class.
+
+    Codes of more than two dimensions are projected on the two principal components of theirs that vary most.
+    Nothing is drawn from `key`.
+    """
+    check_applicable("codes", dataset, ali)
+    del key
+    panel, _ = code_panel(ali, variables, dataset)
+    return Report({}, {"codes": figures.scatter([[panel]])})
+
+
+def code_panel(ali: ALI, variables: Variables, dataset: Dataset) -> tuple[figures.Panel, float]:
+    """Return the points that `codes` shows, and the share of the codes' variance that the plane holds."""
+    rows = jax.tree.map(lambda array: array[:SCATTER_POINTS], _test(dataset))
+    z = _over_rows(model.encode, ali, variables, rows, dataset.scale)
+    labels = rows.label if dataset.num_classes else None
+    if z.shape[1] == 2:
+        return figures.Panel("mean codes", z, labels), 1.0
+    mean, components = pca(z, 2)
+    points = (z - mean[None]) @ components
+    share = float(points.var(axis=0).sum() / max(z.var(axis=0).sum(), np.finfo(z.dtype).tiny))
+    return figures.Panel("mean codes", points, labels, 1.05 * float(np.abs(points).max())), share
+
+
+def plane_panels(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset
+) -> tuple[tuple[figures.Panel, ...], ...]:
+    """Return the panels that `reconstructions` shows of data in the plane."""
+    key_rows, key_code, key_prior = jax.random.split(key, 3)
+    rows = _picture_rows(dataset, key_rows, SCATTER_POINTS)
+    z_hat = _over_rows(model.encode, ali, variables, rows, dataset.scale, key=key_code)
+    x, x_hat = _unit(rows.x, dataset.scale), _decode(ali, variables, z_hat, rows.y)
+    z = np.asarray(jax.random.normal(key_prior, z_hat.shape))
+    x_tilde = _decode(ali, variables, z, rows.y)
+    return figures.mixture_panels(x, x_hat, x_tilde, z_hat[:, :2], z[:, :2], labels=rows.label)
+
+
+def batch_norm(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure how far running batch statistics disagree with those of a batch of 100.
+
+    batch_norm_gap_encoder, batch_norm_gap_decoder
+        mean squared difference between the outputs in training mode and in evaluation, over the variance of
+        the latter; 0 where a network has no batch norm, and small where the running statistics have settled
+    """
+    rows = _picture_rows(dataset, key, BATCH_NORM_ROWS)
+    batch = Batch(jnp.asarray(_unit(rows.x, dataset.scale)), None if rows.y is None else jnp.asarray(rows.y))
+    run = _jitted(_in_both_modes, _platform(variables))
+    pairs = jax.tree.map(np.asarray, run(ali, variables, key, batch))
+    gaps = [np.mean(np.square(a - b)) / max(np.mean(b.var(axis=0)), 1e-12) for a, b in pairs]
+    scalars = dict(zip(("batch_norm_gap_encoder", "batch_norm_gap_decoder"), map(float, gaps), strict=True))
+    return Report({**scalars, "n_batch_norm": float(len(rows.x))}, {})
 
 
 def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
@@ -405,9 +572,12 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
     knn_accuracy           1-nearest neighbour, Euclidean, unscaled
     linear_probe_accuracy  logistic regression, C = 1, standardised, all labels of train
 
-    Of train at most 60,000 rows are used and of test 10,000, those of them that are labelled.
-    Beside each, as controls, the same of raw pixels (_pixels), of their principal components, as many as the
-    code has dimensions (_pca), and of the untrained encoder (_untrained). Nothing is drawn from `key`.
+    Of train at most 60,000 rows are used and of test 10,000, those of them that are labelled. Controls stand
+    beside; nothing is drawn from `key`.
+
+    knn_accuracy_pixels, linear_probe_accuracy_pixels        the same of raw pixels
+    knn_accuracy_pca, linear_probe_accuracy_pca              of as many principal components as Z
+    knn_accuracy_untrained, linear_probe_accuracy_untrained  of the untrained encoder's codes
     """
     check_applicable("probes", dataset, ali)
     del key
@@ -515,10 +685,13 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
 def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure the coverage of a mixture, with 2,500 samples as `metrics.modes.mode_statistics` does.
 
-    modes, modes_strict, high_quality, reverse_kl, mode_spread  as there
-    modes_paper  the paper's lenient count, with 10,000 samples
-    mode_kept    share of test rows, at most 10,000, whose reconstruction from a sampled code stays with their
-                 mode
+    modes         number of modes with at least one sample of high quality: within 3 standard deviations
+    modes_strict  number of modes with at least a fifth of their fair share of those
+    high_quality  share of the samples that are of high quality
+    reverse_kl    KL(high-quality samples over modes || uniform)
+    mode_spread   spread of the high-quality samples about their mode, over the true one; 0.974 for the data
+    modes_paper   the paper's lenient count, with 10,000 samples
+    mode_kept     share of test rows, at most 10,000, whose sampled reconstruction stays with their mode
     """
     check_applicable("modes", dataset, ali)
     assert dataset.modes is not None
@@ -617,6 +790,120 @@ def _class_probabilities(
     return jax.nn.softmax(model.discriminate(ali, variables, x, z, y), axis=-1)
 
 
+def code_distribution(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Compare q(z) with p(z) as `metrics.two_sample.code_statistics` does.
+
+    One sampled code of each distinct test row, at most 2,000 (n_codes), with as many draws of the prior.
+    """
+    check_applicable("code_distribution", dataset, ali)
+    key_codes, key_other, key_prior = jax.random.split(key, 3)
+    rows = _distinct_test(_ByIdentity(dataset))
+    z_hat, other = (
+        _over_rows(model.encode, ali, variables, rows, dataset.scale, key=k) for k in (key_codes, key_other)
+    )
+    z = np.asarray(jax.random.normal(key_prior, z_hat.shape))
+    scalars = two_sample.code_statistics(z_hat, other, z, _generator(key))
+    return Report({**scalars, "n_codes": float(len(z))}, {})
+
+
+def joint_divergence(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Bound the Jensen-Shannon divergence of q(x, z) and p(x, z), which ALI minimises, by a fresh critic.
+
+    joint_jsd           lower bound in nats, of log 2 at most; joint_jsd_se is its standard error
+    joint_accuracy      of the critic; 1/2 where it sees no difference
+
+    It is trained on 20,000 pairs of either kind with x of train, stopped by a fifth of the train rows that it
+    does not learn from, and judged on one sampled code of each test row, at most 10,000 (n_test).
+    """
+    check_applicable("joint_divergence", dataset, ali)
+    train, test = _train(dataset), _test(dataset)
+    aside = np.arange(len(train.x)) % 5 == 0
+    learnt = np.flatnonzero(~aside)
+    index = learnt[np.arange(CRITIC_PAIRS) * len(learnt) // CRITIC_PAIRS]
+    parts = (jax.tree.map(lambda array, at=at: array[at], train) for at in (index, np.flatnonzero(aside)))
+    pairs = [
+        _draw_pairs(ali, variables, k, rows, dataset.scale)
+        for k, rows in zip(jax.random.split(key, 3), (*parts, test), strict=True)
+    ]
+    found = divergence_of_pairs(*pairs)
+    scalars = {
+        "joint_jsd": found.jensen_shannon,
+        "joint_jsd_se": found.standard_error,
+        "joint_accuracy": found.accuracy,
+        "n_test": float(len(test.x)),
+    }
+    return Report(scalars, {})
+
+
+def discriminator_use_of_z(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure how much D looks at z, on both kinds of pairs of each distinct test row, at most 2,000.
+
+    d_logit_change, d_auc, d_auc_drop  as `metrics.two_sample.UseOfZ`; z is shuffled within each kind of pairs
+    """
+    check_applicable("discriminator_use_of_z", dataset, ali)
+    pairs = _draw_pairs(ali, variables, key, _distinct_test(_ByIdentity(dataset)), dataset.scale)
+    run = functools.partial(_jitted(model.discriminate, _platform(variables)), ali, variables)
+    rng = _generator(key)
+    logits = [
+        map_blocks(run, x, z[order], pairs.y)
+        for x, z in ((pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z))
+        for order in (np.arange(len(z)), two_sample.derangement(rng, len(z)))
+    ]
+    found = {f"d_{name}": value for name, value in two_sample.use_of_z(*logits)._asdict().items()}
+    return Report({**found, "n_pairs": float(len(pairs.x))}, {})
+
+
+def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Estimate how many of the known modes, or else classes, the model covers; 95 % intervals (_low, _high).
+
+    coverage_expected  modes hit by 2,500 samples, on average over such samples (`metrics.coverage`)
+    coverage_frequent  modes with at least a fifth of their fair share of all samples; where the reference
+                       classifier reads them off, its errors on test are accounted for
+
+    20,000 samples are drawn (n_samples). A sample hits a known mode within three standard deviations.
+    """
+    check_applicable("mode_coverage", dataset, ali)
+    x_tilde = _sample(ali, variables, key, COVERAGE_BATCHES * MODE_SAMPLES, dataset)
+    confusion = None
+    if dataset.modes is not None:
+        batches = x_tilde.reshape(COVERAGE_BATCHES, MODE_SAMPLES, -1)
+        counts = np.stack([mode_counts(batch, dataset.modes, dataset.mode_std) for batch in batches])
+    else:
+        predict, _ = _classifier(_ByIdentity(dataset))
+        test = _labelled(_test(dataset))
+        confusion = np.zeros((dataset.num_classes, dataset.num_classes), int)
+        np.add.at(confusion, (test.label, predict(_unit(test.x, dataset.scale))), 1)
+        read = predict(x_tilde).reshape(COVERAGE_BATCHES, MODE_SAMPLES)
+        counts = np.stack([np.bincount(labels, minlength=dataset.num_classes) for labels in read])
+    fair_fifth = 0.2 / counts.shape[1]
+    frequent = coverage.frequent_modes(counts.sum(axis=0), len(x_tilde), fair_fifth, confusion=confusion)
+    scalars = {
+        **_with_ends("coverage_expected", coverage.expected_modes(counts)),
+        **_with_ends("coverage_frequent", frequent),
+        "n_samples": float(len(x_tilde)),
+    }
+    return Report(scalars, {})
+
+
+def effective_support(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Estimate how many different things the model makes, from the twins among 2,000 samples.
+
+    effective_support        1 / sum p^2, with a 95 % interval (_low, _high), as `metrics.coverage` does
+    effective_support_real   the same of real data, twins between test and train, as scale
+
+    Twins are rows closer than 99 % of test rows (at most 2,000) are to their nearest row of train.
+    """
+    check_applicable("effective_support", dataset, ali)
+    threshold, real = _real_support(_ByIdentity(dataset))
+    twins = coverage.twins(_sample(ali, variables, key, SUPPORT_SAMPLES, dataset), threshold)
+    scalars = {
+        **_with_ends("effective_support", coverage.effective_support(twins)),
+        "effective_support_real": real,
+        "n_support": float(SUPPORT_SAMPLES),
+    }
+    return Report(scalars, {})
+
+
 class _Need(NamedTuple):
     what: str
     is_missing: Callable[[Dataset], bool]
@@ -650,6 +937,10 @@ _NEEDS = {
     "samples": (_PICTURES,),
     "reconstructions": (_PICTURES,),
     "interpolations": (_Need("images", _is_no_image), _PAIR),
+    "error_extremes": (_Need("images", _is_no_image),),
+    "traversals": (_Need("images", _is_no_image),),
+    "neighbours": (_Need("images", _is_no_image),),
+    "codes": (_Need("three test rows or more", lambda data: len(data.test) < 3),),
     "reconstruction_error": (_PAIR,),
     "reconstruction_ladder": (_PAIR,),
     "class_balance": (_LABELS,),
@@ -662,6 +953,12 @@ _NEEDS = {
     "condition_agreement": (_LABELS, _CLASS_CONDITIONS),
     "attribute_grid": (_PICTURES, _Need("CelebA's attributes as conditions", _lacks_attributes)),
     "label_error": (_LABELS,),
+    "mode_coverage": (
+        _Need("known modes or labels", lambda data: data.modes is None and data.num_classes < 2),
+    ),
+    "code_distribution": (_PAIR,),
+    "discriminator_use_of_z": (_PAIR,),
+    "joint_divergence": (_PAIR, _Need("two train rows or more", lambda data: len(data.train) < 2)),
 }
 
 
@@ -784,12 +1081,31 @@ def _test_distance(data: _ByIdentity) -> float:
     return reconstruction.median_distance(test[:MEMORISATION_ROWS], train)
 
 
+@functools.lru_cache(maxsize=2)
+def _real_support(data: _ByIdentity) -> tuple[float, float]:
+    """Return the distance below which rows are twins, and the effective support of real data."""
+    train, test = (_unit(rows.x, data.dataset.scale) for rows in (_train(data.dataset), _test(data.dataset)))
+    test = test[np.arange(min(len(test), SUPPORT_SAMPLES)) * len(test) // min(len(test), SUPPORT_SAMPLES)]
+    threshold = coverage.duplicate_threshold(test, train)
+    return threshold, coverage.cross_support(coverage.twins(test, threshold, train), len(train)).estimate
+
+
 def _train(dataset: Dataset) -> _Rows:
     return _stored(_ByIdentity(dataset), "train", TRAIN_ROWS)
 
 
 def _test(dataset: Dataset) -> _Rows:
     return _stored(_ByIdentity(dataset), "test", TEST_ROWS)
+
+
+@functools.lru_cache(maxsize=4)
+def _distinct_test(data: _ByIdentity) -> _Rows:
+    """Return at most CODE_ROWS test rows, none twice, spread evenly."""
+    test = _test(data.dataset)
+    _, first = np.unique(test.x.reshape(len(test.x), -1), axis=0, return_index=True)
+    number = min(len(first), CODE_ROWS)
+    chosen = np.sort(first)[np.arange(number) * len(first) // number]
+    return jax.tree.map(lambda array: array[chosen], test)
 
 
 def _picture_rows(dataset: Dataset, key: Array, number: int) -> _Rows:
@@ -836,6 +1152,10 @@ def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[s
     }
 
 
+def _with_ends(name: str, interval: coverage.Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
 def _with_suffix(scalars: dict[str, float], suffix: str) -> dict[str, float]:
     return {f"{name}_{suffix}": value for name, value in scalars.items()}
 
@@ -857,7 +1177,8 @@ def _sample(ali: ALI, variables: Variables, key: Array, number: int, dataset: Da
     """Draw x_tilde [number, *X] in blocks; conditions are those of the first test rows, over and over."""
     y = _test(dataset).y
     z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
-    return _decode(ali, variables, z, None if y is None else y[np.arange(number) % len(y)])
+    y = None if y is None else y[np.arange(number) % len(y)]
+    return _decode(ali, variables, z, y, key=jax.random.fold_in(key, 1))
 
 
 def _sample_by_batch(ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset) -> np.ndarray:
@@ -878,9 +1199,33 @@ def _decode_by_batch(ali: ALI, variables: Variables, key: Array, z: Array, y: Ar
     return x
 
 
-def _decode(ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
+def _draw_pairs(ali: ALI, variables: Variables, key: Array, rows: _Rows, scale: float) -> Pairs:
+    """Draw z_hat ~ q(z | x) for every row, and as many pairs of the decoder; arrays of the host."""
+    key_codes, key_prior, key_decoder = jax.random.split(key, 3)
+    z_hat = _over_rows(model.encode, ali, variables, rows, scale, key=key_codes)
+    z: Any = np.asarray(jax.random.normal(key_prior, z_hat.shape))
+    x: Any = _unit(rows.x, scale)
+    y: Any = rows.y
+    x_tilde: Any = _decode(ali, variables, z, y, key=key_decoder)
+    return Pairs(x, z_hat, x_tilde, z, y)
+
+
+def _decode(
+    ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None, *, key: Array | None = None
+) -> np.ndarray:
+    """Decode in blocks; with a key, a decoder with noise of its own has other noise in each."""
     run = _jitted(model.decode, _platform(variables))
-    return map_blocks(functools.partial(run, ali, variables), z, y)
+
+    def on_block(index: np.ndarray, z: np.ndarray, y: np.ndarray | None) -> Array:
+        noise = {} if key is None else {"key": jax.random.fold_in(key, index[0])}
+        return run(ali, variables, z, y, **noise)
+
+    return map_blocks(on_block, np.arange(len(z)), z, y)
+
+
+def _generator(key: Array) -> np.random.Generator:
+    """Return numpy's generator for what is drawn on the host."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _over_rows(
@@ -900,6 +1245,18 @@ def _over_rows(
         return run(ali, variables, _unit(x, scale), y, **noise)
 
     return map_blocks(on_block, np.arange(len(rows.x)), rows.x, rows.y)
+
+
+def _in_both_modes(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple:
+    """Return codes and samples of the same noise, each in training mode and in evaluation, flat."""
+    params, batch_stats = variables
+    noise = model.draw_noise(ali, key, batch.x.shape[0])
+    pairs, _ = model.generate(ali, params, batch_stats, batch, noise)
+    held = {"params": params.encoder, "batch_stats": batch_stats.encoder}
+    z_hat = ali.encoder.apply(held, batch.x, noise.epsilon, batch.y, train=False)
+    x_tilde = model.decode(ali, variables, noise.z, batch.y)
+    flat = [a.reshape(a.shape[0], -1) for a in (pairs.z_hat, z_hat, pairs.x_tilde, x_tilde)]
+    return (flat[0], flat[1]), (flat[2], flat[3])
 
 
 @functools.cache

@@ -103,7 +103,7 @@ def limit_of(points: np.ndarray) -> float:
     return 1.5 * float(np.abs(points).max())
 
 
-def mixture_panel(
+def mixture_panels(
     x: np.ndarray,
     x_hat: np.ndarray,
     x_tilde: np.ndarray,
@@ -111,22 +111,20 @@ def mixture_panel(
     z: np.ndarray,
     *,
     labels: np.ndarray | None = None,
-) -> np.ndarray:
-    """Draw what the paper shows of a model of data in the plane; all arguments are [N, 2].
+) -> tuple[tuple[Panel, ...], ...]:
+    """Return what the paper shows of a model of data in the plane; all arguments are [N, 2].
 
     Above: data x, reconstructions x_hat, samples x_tilde. Below: codes z_hat and prior draws z. Data, their
     codes and reconstructions are coloured by `labels` [N]. The axes of codes end at 4, as in the paper.
     """
     limit = limit_of(x)
-    return scatter(
-        [
-            [
-                Panel("x", x, labels, limit),
-                Panel("x_hat", x_hat, labels, limit),
-                Panel("x_tilde", x_tilde, None, limit),
-            ],
-            [Panel("z_hat", z_hat, labels), Panel("z", z)],
-        ]
+    return (
+        (
+            Panel("x", x, labels, limit),
+            Panel("x_hat", x_hat, labels, limit),
+            Panel("x_tilde", x_tilde, None, limit),
+        ),
+        (Panel("z_hat", z_hat, labels), Panel("z", z)),
     )
 
 

@@ -4,10 +4,15 @@ The only place where a game meets files, signals and the clock.
 """
 
 import contextlib
+import datetime
 import functools
+import importlib.metadata
 import json
 import os
+import platform
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,8 +23,10 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from clu import parameter_overview
 
+import ali_jax
 from ali_jax import checkpoint, data, hosts, population
 from ali_jax import config as configs
 from ali_jax.config import Config
@@ -33,6 +40,7 @@ from ali_jax.game import (
     make_feed,
     prepare,
 )
+from ali_jax.report.write import write_report
 from ali_jax.types import Array, TrainState
 from ali_jax.workdir import (
     RunError,
@@ -40,6 +48,7 @@ from ali_jax.workdir import (
     check_writable,
     is_finished,
     locked,
+    note_sitting,
     remove_leftovers,
     under_way,
     with_known_shape,
@@ -52,13 +61,14 @@ class NonFiniteError(RunError):
     """A loss or a parameter stopped being a number; the message names the step."""
 
 
-def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
+def run(config: Config, workdir: Path, *, started: float | None = None, verbosity: int = logging.INFO) -> int:
     """Train, or go on where the last run in the same folder stopped; evaluate; write the summary.
 
     Args:
       config: what to train.
       workdir: the folder of the run; made where it is missing, once all input has proved good.
       started: `time.monotonic()` of when the program started.
+      verbosity: absl's level of what is said: logging.INFO, WARNING, ERROR.
 
     Returns:
       0, or 128 + the number of the signal that stopped the run, after a checkpoint.
@@ -79,7 +89,8 @@ def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
             stack.enter_context(_held(workdir))
             check_same_run(config, workdir)
             if is_finished(config, workdir):
-                print(f"{workdir} holds this run, finished: nothing to do. {_where(workdir)}")
+                if verbosity >= logging.INFO:
+                    print(f"{workdir} holds this run, finished: nothing to do. {_where(workdir)}")
                 return 0
         game = prepare(config)
         if not held:  # nor may another process have begun there meanwhile
@@ -87,8 +98,8 @@ def run(config: Config, workdir: Path, *, started: float | None = None) -> int:
             stack.enter_context(_held(workdir))
             check_same_run(config, workdir)
         with under_way(), hosts.device_errors():
-            status = _train(game, workdir, clock)
-    if status == 0 and jax.process_index() == 0:
+            status = _train(game, workdir, clock, verbosity)
+    if status == 0 and jax.process_index() == 0 and verbosity >= logging.INFO:
         print(f"Trained {config.num_steps} steps. {_where(workdir)}")
     return status
 
@@ -149,14 +160,14 @@ class _Session(NamedTuple):
     diverged: set[int]  # members of a population whose losses are no numbers any more
 
 
-def _train(game: Game, workdir: Path, clock: _Clock) -> int:
+def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
     """Run the loop in a locked folder; return the exit status.
 
     While a call runs, the metrics of the one before it are looked at.
     """
     config, main = game.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        reporter = Reporter(config.num_steps, quiet=not main)
+        reporter = Reporter(config.num_steps, quiet=not main, verbosity=verbosity)
         stack.callback(reporter.close)
         reporter.say(_sources(game.dataset))
         manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
@@ -167,6 +178,7 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
             remove_leftovers(workdir)
             write_text(workdir / "config.json", configs.to_json(_resolved(game)))
             (workdir / "summary.json").unlink(missing_ok=True)  # that of fewer steps
+            note_sitting(workdir, from_step=step, **_circumstances(game))
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
         feed = stack.enter_context(contextlib.closing(make_feed(game)))
         stops = stack.enter_context(_signals())
@@ -200,11 +212,16 @@ def _train(game: Game, workdir: Path, clock: _Clock) -> int:
         if not session.stops:
             _assess(session, state)
         checkpoint.wait(manager)
+        if main:
+            end = f"signal {session.stops[0]}" if session.stops else "done"
+            note_sitting(workdir, to_step=step, end=end, seconds=time.monotonic() - clock.started)
         if session.stops:
             reporter.say(f"Stopped by a signal. Step {step} is saved; the same command goes on from there.")
             return 128 + session.stops[0]
         if main:
             _write_summary(session, workdir)
+            if config.report:
+                _write_report(session, state, workdir)
     return 0
 
 
@@ -236,7 +253,7 @@ def _first_state(game: Game, manager: Any, reporter: Reporter, clock: _Clock) ->
         return state
     state, progress, damaged = checkpoint.restore(manager, abstract_state(game))
     for step, error in damaged.items():
-        reporter.say(f"The checkpoint of step {step} cannot be read: {error}")
+        reporter.say(f"The checkpoint of step {step} cannot be read: {error}", logging.WARNING)
     checkpoint.delete(manager, damaged)
     clock.progress.update(progress)
     reporter.say(f"Going on from step {int(state.step)}.")
@@ -347,13 +364,44 @@ def _images_per_step(game: Game) -> int:
     return game.config.batch_size * max(len(game.members), 1)
 
 
+def _write_report(session: _Session, state: TrainState, workdir: Path) -> None:
+    """Write the page of the finished run; whatever goes wrong with it, the run stays finished."""
+    try:
+        write_report(session.game, state, workdir)
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        session.reporter.say(
+            f"The report was not written: {reason} Try --mode report --workdir {workdir}; the run is "
+            "complete.",
+            logging.WARNING,
+        )
+
+
+def _circumstances(game: Game) -> dict[str, Any]:
+    """Return when, where and with what a sitting begins."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    devices = list(game.mesh.devices.flat)
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+            "ali_jax": ali_jax.__version__,
+        },
+    }
+
+
 def _is_due(config: Config, key: str, step: int) -> bool:
     """Tell whether what happens every config[key] steps (0: only at the end) happens after this step."""
     return step > 0 and (step == config.num_steps or (config[key] > 0 and step % config[key] == 0))
 
 
 def _where(workdir: Path) -> str:
-    return f"Pictures: {workdir / 'images'}, numbers: {workdir / 'summary.json'}"
+    page = workdir / "report.html"
+    report = f"Report: {page}, pictures" if page.exists() else "Pictures"
+    return f"{report}: {workdir / 'images'}, numbers: {workdir / 'summary.json'}"
 
 
 @contextlib.contextmanager

@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     try:
-        with _quiet():
-            return _run(parse(arguments))
+        options = parse(arguments)
+        with _quiet() if options.verbosity < absl_logging.DEBUG else _talkative():
+            return _run(options)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Options) -> int:
+    if options.mode == "compare":
+        return _compare(options)
     trained = options.mode not in ("train", *UNTRAINED)
     config = load_config(options.config_file) if options.config_file else read_config(options.workdir)
     override(config, options.overrides)
@@ -100,7 +103,7 @@ def _draws_from_prior(config: Config, options: Options) -> bool:
 def _train(config: Config, options: Options) -> int:
     from ali_jax.loop import run
 
-    return run(config, options.workdir, started=STARTED)
+    return run(config, options.workdir, started=STARTED, verbosity=options.verbosity)
 
 
 def _describe(config: Config, options: Options) -> int:
@@ -161,9 +164,42 @@ def _evaluate(config: Config, options: Options) -> int:
     return 0
 
 
+def _report(config: Config, options: Options) -> int:
+    from ali_jax.report.write import write_report
+
+    game, state = _restore(config, options)
+    with under_way():
+        print(write_report(game, state, options.workdir, options.out))
+    return 0
+
+
+def _export(config: Config, options: Options) -> int:
+    from ali_jax.export import export
+
+    folder = options.out or options.workdir / "export"
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; --mode export writes into a folder.")
+    game, state = _restore(config, options)
+    with under_way():
+        for path in export(game, state, folder):
+            print(path)
+    return 0
+
+
+def _compare(options: Options) -> int:
+    from ali_jax.report.compare import write_comparison
+
+    out = options.out or Path("compare.html")
+    _check_out(out)
+    print(write_comparison(options.workdirs, out))
+    return 0
+
+
 _MODES = {
     "train": _train,
     "evaluate": _evaluate,
+    "report": _report,
+    "export": _export,
     "describe": _describe,
     "preflight": _preflight,
     **dict.fromkeys(PICTURES, _picture),
@@ -197,8 +233,13 @@ def _check_trained(config: Config, options: Options) -> None:
         )
     if not checkpoint_steps(options.workdir):
         raise UsageError(f"{options.workdir} has no checkpoint yet: train first (--mode train).")
-    if options.out is not None and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
-        raise UsageError(f"--out {options.out} is no file name in a folder that exists.")
+    if options.out is not None and options.mode != "export":
+        _check_out(options.out)
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out} is no file name in a folder that exists.")
 
 
 def _images(options: Options) -> Path:
@@ -250,6 +291,13 @@ def _leave(status: int) -> None:
     if status == 1 and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
         os._exit(status)
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _talkative() -> Iterator[None]:
+    """Show the libraries' warnings and logs."""
+    absl_logging.set_verbosity(absl_logging.DEBUG)
+    yield
 
 
 def _fail(message: str, status: int) -> int:

@@ -19,6 +19,9 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
       x: [N, *X] training data, 500 images in the authors' code: a decoder that has `fit_bias(params, x)` sets
         its output bias from their mean.
       y: [N, A] conditions, for networks that take them.
+
+    Returns:
+      Parameters and running batch statistics of the three networks.
     """
     keys = Networks(*jax.random.split(key, 3))
     rows = _packing(ali)
@@ -41,7 +44,16 @@ def latent_dim(ali: ALI) -> int:
 
 
 def draw_noise(ali: ALI, key: Array, size: int) -> Noise:
-    """Draw the noise of a step of `size` pairs: z and epsilon ~ N(0, I), and keys for what else is random."""
+    """Draw the noise of a step of `size` pairs.
+
+    Args:
+      ali: the networks.
+      key: a PRNG key.
+      size: B.
+
+    Returns:
+      z and epsilon ~ N(0, I), [B, Z] each, and keys for what else is random.
+    """
     key_z, key_epsilon, *keys = jax.random.split(key, 5)
     shape = (size, latent_dim(ali))
     return Noise(jax.random.normal(key_z, shape), jax.random.normal(key_epsilon, shape), *keys)
@@ -112,7 +124,17 @@ def instance_noise(pairs: Pairs, key: Array, step: Array, *, std: float, num_ste
 
 
 def forward(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple[Logits, Networks[PyTree]]:
-    """Run all three networks in training mode: logits of both kinds of pairs and new batch statistics."""
+    """Run all three networks in training mode, as one step of training does.
+
+    Args:
+      ali: the networks.
+      variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
+      key: a PRNG key, from which z, epsilon and dropout masks follow.
+      batch: data.
+
+    Returns:
+      Logits of both kinds of pairs, and new batch statistics.
+    """
     noise = draw_noise(ali, key, batch.x.shape[0])
     params, batch_stats = variables
     pairs, (stats_e, stats_d) = generate(ali, params, batch_stats, batch, noise)
@@ -125,9 +147,17 @@ def forward(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple[L
 def encode(
     ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, key: Array | None = None
 ) -> Array:
-    """Return codes [B, Z] of data x [B, *X]: a sample of q(z | x), or without a key the code at epsilon = 0.
+    """Encode data: sample q(z | x) or, without a key, return the code at epsilon = 0, a Gaussian's mean.
 
-    At epsilon = 0 a Gaussian encoder gives its mean.
+    Args:
+      ali: the networks.
+      variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
+      x: [B, *X] data as the networks see them; images are floats in [0, 1].
+      y: [B, A] conditions, for networks that take them.
+      key: a PRNG key of the encoder's noise epsilon ~ N(0, I); None: epsilon = 0.
+
+    Returns:
+      Codes z [B, Z].
     """
     shape = (x.shape[0], latent_dim(ali))
     epsilon = jnp.zeros(shape) if key is None else jax.random.normal(key, shape)
@@ -135,22 +165,59 @@ def encode(
     return ali.encoder.apply(held, x, epsilon, y, train=False)
 
 
-def decode(ali: ALI, variables: Variables, z: Array, y: Array | None = None) -> Array:
-    """Return x_tilde [B, *X] for codes z [B, Z]."""
+def decode(
+    ali: ALI, variables: Variables, z: Array, y: Array | None = None, *, key: Array | None = None
+) -> Array:
+    """Decode codes; decodings of z ~ N(0, I) are samples of the model.
+
+    Args:
+      ali: the networks.
+      variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
+      z: [B, Z] codes.
+      y: [B, A] conditions, for networks that take them.
+      key: for decoders with noise of their own, which find the stream `noise` here and only here.
+
+    Returns:
+      x_tilde [B, *X]; images are in [0, 1].
+    """
     held = _held(variables.params.decoder, variables.batch_stats.decoder)
-    return ali.decoder.apply(held, z, y, train=False)
+    return ali.decoder.apply(held, z, y, train=False, rngs=None if key is None else streams(key))
 
 
 def reconstruct(
     ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, key: Array | None = None
 ) -> Array:
-    """Return x_hat = G_x(z_hat) [B, *X]; z_hat is sampled where a key is given (as in the paper)."""
-    return decode(ali, variables, encode(ali, variables, x, y, key=key), y)
+    """Encode data and decode the codes: x_hat = G_x(z_hat).
+
+    Args:
+      ali: the networks.
+      variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
+      x: [B, *X] data; images are floats in [0, 1].
+      y: [B, A] conditions, for networks that take them.
+      key: a PRNG key, to sample z_hat as in the paper; None: z_hat is the code at epsilon = 0.
+
+    Returns:
+      x_hat [B, *X].
+    """
+    z_hat = encode(ali, variables, x, y, key=key)
+    return decode(ali, variables, z_hat, y, key=None if key is None else jax.random.fold_in(key, 1))
 
 
 def sample(ali: ALI, variables: Variables, key: Array, n: int, y: Array | None = None) -> Array:
-    """Return n samples x_tilde [n, *X] of the decoder at z ~ N(0, I)."""
-    return decode(ali, variables, jax.random.normal(key, (n, latent_dim(ali))), y)
+    """Draw samples: decodings of z ~ N(0, I).
+
+    Args:
+      ali: the networks.
+      variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
+      key: a PRNG key.
+      n: how many.
+      y: [n, A] conditions, for networks that take them.
+
+    Returns:
+      x_tilde [n, *X]; images are in [0, 1].
+    """
+    z = jax.random.normal(key, (n, latent_dim(ali)))
+    return decode(ali, variables, z, y, key=jax.random.fold_in(key, 1))
 
 
 def interpolate(
@@ -163,9 +230,18 @@ def interpolate(
     *,
     key: Array | None = None,
 ) -> Array:
-    """Decode `steps` codes on the line from x0's to x1's, both ends included: [B, steps, *X].
+    """Decode codes on the straight lines between those of pairs of data.
 
-    With a key both ends are sampled from q(z | x), as in the paper; without, they are at epsilon = 0.
+    Args:
+      ali: the networks.
+      variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
+      x0, x1: [B, *X] data at both ends; images are floats in [0, 1].
+      steps: how many codes on each line, both ends included.
+      y: [B, A] conditions of all decodings of a line, for networks that take them.
+      key: a PRNG key, to sample the ends from q(z | x) as in the paper; None: they are at epsilon = 0.
+
+    Returns:
+      Decodings [B, steps, *X].
     """
     keys = (None, None) if key is None else jax.random.split(key)
     z0 = encode(ali, variables, x0, y, key=keys[0])
@@ -178,16 +254,38 @@ def interpolate(
 
 
 def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None = None) -> Array:
-    """Return the logits [B] of the pairs (x, z); large means that they look like the encoder's.
+    """Judge pairs (x, z).
 
-    A discriminator that packs m pairs gives [B / m], one for every m consecutive rows.
+    Args:
+      ali: the networks.
+      variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
+      x: [B, *X] data; images are floats in [0, 1].
+      z: [B, Z] codes.
+      y: [B, A] conditions, for networks that take them.
+
+    Returns:
+      Logits [B], or [B, K] of K classes, or one for every m rows where m pairs are packed; large means that a
+      pair looks like the encoder's.
     """
     held = _held(variables.params.discriminator, variables.batch_stats.discriminator)
     return ali.discriminator.apply(held, x, z, y, train=False)
 
 
 def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) -> tuple[Array, Array]:
-    """Return mu and log sigma [B, Z] of q(z | x), for encoders that have `moments`; else a ValueError."""
+    """Return the moments of a Gaussian q(z | x).
+
+    Args:
+      ali: the networks.
+      variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
+      x: [B, *X] data; images are floats in [0, 1].
+      y: [B, A] conditions, for networks that take them.
+
+    Returns:
+      mu and log sigma, [B, Z] each.
+
+    Raises:
+      ValueError: the encoder is no Gaussian that has `moments`.
+    """
     if not (hasattr(ali.encoder, "moments") and getattr(ali.encoder, "posterior", "gaussian") == "gaussian"):
         raise ValueError(
             "posterior: this encoder is no Gaussian with `moments(x, y, *, train)`; sample it instead."
@@ -197,10 +295,20 @@ def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) 
 
 
 def features(ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, layers: int = 3) -> Array:
-    """Return [B, F]: the code at epsilon = 0 beside the encoder's last hidden layers, flattened.
+    """Return features for a classifier: the code at epsilon = 0 beside the encoder's last hidden layers.
 
     Layers are taken after batch norm and before the nonlinearity, as in the authors' L2-SVM protocol
     (paper, section 4.4): three of them, 5376 features on the SVHN networks.
+
+    Args:
+      ali: the networks.
+      variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
+      x: [B, *X] data; images are floats in [0, 1].
+      y: [B, A] conditions, for networks that take them.
+      layers: how many of the encoder's last hidden layers.
+
+    Returns:
+      Features [B, F], flattened.
     """
     held = _held(variables.params.encoder, variables.batch_stats.encoder)
     epsilon = jnp.zeros((x.shape[0], latent_dim(ali)))

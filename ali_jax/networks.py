@@ -30,6 +30,21 @@ class Encoder(nn.Module):
     `gaussian`: z = mu(x) + sigma(x) epsilon, where the last linear layer gives mu and log sigma (paper,
     section 2.1). `noise`: z = f(x, epsilon), the change of variables of the paper's mixture experiment.
     `deterministic`: z = mu(x), which makes ALI a BiGAN.
+
+    Attributes:
+      latent_dim: Z.
+      layers: of a convolutional network (kernel, stride, maps[, padding]) each, then widths; of a perceptron
+        widths.
+      activation, slope: relu, or leaky_relu with this slope.
+      batch_norm: one for all layers, or one per layer.
+      init_std: standard deviation of the initial weights; 0 = He initialisation.
+      posterior: gaussian, noise or deterministic.
+      log_sigma_clip: (low, high); () = no limits.
+      log_sigma_bias, log_sigma_init: initial value of log sigma, and a factor on its initial weights.
+      center: whether the network sees 2x - 1.
+      embedding, embedding_learned: width of y's linear embedding, 0 = y itself, and whether it is learned.
+      lowering, axis_name, dtype: form of convolutions, named axis of batch norm, type of computations; see
+        `build`.
     """
 
     latent_dim: int
@@ -91,7 +106,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The deterministic decoder x_tilde = G_x(z), with an output bias per pixel and channel."""
+    """The deterministic decoder x_tilde = G_x(z), with an output bias per pixel and channel.
+
+    Attributes:
+      x_shape: (H, W, C) or (D,).
+      layers: transposed convolutions (kernel, stride, maps[, padding]) or, of a perceptron, widths.
+      output: sigmoid, for data in [0, 1], or linear.
+      activation, slope, batch_norm, init_std, embedding, embedding_learned, lowering, axis_name, dtype: as in
+        `Encoder`.
+    """
 
     x_shape: tuple[int, ...]
     layers: tuple[Layer, ...]
@@ -154,6 +177,18 @@ class Discriminator(nn.Module):
     logits, for every m pairs (PacGAN). `z_everywhere` adds a linear map of z before every nonlinearity of
     D(x) and D(x, z) (BiGAN). `unary_scores` gives D(x) and D(z) a linear score each: see `unary`.
     `pair_layers` make a second, separate discriminator of pairs of data: see `pair`.
+
+    Attributes:
+      x_layers, z_layers, joint_layers: of D(x), D(z) and D(x, z), as `Encoder.layers`; the last linear layer
+        is added.
+      activation, slope, pieces: relu, leaky_relu with this slope, or maxout of so many pieces.
+      x_batch_norm: of D(x), one for all layers or one per layer.
+      x_dropout, z_dropout, joint_dropout: rates on the inputs of layers, one for all or one per layer;
+        joint_dropout has one more, for the logit's.
+      x_dropout_after: rates between a layer of D(x) and its activation.
+      z_bias: whether D(z) has biases.
+      x_pool, blind, num_classes, spectral_norm, packing, z_everywhere, unary_scores, pair_layers: see above.
+      center, init_std, embedding, embedding_learned, lowering, axis_name, dtype: as in `Encoder`.
     """
 
     x_layers: tuple[Layer, ...] = ()
@@ -374,6 +409,9 @@ def build(
         the convolutions (`ali_jax.convolutions`).
       axis_name: the named axis over which batch statistics are synchronised under pmap or shard_map; None in
         a single program over a mesh.
+
+    Returns:
+      The modules, without parameters: `init` or `init_state` makes those.
 
     Raises:
       ValueError: a name, a field or a value that no network has; an image size that the layers do not fit.

@@ -88,6 +88,9 @@ def game_gradients(
       augment: what D is shown instead of the pairs, such as `model.instance_noise`; it must change each row
         by itself. Penalties get the pairs as they are.
 
+    Returns:
+      The gradients, and the losses, batch statistics and metrics that were found on the way.
+
     Raises:
       ValueError: `one_pass` for a D to which it does not apply.
     """
@@ -186,7 +189,11 @@ def _takes_one_pass(ali: ALI, logits: Logits, gradient: Gradient) -> bool:
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Make one Adam per player, over trees of `Networks`: encoder and decoder are one player.
 
-    Reads `optimizer`, `num_steps`, and in `frozen` the names of networks that are not updated.
+    Args:
+      config: reads `optimizer`, `num_steps`, and in `frozen` the names of networks that are not updated.
+
+    Returns:
+      The transformation, for `init_state` and `train_step`.
     """
     players: dict[Any, Any] = {"frozen": optax.set_to_zero()}
     for player in ("generator", "discriminator"):
@@ -230,6 +237,12 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
     """Make the penalties of `config.penalties` that have a positive weight, with their arguments filled in.
 
     A negative number stands for "not given". `num_steps` is the config's.
+
+    Args:
+      config: reads `penalties` and `num_steps`.
+
+    Returns:
+      The penalties, for `train_step`.
 
     Raises:
       ValueError: there is no such penalty, or it has no such argument.
@@ -278,6 +291,9 @@ def init_state(
       key: the run's PRNG key.
       batch: data to initialise from, as `model.init` takes them.
       ema: whether an exponential moving average of the variables is kept.
+
+    Returns:
+      The state at step 0.
     """
     variables = model.init(ali, jax.random.fold_in(key, 2**31 - 1), batch.x, batch.y)
     average = jax.tree.map(jnp.copy, variables) if ema else None

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ali_jax import config as configs
 from ali_jax.config import Config
@@ -65,6 +66,26 @@ def is_finished(config: Config, workdir: Path) -> bool:
         return json.loads((workdir / "summary.json").read_text())["step"] >= config.num_steps
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, or none of ours: made anew
         return False
+
+
+def read_sittings(workdir: Path) -> list[dict[str, Any]]:
+    """Return what is noted of each sitting of a run, oldest first; nothing of runs without such notes."""
+    try:
+        sittings = json.loads((workdir / "sittings.json").read_text())
+    except (OSError, ValueError):  # they are for people to read: no run depends on them
+        return []
+    return (
+        [sitting for sitting in sittings if isinstance(sitting, dict)] if isinstance(sittings, list) else []
+    )
+
+
+def note_sitting(workdir: Path, **facts: Any) -> None:
+    """Begin the notes of a sitting, which must have `started`; without it add to the last sitting's."""
+    sittings = read_sittings(workdir)
+    if "started" in facts or not sittings:
+        sittings.append({})
+    sittings[-1].update(facts)
+    write_text(workdir / "sittings.json", json.dumps(sittings, indent=2) + "\n")
 
 
 def check_writable(workdir: Path) -> None:

@@ -3,13 +3,15 @@
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.box
+from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -42,6 +44,35 @@ def evaluation_at(rows: list[Row], step: int) -> dict[str, float] | None:
         if row["step"] == step and TRAINING not in row:
             return {key: value for key, value in row.items() if key != "step"}
     return None
+
+
+class Spread(NamedTuple):
+    """A number, and how it is spread over the members of a population; a single run has the number alone."""
+
+    mean: float | None
+    std: float | None = None
+    low: float | None = None  # of the 95 % interval of the mean
+    high: float | None = None
+    members: tuple[float | None, ...] = ()
+
+
+def spreads(scalars: Mapping[str, float | None]) -> dict[str, Spread]:
+    """Gather NAME, NAME/std, NAME/low, NAME/high and NAME/0, NAME/1, ... under NAME, in order."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, value in scalars.items():
+        match = re.fullmatch(r"(.+)/(std|low|high|\d+)", name)
+        owner, part = match.groups() if match and match[1] in scalars else (name, "mean")
+        found.setdefault(owner, {})[part] = value
+    return {
+        name: Spread(
+            parts["mean"],
+            parts.get("std"),
+            parts.get("low"),
+            parts.get("high"),
+            tuple(parts[i] for i in sorted(filter(str.isdigit, parts), key=int)),
+        )
+        for name, parts in found.items()
+    }
 
 
 class Records:
@@ -92,10 +123,13 @@ class Records:
 
 
 class Reporter:
-    """What a person sees of a run, on stderr: a progress bar on a terminal, lines elsewhere."""
+    """What a person sees of a run, on stderr: a progress bar on a terminal, lines elsewhere.
 
-    def __init__(self, total: int, *, quiet: bool = False) -> None:
-        self._total = total
+    Verbosity is absl's: at logging.INFO all is shown, at logging.WARNING only what is wrong, below nothing.
+    """
+
+    def __init__(self, total: int, *, quiet: bool = False, verbosity: int = logging.INFO) -> None:
+        self._total, self._verbosity = total, verbosity
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self._progress = Progress(
             TextColumn("step"),
@@ -105,7 +139,7 @@ class Reporter:
             TimeRemainingColumn(),
             console=self._console,
             auto_refresh=False,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_terminal or verbosity < logging.INFO,
         )
         self._task = self._progress.add_task("", total=total, start=False)
 
@@ -116,7 +150,7 @@ class Reporter:
 
     def progress(self, step: int, metrics: Mapping[str, float], images_per_second: float | None) -> None:
         """Move the progress bar."""
-        losses = (f"{key[5].upper()} {v:.3g}" for key, v in metrics.items() if key.startswith("loss/"))
+        losses = (f"{key[5].upper()} {value:.3g}" for key, value in _losses(metrics))
         text = f"{_rate(images_per_second)}losses {' '.join(losses)}"  # all must fit 80 columns
         self._progress.update(self._task, completed=step, description=text)
         self._progress.refresh()
@@ -129,13 +163,15 @@ class Reporter:
             time = f"  {format_seconds(left / images_per_second)} left" if images_per_second else ""
             self.say(f"step {step}/{self._total}  {_summary(metrics, images_per_second)}{time}")
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(printable(text), markup=False)
+    def say(self, text: str, level: int = logging.INFO) -> None:
+        """Print a line, where people want to hear what is of its level."""
+        if self._verbosity >= level:
+            self._console.print(printable(text), markup=False)
 
     def table(self, title: str, scalars: Mapping[str, float]) -> None:
         """Print numbers by name."""
-        print_table(title, scalars, self._console)
+        if self._verbosity >= logging.INFO:
+            print_table(title, scalars, self._console)
 
     def close(self) -> None:
         """Leave the progress bar as it is and end it."""
@@ -143,17 +179,31 @@ class Reporter:
 
 
 def print_table(title: str, scalars: Mapping[str, float], console: Console | None = None) -> None:
-    """Print numbers by name, `raw/NAME` beside NAME; on standard output unless a console is given."""
-    raw = {key.removeprefix("raw/"): value for key, value in scalars.items() if key.startswith("raw/")}
+    """Print numbers by name, `raw/NAME` beside NAME; on standard output unless a console is given.
+
+    Of a population the mean, the standard deviation and the interval of the mean stand there. Counts (`n_`)
+    are gathered below the table.
+    """
+    numbers = spreads(scalars)
+    raw = {key.removeprefix("raw/"): spread for key, spread in numbers.items() if key.startswith("raw/")}
+    shown = {key: spread for key, spread in numbers.items() if not key.startswith(("raw/", "n_"))}
+    counts = (f"{key} {spread.mean:,.0f}" for key, spread in numbers.items() if key.startswith("n_"))
+    population = any(spread.members for spread in shown.values())
     table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    table.caption, table.caption_justify = "  ".join(counts), "left"
     table.add_column("name")
-    for column in ("value", "raw") if raw else ("value",):
+    columns = ("mean", "std", "95 % interval") if population else ("value",)
+    for column in (*columns, "raw") if raw else columns:
         table.add_column(column, justify="right")
-    for name, value in scalars.items():
-        if not name.startswith("raw/"):
-            beside = [f"{raw[name]:.5g}"] if name in raw else []
-            table.add_row(name, f"{value:.5g}", *beside)
+    for name, spread in shown.items():
+        limits = "" if spread.low is None else f"{_digits(spread.low)} to {_digits(spread.high)}"
+        cells = (_digits(spread.mean), _digits(spread.std), limits)[: len(columns)]
+        table.add_row(name, *cells, _digits(raw[name].mean) if name in raw else "")
     (console or Console(file=sys.stdout, highlight=False)).print(table)
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -163,8 +213,16 @@ def format_seconds(seconds: float) -> str:
 
 
 def _summary(metrics: Mapping[str, float], images_per_second: float | None) -> str:
-    losses = (f"{key} {value:.4g}" for key, value in metrics.items() if key.startswith("loss/"))
+    losses = (f"{key} {value:.4g}" for key, value in _losses(metrics))
     return _rate(images_per_second) + "  ".join(losses)
+
+
+def _losses(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the losses, of a population their means."""
+    found = spreads(metrics).items()
+    return [
+        (key, spread.mean) for key, spread in found if key.startswith("loss/") and spread.mean is not None
+    ]
 
 
 def _rate(images_per_second: float | None) -> str:

@@ -2,9 +2,11 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import pytest
 import small
 
@@ -17,8 +19,8 @@ LAYERS = [
     ["penalties"],
     ["train", "evaluate", "checkpoint", "writers", "anomaly", "hosts"],
     ["game"],
-    ["describe", "loop"],
-    ["preflight"],
+    ["describe", "report", "export"],
+    ["loop", "preflight"],
     ["main"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -69,3 +71,22 @@ def test_the_public_names_exist_and_are_documented():
         value = getattr(ali_jax, name)
         if inspect.isclass(value) or inspect.isfunction(value) or inspect.ismodule(value):
             assert value.__doc__, name
+
+
+def test_help_tells_every_argument_and_result_of_the_public_functions():
+    import ali_jax
+
+    for name in ali_jax.__all__:
+        value = getattr(ali_jax, name)
+        if inspect.isfunction(value):
+            text = inspect.getdoc(value) or ""
+            assert "Returns:" in text, name
+            described = text.partition("Args:")[2]
+            for parameter in inspect.signature(value).parameters:
+                assert re.search(rf"^  (\w+, )*{parameter}(, \w+)*: ", described, flags=re.M), (
+                    name,
+                    parameter,
+                )
+        elif inspect.isclass(value) and issubclass(value, nn.Module):
+            fields = set(value.__annotations__) - {"parent", "name"}  # which every Flax module has
+            assert fields <= set(re.findall(r"\w+", value.__doc__ or "")), name

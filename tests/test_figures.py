@@ -80,7 +80,10 @@ def test_a_scatter_plot_shows_its_points_where_they_are():
 def test_the_mixture_panel_has_two_rows_of_three():
     points = np.random.default_rng(0).standard_normal((5, 30, 2))
     points[2, 0] = np.nan  # a model that has diverged still gets its picture
-    plain, coloured = (figures.mixture_panel(*points, labels=labels) for labels in (None, np.arange(30) % 4))
+    plain, coloured = (
+        figures.scatter(figures.mixture_panels(*points, labels=labels))
+        for labels in (None, np.arange(30) % 4)
+    )
     assert plain.shape == coloured.shape == (600, 900, 3)
     assert (plain[:300, :600] != coloured[:300, :600]).any()
     np.testing.assert_array_equal(plain[:300, 600:], coloured[:300, 600:])  # samples have no labels

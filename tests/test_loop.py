@@ -30,6 +30,7 @@ def tiny(**changes):
             "latent_dim": 3,
             "ema_decay": 0.9,
             "evaluators": ("samples", "reconstruction_error"),
+            "report": False,
             "evaluation.grid": (2, 2),
             "encoder.layers": (8,),
             "decoder.layers": (8,),

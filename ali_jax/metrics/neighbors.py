@@ -1,5 +1,7 @@
 """Nearest neighbours by brute force, in blocks so that memory stays bounded."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,5 +33,28 @@ def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np
     half_squares = 0.5 * jnp.sum(on_device**2, axis=1)
     return map_blocks(
         lambda block: _nearest_block(on_device, half_squares, jnp.asarray(block - center, jnp.float32)),
+        queries,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _few_block(references: Array, half_squares: Array, queries: Array, *, k: int) -> tuple[Array, Array]:
+    products = jnp.matmul(queries, references.T, precision="highest")
+    _, index = jax.lax.top_k(products - half_squares[None], k)
+    return index, jnp.linalg.norm(queries[:, None] - references[index], axis=-1)
+
+
+def nearest_few(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the k nearest rows of references [M, F] to each row of queries [N, F], the nearest first.
+
+    Returns their indices [N, k] and Euclidean distances [N, k].
+    """
+    if not 1 <= k <= len(references):
+        raise ValueError(f"{k} neighbours were asked for among {len(references)} rows: ask for 1 to as many.")
+    center = references.mean(axis=0, dtype=np.float64).astype(np.float32)[None]
+    on_device = jnp.asarray(references - center, jnp.float32)
+    half_squares = 0.5 * jnp.sum(on_device**2, axis=1)
+    return map_blocks(
+        lambda block: _few_block(on_device, half_squares, jnp.asarray(block - center, jnp.float32), k=k),
         queries,
     )

@@ -1,0 +1,193 @@
+"""A trained model for others: encoder and decoder as programs that run without this package, and the weights.
+
+The programs are `jax.export` artefacts: any batch size, weights included, for several platforms. Images go
+into the encoder as uint8, as they are stored. Beside them lie golden outputs, and a README that shows how to
+use all. Needs the packages of the extra `export`.
+"""
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import export as jax_export
+
+from ali_jax import model, networks
+from ali_jax.convolutions import compiler_options
+from ali_jax.game import Game
+from ali_jax.types import ALI, Array, TrainState, Variables
+from ali_jax.workdir import RunError, write_text
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+PACKAGES = ("flatbuffers", "safetensors")  # jax.export serialises with the first
+GOLDEN_ROWS = 4
+TOLERANCE = 1e-4  # of golden outputs, absolute and relative: platforms round differently
+
+
+class _Program(NamedTuple):
+    """A function to export, and the shape and type of one row of each argument."""
+
+    name: str
+    function: Callable[..., Array]
+    rows: tuple[jax.ShapeDtypeStruct, ...]
+
+
+def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
+    """Write the model of a run into a folder: programs, golden outputs, weights, README; return their paths.
+
+    Exported are the averaged weights, where there are any; of a population the first member's.
+
+    Raises:
+      ValueError: a package that is needed is not installed.
+      RunError: an exported program does not give what the model gives.
+    """
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"Exporting needs {' and '.join(missing)}: pip install 'ali_jax[export]'.")
+    from safetensors.numpy import save_file
+
+    config = game.config.copy_and_resolve_references()
+    config.lowering = "native"  # the forms for a CPU depend on sizes that other platforms do not have
+    split = game.dataset.test
+    ali = networks.build(config, x_shape=split.shape)
+    held = state.variables if state.ema is None else state.ema
+    first = (lambda leaf: leaf[0]) if state.step.ndim else (lambda leaf: leaf)
+    variables = jax.tree.map(lambda leaf: first(np.asarray(leaf.addressable_data(0))), held)
+    batch = split.rows(np.arange(min(GOLDEN_ROWS, len(split))))
+    y = () if batch.y is None else (np.asarray(batch.y),)
+    x = np.asarray(batch.x)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = tuple(jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (x, *y))
+    z_row = jax.ShapeDtypeStruct((model.latent_dim(ali),), jnp.float32)
+    encoder = _Program("encoder", _encoder(ali, variables, game.dataset.scale), rows)
+    decoder = _Program("decoder", _decoder(ali, variables), (z_row, *rows[1:]))
+    paths = [folder / f"{program.name}.jax" for program in (encoder, decoder)]
+    for program, path in zip((encoder, decoder), paths, strict=True):
+        path.write_bytes(export_program(program.function, program.rows))
+    z = _checked(encoder, paths[0], x, *y)
+    x_hat = _checked(decoder, paths[1], z, *y)
+
+    golden: dict[str, Any] = {"x": x, "z": z, "x_hat": x_hat, **dict(zip(("y",), y, strict=False))}
+    np.savez(folder / "golden.npz", **golden)
+    save_file(flat_weights(variables), folder / "weights.safetensors")
+    write_text(folder / "README.md", _readme(game, int(np.max(state.step)), golden, paths[0]))
+    return [*paths, *(folder / name for name in ("golden.npz", "weights.safetensors", "README.md"))]
+
+
+def export_program(
+    function: Callable[..., Array], rows: Sequence[jax.ShapeDtypeStruct], platforms: Sequence[str] = PLATFORMS
+) -> bytes:
+    """Serialise a function of arrays that share their first axis, of any length.
+
+    Args:
+      function: what is exported; what it closes over becomes part of the program.
+      rows: shape and type of one row of each argument.
+      platforms: those the program shall run on; where it cannot be lowered for all of them together, it is
+        for those among them that it can be lowered for alone.
+
+    Raises:
+      ValueError: it can be lowered for none.
+    """
+    (batch,) = jax_export.symbolic_shape("b")
+    arguments = [jax.ShapeDtypeStruct((batch, *row.shape), row.dtype) for row in rows]
+
+    def lowered(names: Sequence[str]) -> jax_export.Exported:
+        return jax_export.export(jax.jit(function), platforms=names)(*arguments)
+
+    try:
+        return bytes(lowered(platforms).serialize())
+    except (NotImplementedError, ValueError):
+        usable = [name for name in platforms if _succeeds(lowered, [name])]
+        if not usable:
+            raise
+        return bytes(lowered(usable).serialize())
+
+
+def flat_weights(variables: Variables) -> dict[str, np.ndarray]:
+    """Return all arrays of the three networks by names such as encoder/params/mu/kernel."""
+    named = {
+        f"{network}/{kind}": tree
+        for kind, trees in variables._asdict().items()
+        for network, tree in trees._asdict().items()
+    }
+    flat = traverse_util.flatten_dict(named, sep="/")
+    return {name: np.asarray(flat[name]) for name in sorted(flat)}
+
+
+def _encoder(ali: ALI, variables: Variables, scale: float) -> Callable[..., Array]:
+    def encode(x: Array, y: Array | None = None) -> Array:
+        unit = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32) / scale
+        return model.encode(ali, variables, unit, y)
+
+    return encode
+
+
+def _decoder(ali: ALI, variables: Variables) -> Callable[..., Array]:
+    def decode(z: Array, y: Array | None = None) -> Array:
+        return model.decode(ali, variables, z, y)
+
+    return decode
+
+
+def _checked(program: _Program, path: Path, *arguments: np.ndarray) -> np.ndarray:
+    """Call the program of a file, and return what it gives if the function gives the same."""
+    platform = next(iter(jnp.zeros(()).devices())).platform
+    found = np.asarray(jax_export.deserialize(bytearray(path.read_bytes())).call(*arguments))
+    run = jax.jit(program.function, compiler_options=compiler_options(platform))
+    wanted = np.asarray(run(*arguments))
+    if not np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE):
+        error = float(np.abs(found - wanted).max())
+        raise RunError(
+            f"The exported {program.name} is off by {error:.3g} from the model: do not use {path}."
+        )
+    return found
+
+
+def _succeeds(function: Callable[[Sequence[str]], Any], names: Sequence[str]) -> bool:
+    try:
+        function(names)
+    except (NotImplementedError, ValueError):
+        return False
+    return True
+
+
+def _readme(game: Game, step: int, golden: dict[str, Any], encoder: Path) -> str:
+    exported = jax_export.deserialize(bytearray(encoder.read_bytes()))
+    shapes = {name: f"{a.dtype} [B, {', '.join(map(str, a.shape[1:]))}]" for name, a in golden.items()}
+    y_in = ", golden['y']" if "y" in golden else ""
+    condition = f"\n- `y`, the condition, {shapes['y']}, is the second argument of both" if y_in else ""
+    unit = (
+        f"images as they are stored, 0 to {game.dataset.scale:g}"
+        if golden["x"].dtype == np.uint8
+        else "data as they are"
+    )
+    range_of_x = ", in [0, 1]" if golden["x"].dtype == np.uint8 else ""
+    return f"""# {game.dataset.name}: encoder and decoder of ALI after {step:,} steps
+
+Needs `jax` (made with {importlib.metadata.version("jax")}), `flatbuffers` and `numpy`, not what trained it.
+
+```python
+import jax, numpy as np
+load = lambda name: jax.export.deserialize(bytearray(open(name, "rb").read()))
+golden = np.load("golden.npz")
+z = load("encoder.jax").call(golden["x"]{y_in})
+x_hat = load("decoder.jax").call(z{y_in})
+```
+
+- `encoder.jax`: x, {shapes["x"]}, {unit}, to the mean code z, {shapes["z"]}
+- `decoder.jax`: z to x_hat, {shapes["x_hat"]}{range_of_x}; samples are decodings of z ~ N(0, I){condition}
+- B is any number; platforms: {", ".join(exported.platforms)}
+- `weights.safetensors`: parameters and batch statistics of all three networks, float32
+
+`golden.npz` holds inputs and what the programs gave for them. Elsewhere they give the same up to rounding:
+
+```python
+np.testing.assert_allclose(z, golden["z"], rtol={TOLERANCE}, atol={TOLERANCE})
+np.testing.assert_allclose(x_hat, golden["x_hat"], rtol={TOLERANCE}, atol={TOLERANCE})
+```
+"""

@@ -1,0 +1,359 @@
+"""The pages: what they show is what the files say, escaped; nothing is loaded; a browser agrees."""
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import browser
+import jax
+import numpy as np
+import pytest
+from test_evaluate import copier, recaller
+from test_loop import tiny
+
+from ali_jax import evaluate, loop
+from ali_jax.data import ArraySplit, Dataset
+from ali_jax.main import main
+from ali_jax.metrics.neighbors import nearest_few
+from ali_jax.report import records, svg
+from ali_jax.writers import spreads
+
+EVIL = "<script>alert(1)</script>&\"'"
+VOID = {"meta", "link", "img", "rect", "path"}
+
+
+class Checked(HTMLParser):
+    """Reads a page, and fails where tags do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.links, self.words = [], [], [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Give the folder of a run with its report, whose name and files want escaping."""
+    folder = tmp_path_factory.mktemp("report") / "a<b>&"
+    config = tiny(report=True, num_steps=30, evaluators=("samples", "reconstruction_error", "posterior"))
+    assert loop.run(config, folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def population(whole, tmp_path_factory):
+    """Give a folder as a population of two would leave it."""
+    folder = tmp_path_factory.mktemp("population") / "two"
+    folder.mkdir()
+    (folder / "config.json").write_text((whole / "config.json").read_text())
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    with (folder / "metrics.jsonl").open("w") as file:
+        for row in rows:
+            spread = {}
+            for name, value in row.items():
+                parts = {"": value, "/std": 0.1, "/low": value - 0.1, "/high": value + 0.1}
+                parts |= {"/0": value - 0.05, "/1": value + 0.05}
+                spread |= {name + part: number for part, number in parts.items()} if name != "step" else row
+            file.write(
+                json.dumps({key: spread[key] for key in spread if key == "step" or key in spread}) + "\n"
+            )
+    return folder
+
+
+def test_ticks_are_round_and_within():
+    assert svg.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert svg.ticks(-3, 47) == [0, 10, 20, 30, 40]
+    for low, high in np.random.default_rng(0).uniform(-5, 5, (50, 2)):
+        if low < high:
+            found = svg.ticks(low, high)
+            assert 2 <= len(found) <= 7
+            assert low <= min(found) < max(found) <= high
+
+
+def test_a_curve_runs_from_corner_to_corner_and_breaks_where_a_value_is_missing():
+    drawn = svg.chart([svg.Line("a", [0, 1, 2, 3, 4], [0.0, 1.0, None, float("nan"), 4.0])], "t")
+    path = re.search(r'class="curve s0" d="(.*?)"', drawn)[1]
+    assert re.findall("[ML]", path) == ["M", "L", "M"]
+    places = [tuple(map(float, place.split())) for place in re.split("[ML]", path)[1:]]
+    (x0, y0), (x1, y1), (x4, y4) = places
+    assert (x1 - x0) * 4 == pytest.approx(x4 - x0, abs=0.5)
+    assert (y0 - y1) * 4 == pytest.approx(y0 - y4, abs=0.5)
+    assert y0 > y4  # upwards
+
+
+def test_equal_ratios_are_equal_distances_on_a_logarithmic_axis():
+    drawn = svg.chart([svg.Line("a", [0, 1, 2, 3], [0.1, 1, 10, 0])], "t", log=True)
+    path = re.search(r'class="curve s0" d="(.*?)"', drawn)[1]
+    y = [float(place.split()[1]) for place in re.split("[ML]", path)[1:]]
+    assert len(y) == 3  # zero has no place
+    assert y[0] - y[1] == pytest.approx(y[1] - y[2], abs=0.2)
+
+
+def test_a_chart_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no finite value"):
+        svg.chart([svg.Line("a", [0], [None])], "t")
+
+
+def test_members_are_gathered_under_their_name():
+    scalars = {
+        "r1/x": 1.0,
+        "k": 2.0,
+        "k/std": 0.1,
+        "k/low": 1.9,
+        "k/high": 2.1,
+        "k/1": 3.0,
+        "k/0": 1.0,
+        "raw/k": 5.0,
+    }
+    found = spreads(scalars)
+    assert list(found) == ["r1/x", "k", "raw/k"]
+    assert found["k"] == (2.0, 0.1, 1.9, 2.1, (1.0, 3.0))
+    assert found["r1/x"].members == ()
+
+
+def test_wilson_is_the_published_interval():
+    assert records.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert records.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+GOOD = {
+    "class_share_min": 0.08,
+    "class_kept": 0.9,
+    "modes_strict": 25.0,
+    "reconstruction_mse": 0.02,
+    "reconstruction_mse_random_pair": 0.15,
+    "mode_kept": 0.9,
+    "posterior_sigma": 0.4,
+    "memorisation": 1.1,
+    "batch_norm_gap_encoder": 0.01,
+    "batch_norm_gap_decoder": 0.01,
+}
+LAST = {"step": 9, "accuracy/data": 0.6, "accuracy/sample": 0.6}
+
+
+def test_good_numbers_raise_no_concern_and_missing_ones_neither():
+    assert records.concerns(GOOD, LAST, 10, 25) == []
+    assert records.concerns({}, {}, 10, 25) == []
+    assert records.concerns({"posterior_sigma": None}, {}, 0, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("class_share_min", 0.01, "class"),
+        ("class_kept", 0.13, "forget"),
+        ("modes_strict", 24.0, "modes"),
+        ("reconstruction_mse", 0.14, "random image"),
+        ("mode_kept", 0.04, "forget"),
+        ("posterior_sigma", 0.005, "deterministic"),
+        ("posterior_sigma", 0.99, "prior"),
+        ("memorisation", 0.2, "nearer"),
+        ("batch_norm_gap_decoder", 0.5, "decoder"),
+    ],
+)
+def test_each_bad_number_raises_its_own_concern(name, value, word):
+    (concern,) = records.concerns({**GOOD, name: value}, LAST, 10, 25)
+    assert word in concern.what
+
+
+def test_a_discriminator_that_wins_is_a_concern():
+    last = {**LAST, "accuracy/data": 0.999, "accuracy/sample": 0.995}
+    (concern,) = records.concerns(GOOD, last, 10, 25)
+    assert "tells nearly all pairs apart: 99.9% and 99.5%" in concern.what
+
+
+def test_the_few_nearest_are_those_of_a_full_sort():
+    rng = np.random.default_rng(0)
+    queries, references = (
+        rng.normal(size=(7, 5)).astype(np.float32),
+        rng.normal(size=(40, 5)).astype(np.float32),
+    )
+    distance = np.linalg.norm(queries[:, None] - references[None], axis=-1)
+    index, found = nearest_few(queries, references, 3)
+    np.testing.assert_array_equal(index, np.argsort(distance, axis=1)[:, :3])
+    np.testing.assert_allclose(found, np.sort(distance, axis=1)[:, :3], rtol=1e-5)
+    with pytest.raises(ValueError, match="41 neighbours"):
+        nearest_few(queries, references, 41)
+
+
+def images(number: int, seed: int = 0) -> Dataset:
+    """Give 2x2 images of distinct grey levels, with two classes."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 256, (number, 2, 2, 1), dtype=np.uint8)
+    split = ArraySplit(x, None, (np.arange(number) % 2).astype(np.int32), 2)
+    return Dataset("grey", split, split, 255.0, 2)
+
+
+def halves(picture: np.ndarray, rows: int) -> list[np.ndarray]:
+    """Cut a grid's rows of images apart, without the white lines between them."""
+    height = (len(picture) - 2) // rows
+    return [picture[2 + i * height : (i + 1) * height, 2:] for i in range(rows)]
+
+
+def test_extremes_are_sorted_by_error_and_a_copier_makes_none(key):
+    data = images(12)
+    ali, variables = copier(data)
+    report = evaluate.error_extremes(ali, variables, key, data)
+    assert report.scalars["reconstruction_error_worst"] == 0
+    above, below = halves(report.images["error_best"], 2)
+    np.testing.assert_array_equal(above, below)
+    dimmed = variables._replace(params=variables.params._replace(decoder={"one": np.float32(0.5)}))
+    found = evaluate.error_extremes(ali, dimmed, key, data).scalars
+    errors = np.sort(np.mean((data.test.x / 510) ** 2, axis=(1, 2, 3)))  # half of each image is missing
+    names = ("reconstruction_error_best", "reconstruction_error_median", "reconstruction_error_worst")
+    np.testing.assert_allclose([found[name] for name in names], errors[[0, 6, 11]], rtol=1e-5)
+
+
+def test_neighbours_of_a_model_that_recalls_training_images_are_its_samples(key):
+    data = images(12)
+    ali, variables = recaller(data, data.train.x / np.float32(255))
+    first, second, *_ = halves(evaluate.neighbours(ali, variables, key, data).images["neighbours"], 4)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_traversals_change_one_code_dimension_a_row(key):
+    data = images(12)
+    ali, variables = copier(data)  # a code dimension is a pixel
+    picture = evaluate.traversals(ali, variables, key, data).images["traversals"]
+    for row in halves(picture, 4):
+        width = row.shape[1] // 11
+        left, right = row[:, : width - 2].astype(int), row[:, 10 * width : 11 * width - 2].astype(int)
+        assert np.mean(left != right) == pytest.approx(0.25, abs=0.03)
+
+
+def test_codes_in_the_plane_hold_all_their_variance_and_projections_less():
+    data = images(50)
+    ali, variables = copier(data)
+    panel, share = evaluate.code_panel(ali, variables, data)
+    assert panel.points.shape == (50, 2)
+    assert 0.5 <= share < 1  # the two largest of four
+    assert np.abs(panel.points).max() <= panel.limit
+
+
+def test_networks_without_batch_norm_have_no_gap(key):
+    data = images(20)
+    ali, variables = copier(data)
+    scalars = evaluate.batch_norm(ali, variables, key, data).scalars
+    assert scalars["batch_norm_gap_encoder"] == scalars["batch_norm_gap_decoder"] == 0
+
+
+def test_every_number_of_the_evaluators_is_explained():
+    known = evaluate.glossary()
+    assert known["class_balance"]["class_share_max"] == "the smallest and the largest share among the samples"
+    assert known["posterior"]["posterior_sigma"].startswith("the encoder's median sigma")
+    assert known["memorisation"]["memorisation"].endswith("over test's")
+    assert set(records.SHARES) <= {name for names in known.values() for name in names}
+
+
+def test_a_report_is_one_file_that_loads_nothing_and_tells_the_run(whole):
+    text = (whole / "report.html").read_text()
+    page = Checked(text)
+    assert len(text) < 500_000
+    assert "script" not in page.tags
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert re.findall(r"url\(|@import|https?://", text) == []
+    words = " ".join(page.words)
+    summary = json.loads((whole / "summary.json").read_text())
+    for name in ("reconstruction_mse", "posterior_sigma"):
+        assert name in words
+        assert f"{summary['metrics'][name]:.4g}" in words
+    for heading in ("Samples", "Reconstructions", "Interpolations", "Traversals", "Codes", "Memorisation"):
+        assert heading in page.words
+    assert f"jax {jax.__version__}" in words
+    assert "1,400 (train)" in words
+    assert page.tags.count("img") == 7
+
+
+def test_what_files_say_is_escaped(whole, capsys):
+    sittings = json.loads((whole / "sittings.json").read_text())
+    assert [(s["from_step"], s["to_step"], s["end"]) for s in sittings] == [(0, 30, "done")]
+    sittings[0] |= {"command": EVIL, "device": EVIL, "end": EVIL, "versions": {EVIL: EVIL}}
+    (whole / "sittings.json").write_text(json.dumps(sittings))
+    out = whole.parent / "escaped.html"
+    assert main(["--mode", "report", "--workdir", str(whole), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    text = out.read_text()
+    assert "<script" not in text
+    page = Checked(text)
+    assert "a<b>&" in page.words
+    assert EVIL in page.words
+    assert text.count(html.escape(EVIL)) >= 4
+
+
+def test_runs_are_compared_by_their_files(whole, population, tmp_path, capsys):
+    out = tmp_path / "compare.html"
+    assert main(["--mode", "compare", "--workdirs", str(whole), str(population), "--out", str(out)]) == 0
+    page = Checked(out.read_text())
+    assert {"a<b>&", "two", "The runs have the same config.", "Pictures"} <= set(page.words)
+    assert "script" not in page.tags
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert 'class="band s1"' in out.read_text()
+    value = json.loads((whole / "summary.json").read_text())["metrics"]["reconstruction_mse"]
+    assert f"{value:.4g} ({value - 0.1:.3g} to {value + 0.1:.3g})" in page.words
+    assert records.read_run(population).members == 2
+
+
+def test_comparisons_that_cannot_be_made_say_why(whole, tmp_path, capsys):
+    run = str(whole)
+    for arguments, expected in (
+        (["--mode", "compare", "--workdirs", run, str(tmp_path)], f"{tmp_path} holds no run"),
+        (["--mode", "compare", "--workdirs", run], "two folders or more"),
+        (["--mode", "compare", "--workdirs", run, run], "same folder was given twice"),
+        (["--mode", "compare", "--workdir", run], "goes with --workdirs"),
+        (["--mode", "report", "--workdir", str(tmp_path)], "holds no run"),
+    ):
+        assert main(arguments) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_a_report_that_fails_leaves_the_run_finished(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(loop, "write_report", fail)
+    assert loop.run(tiny(report=True, num_steps=10, evaluators=()), tmp_path / "run") == 0
+    assert "The report was not written: no space left" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.skipif(browser.executable() is None, reason="Chromium is not installed")
+def test_a_browser_shows_all_of_it_and_asks_for_nothing(whole, population, tmp_path):
+    compared = tmp_path / "compare.html"
+    assert main(["--mode", "compare", "--workdirs", str(whole), str(population), "--out", str(compared)]) == 0
+    report = tmp_path / "report.html"
+    report.write_text((whole / "report.html").read_text())
+    with browser.browser(tmp_path / "profile") as page:
+        for path, width, dark in ((report, 1100, False), (report, 380, True), (compared, 380, False)):
+            page.open(path.as_uri(), width=width, dark=dark)
+            pictures = page.value("[...document.images].map(i => i.complete && i.naturalWidth > 8)")
+            assert len(pictures) >= 1
+            assert all(pictures)
+            assert (
+                page.value("document.documentElement.scrollWidth") <= width
+            )  # tables scroll, the page does not
+            scrolls = "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth > e.clientWidth)"
+            assert any(page.value(scrolls)) == (width == 380)
+            dim = page.value(
+                "parseInt(getComputedStyle(document.documentElement).backgroundColor.slice(4)) < 60"
+            )
+            assert dim == dark
+            asked = {r["request"]["url"].split(":")[0] for r in page.of("Network.requestWillBeSent")}
+            assert asked <= {"file", "data"}
+            assert page.of("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
