@@ -222,7 +222,8 @@ def test_conditions_are_those_of_the_same_rows(faces, key):
 
 def test_a_model_that_has_diverged_is_still_reported(digits, mixture, key, monkeypatch):
     monkeypatch.setattr(evaluate, "TRAIN_ROWS", 2_000)
-    for dataset, skipped in ((digits, {"modes"}), (mixture, {"interpolations", "probes", "class_balance"})):
+    of_images = {"interpolations", "error_extremes", "traversals", "neighbours"}
+    for dataset, skipped in ((digits, {"modes"}), (mixture, {*of_images, "probes", "class_balance"})):
         ali, variables = copier(dataset)
         broken = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), variables)
         for name in set(evaluate.names()) - skipped:
@@ -266,20 +267,23 @@ def test_unlabelled_rows_take_no_part_in_probes(digits, key):
 
 def test_the_module_is_the_registry():
     assert set(evaluate.names()) == {
+        "batch_norm",
         "class_balance",
+        "codes",
+        "error_extremes",
         "interpolations",
         "memorisation",
         "modes",
+        "neighbours",
         "posterior",
         "probes",
         "reconstruction_error",
         "reconstructions",
         "samples",
+        "traversals",
     }
     assert evaluate.named("modes") is evaluate.modes
-    with pytest.raises(
-        ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, interpolations"
-    ):
+    with pytest.raises(ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, codes"):
         evaluate.named("sample")
     with pytest.raises(ValueError, match="no evaluator '_test'"):
         evaluate.named("_test")

@@ -134,7 +134,7 @@ def test_describe_prints_one_json_object_without_data_or_workdir(capsys):
         (["--config.dataset.path=/absent/data.npz"], "there is no such file or folder"),
         (["--config.dataset.shape=(16, 16, 1)"], "8x8x1"),
         (["--config.discriminator.x_batch_norm=(True,)"], "without batch norm"),
-        (["--mode", "trai"], "train|evaluate|sample|reconstruct|interpolate|describe"),
+        (["--mode", "trai"], "train|evaluate|sample|reconstruct|interpolate|report|compare|export|describe"),
         (["--mod=train"], "There is no flag --mod. Did you mean --mode?"),
         (["here"], "Unexpected argument 'here'"),
         (["--json"], "--json goes with"),
