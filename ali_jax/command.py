@@ -32,17 +32,22 @@ modes:
   compare      write one page that lays runs side by side: --workdirs DIR DIR ... --out FILE
   export       write encoder, decoder and weights for use without this package, into the folder --out DIR
   describe     print layers, parameters, operations per step, bytes of state; needs --config, no --workdir
+  preflight    compile the training step for a TPU slice and print what each chip needs; likewise
 
+--topology T   the slice of preflight, such as v5e:16x16
 --out FILE     where the picture, the page or the numbers go, instead of into DIR
 --verbosity L  debug (with the libraries' logs and warnings) | info (default) | warning | error | fatal, or
                absl's numbers for these
---json         print one JSON object (evaluate, describe)
+--json         print one JSON object (evaluate, describe, preflight)
+--coordinator_address HOST:PORT --num_processes N --process_id I
+               train together with other processes, of which this is the I-th from 0; on TPU pods and under
+               Slurm --coordinator_address auto is enough
 --config.KEY   overrides a value of the config; ali_jax/config.py lists the keys
 """
 
 PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
-MODES = ("train", "evaluate", *PICTURES, "report", "compare", "export", "describe")
-
+UNTRAINED = ("describe", "preflight")  # modes that need a config alone
+MODES = ("train", "evaluate", *PICTURES, "report", "compare", "export", *UNTRAINED)
 
 VERBOSITY = {
     "debug": logging.DEBUG,
@@ -66,6 +71,10 @@ class Options(NamedTuple):
     json: bool
     config_file: str | None
     overrides: list[str]
+    topology: str = ""
+    coordinator: str = ""  # where the processes of the run meet; "" for one process
+    num_processes: int | None = None
+    process_id: int | None = None
     workdirs: tuple[Path, ...] = ()  # of the runs that are compared
     verbosity: int = logging.INFO  # absl's
 
@@ -85,6 +94,10 @@ def parse(arguments: Sequence[str]) -> Options:
     flags.DEFINE_string("out", None, "where the result goes", flag_values=values)
     flags.DEFINE_string("verbosity", "info", "how much is said", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
+    flags.DEFINE_string("topology", "", "a TPU slice", flag_values=values)
+    flags.DEFINE_string("coordinator_address", "", "where processes meet", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "which one this is", flag_values=values)
     try:
         rest = values(["ali_jax", *arguments], known_only=True)[1:]
     except flags.Error as error:
@@ -92,13 +105,14 @@ def parse(arguments: Sequence[str]) -> Options:
     for argument in rest:
         name = argument.partition("=")[0]
         if argument.startswith("-") and not _override_key(argument):
-            near = difflib.get_close_matches(
-                name.lstrip("-"), ["config", "workdir", "workdirs", "mode", "out", "json", "verbosity"], n=1
-            )
+            own = [flag for flag in values if flag != "flagfile" and flag != "undefok"]
+            near = difflib.get_close_matches(name.lstrip("-"), own, n=1)
             raise UsageError(f"There is no flag {name}.{f' Did you mean --{near[0]}?' if near else ''}")
-    if values.json and values.mode not in ("describe", "evaluate"):
-        raise UsageError(f"--json goes with --mode describe or evaluate, not with {values.mode}.")
-    if values.out is not None and values.mode in ("train", "describe"):
+    if values.json and values.mode not in (*UNTRAINED, "evaluate"):
+        raise UsageError(f"--json goes with --mode describe, preflight or evaluate, not with {values.mode}.")
+    if bool(values.topology) != (values.mode == "preflight"):
+        raise UsageError("--mode preflight and --topology, such as --topology v5e:16x16, go together.")
+    if values.out is not None and values.mode in ("train", *UNTRAINED):
         raise UsageError(f"--out goes with evaluate and the modes that draw, not with {values.mode}.")
     if (values.workdirs is not None) != (values.mode == "compare"):
         raise UsageError(
@@ -109,11 +123,29 @@ def parse(arguments: Sequence[str]) -> Options:
         return _comparison(values.workdirs, values.out, rest, verbosity)
     if values.mode == "train" and not values.config:
         raise UsageError("Give --config, such as --config experiments/digits.py.")
-    if not values.workdir and not (values.mode == "describe" and values.config):
+    if values.coordinator_address and values.mode != "train":
+        raise UsageError(f"--coordinator_address goes with --mode train, not with {values.mode}.")
+    if not values.coordinator_address and (values.num_processes, values.process_id) != (None, None):
+        raise UsageError("--num_processes and --process_id need --coordinator_address HOST:PORT.")
+    if values.mode == "preflight" and not values.config:
+        raise UsageError("Give --config, such as --config experiments/svhn.py.")
+    if not values.workdir and not (values.mode in UNTRAINED and values.config):
         raise UsageError("Give --workdir, the folder of the run.")
     out = _path(values.out) if values.out else None
     workdir = _path(values.workdir or ".")
-    return Options(values.mode, workdir, out, values.json, values.config, rest, verbosity=verbosity)
+    return Options(
+        values.mode,
+        workdir,
+        out,
+        values.json,
+        values.config,
+        rest,
+        values.topology,
+        values.coordinator_address,
+        values.num_processes,
+        values.process_id,
+        verbosity=verbosity,
+    )
 
 
 def _verbosity(text: str) -> int:
@@ -131,7 +163,8 @@ def _comparison(first: str, out: str | None, rest: Sequence[str], verbosity: int
     folders = tuple(map(_path, (first, *rest)))
     if len(folders) < 2:
         raise UsageError("--workdirs needs two folders or more, such as --workdirs runs/a runs/b.")
-    return Options("compare", folders[0], _path(out or "compare.html"), False, None, [], folders, verbosity)
+    page = _path(out or "compare.html")
+    return Options("compare", folders[0], page, False, None, [], workdirs=folders, verbosity=verbosity)
 
 
 def _path(text: str) -> Path:

@@ -7,7 +7,7 @@ misspelt one is an error. This module imports neither JAX nor the rest of the pa
 import difflib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
@@ -62,6 +62,7 @@ def base() -> Config:
     config.gradient = "auto"  # auto (one pass where exact) | one_pass | two_pullbacks
     config.loss = "ali"  # a function of ali_jax.losses
     config.labelled_weight = 1.0  # of the labelled term in config.loss = "semi_supervised"
+    config.instance_noise = 0.0  # std of noise on the x that D sees; it falls linearly to 0 at num_steps
     config.frozen = ()  # networks that are not trained, such as ("decoder",); they run as in evaluation
     config.init_from = ""  # the folder of a run whose trained decoder this one starts from
 
@@ -88,7 +89,9 @@ def base() -> Config:
     config.encoder.slope = 0.01  # of leaky_relu
     config.encoder.batch_norm = (True,)  # one for all layers, or one per layer
     config.encoder.init_std = 0.01  # of the weights; 0 = He initialisation
-    config.encoder.posterior = "gaussian"  # z = mu + sigma epsilon | noise: z = f(x, epsilon)
+    config.encoder.posterior = (
+        "gaussian"  # mu + sigma epsilon | noise: f(x, epsilon) | deterministic: mu, as BiGAN
+    )
     config.encoder.log_sigma_clip = ()  # (low, high)
     config.encoder.log_sigma_bias = 0.0  # initial value
     config.encoder.log_sigma_init = 1.0  # factor on the initial weights of log sigma
@@ -127,8 +130,14 @@ def base() -> Config:
     config.discriminator.x_pool = False  # average D(x)'s maps over space
     config.discriminator.blind = False  # D does not see z: a GAN
     config.discriminator.num_classes = 1  # K > 1: one logit per class, for config.loss = "semi_supervised"
+    config.discriminator.spectral_norm = False  # divide each kernel by its largest singular value
+    config.discriminator.packing = 1  # pairs that D judges at once; divides the batch (per device under pmap)
+    config.discriminator.z_everywhere = False  # a linear map of z before every nonlinearity, as in BiGAN
+    config.discriminator.unary_scores = False  # scores of x and of z alone, for penalties.unary_scores
+    config.discriminator.pair_layers = ()  # D(x, x'), for penalties.adversarial_cycle
 
     config.condition = ConfigDict()  # how networks take y
+    config.condition.size = 0  # A; 0 = as the data say
     config.condition.embedding = 0  # width of a linear embedding, as the authors' 256; 0 = y itself
     config.condition.learned = False  # each network learns its own; else one fixed random projection
 
@@ -139,6 +148,20 @@ def base() -> Config:
     config.penalties.r1.gamma_z = -1.0  # of its z part; negative = gamma
     config.penalties.r1.gamma_final = -1.0  # geometric annealing over num_steps; negative = constant
     config.penalties.r1.at = "encoder"  # encoder: (x, z_hat) | decoder: (x_tilde, z) | both | prior: (x, z)
+    config.penalties.cycle_x = ConfigDict()
+    config.penalties.cycle_x.weight = 0.0  # of |x - G_x(z_hat)|^2, summed over x (ALICE); 0 = off
+    config.penalties.cycle_z = ConfigDict()
+    config.penalties.cycle_z.weight = 0.0  # of |z - G_z(G_x(z))|^2, summed over z; 0 = off
+    config.penalties.cycle_z.sampled = (
+        False  # the code is a sample of q(z | x_tilde), else that at epsilon = 0
+    )
+    config.penalties.adversarial_cycle = ConfigDict()
+    config.penalties.adversarial_cycle.weight = 0.0  # of ALICE's (x, x) against (x, x_hat); needs pair_layers
+    config.penalties.unary_scores = ConfigDict()
+    config.penalties.unary_scores.weight = 0.0  # of BigBiGAN's hinges; needs discriminator.unary_scores
+    config.penalties.elbo = ConfigDict()
+    config.penalties.elbo.weight = 0.0  # of a variational autoencoder's loss; with config.loss = "none" alone
+    config.penalties.elbo.sigma = 1.0  # deviation of its likelihood, in units of x
 
     config.optimizer = ConfigDict()  # Adam, as in optax
     for player in ("generator", "discriminator"):  # generator: encoder and decoder
@@ -150,13 +173,25 @@ def base() -> Config:
     config.optimizer.constant_fraction = 1.0  # of num_steps at the full learning rate, then cosine
     config.optimizer.final_fraction = 0.0  # of the learning rate, reached at the end of the cosine
 
+    config.population = ConfigDict()  # runs that are trained at once
+    config.population.seeds = 0  # how many, with the seeds seed, seed + 1, ...; 0 = a single run
+    config.population.vary = ()  # in what they differ besides: (("optimizer.generator.b1", (0.2, 0.8)), ...)
+
     config.evaluators = ("samples", "reconstructions")  # functions of ali_jax.evaluate
     config.report = True  # whether report.html is written at the end
     config.evaluation = ConfigDict()
-    config.evaluation.num_samples = 10_000  # of class_kl
+    config.evaluation.num_samples = 10_000  # of class_kl, and at most of the Frechet distances
     config.evaluation.grid = (10, 10)  # rows, columns of pictures
     config.evaluation.num_pairs = 4  # rows of interpolations
     config.evaluation.num_interpolation_steps = 11
+    config.evaluation.num_codes = 10  # sampled per image, over which label_error_sampled averages
+    config.evaluation.svm_labels = 1000  # labelled examples of l2_svm, as many of every class
+    config.evaluation.svm_draws = 100  # draws of them that its test error is averaged over
+    config.evaluation.ladder_rows = 300  # test rows of the reconstruction ladder
+    config.evaluation.ladder_steps = 100  # of Adam on their codes
+    config.evaluation.inception_weights = (
+        ""  # .npz file for inception_distance; see ali_jax.metrics.inception
+    )
     return config.lock()
 
 
@@ -185,12 +220,60 @@ def stable_recipe(config: Config) -> None:
         adam.b2 = 0.99
 
 
+def semi_supervised_recipe(config: Config, maps: int) -> None:
+    """Set the networks and the optimiser of semi-supervised ALI, in place; `maps` is D's first width.
+
+    As in OpenAI's improved-gan script for 32x32 images, from which the paper's unpublished experiment was
+    made: D(x) of nine convolutions with a mean over space, dropout of 0.2 on its input and 0.5 after each
+    halving, a decoder from 512 maps at 4x4, Adam with 3e-4 and b1 = 0.5, constant for two thirds of the steps
+    and then falling, averaged parameters. Ours: the tower for z, an encoder that mirrors the decoder, kernels
+    of 4x4 where theirs are 5x5, He initialisation of D instead of weight normalisation, and a cosine where
+    theirs is a line.
+    """
+    config.ema_decay = 0.9999
+    config.loss = "semi_supervised"
+    config.latent_dim = 100
+    config.encoder.layers = ((4, 2, 128, 1), (4, 2, 256, 1), (4, 2, 512, 1), (4, 1, 512))
+    config.encoder.activation = "relu"
+    config.decoder.layers = ((4, 1, 512), (4, 2, 256, 1), (4, 2, 128, 1), (4, 2, 64, 1))
+    config.decoder.activation = "relu"
+    config.discriminator.x_layers = (
+        *((3, 1, maps, 1), (3, 1, maps, 1), (3, 2, maps, 1)),
+        *((3, 1, 2 * maps, 1), (3, 1, 2 * maps, 1), (3, 2, 2 * maps, 1)),
+        *((3, 1, 2 * maps), (1, 1, 2 * maps), (1, 1, 2 * maps)),
+    )
+    config.discriminator.x_pool = True
+    config.discriminator.x_batch_norm = (False,)
+    config.discriminator.x_dropout = (0.2, 0.0, 0.0, 0.5, 0.0, 0.0, 0.5, 0.0, 0.0)
+    config.discriminator.z_layers = (2 * maps, 2 * maps)
+    config.discriminator.z_bias = True
+    config.discriminator.joint_layers = (4 * maps,)
+    config.discriminator.slope = 0.2
+    config.discriminator.init_std = 0.0  # He
+    config.encoder.init_std = config.decoder.init_std = 0.05
+    for adam in (config.optimizer.generator, config.optimizer.discriminator):
+        adam.learning_rate = 3e-4
+    config.optimizer.constant_fraction = 2 / 3
+
+
 def flat(config: Config, prefix: str = "") -> dict[str, Any]:
     """Return the values by their dotted keys, such as `optimizer.generator.b1`."""
     values = {}
     for key, value in config.items():
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
     return values
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return a copy with other values by dotted keys, of any type: JAX's tracers too."""
+    copy = ConfigDict(config.to_dict(), type_safe=False)
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        section: Any = copy
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return copy
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -216,7 +299,7 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"The configuration is no JSON: {error}.") from None
     if not isinstance(values, dict):
         raise ValueError("The configuration is no JSON object.")
@@ -251,8 +334,10 @@ def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
     The keys in `FREE` may differ, and num_steps may grow where no schedule depends on it.
     """
-    scheduled = old.optimizer.constant_fraction < 1 or (
-        old.penalties.r1.gamma > 0 <= old.penalties.r1.gamma_final
+    scheduled = (
+        old.optimizer.constant_fraction < 1
+        or old.instance_noise > 0
+        or (old.penalties.r1.gamma > 0 <= old.penalties.r1.gamma_final)
     )
     found = differences(old, new)
     if not scheduled and new.num_steps > old.num_steps:
@@ -279,6 +364,11 @@ def validate(config: Config) -> None:
         "evaluation.num_samples",
         "evaluation.num_pairs",
         "evaluation.num_interpolation_steps",
+        "evaluation.num_codes",
+        "evaluation.svm_labels",
+        "evaluation.svm_draws",
+        "evaluation.ladder_rows",
+        "evaluation.ladder_steps",
     ):
         _require(0 < values[key] < 2**31, key, values[key], "it must be positive and below 2^31")
     for player in ("generator", "discriminator"):
@@ -290,9 +380,19 @@ def validate(config: Config) -> None:
             _require(0 <= values[name] < 1, name, values[name], "it must lie in [0, 1)")
     for key in (
         "evaluate_every",
+        "dataset.labelled",
+        "condition.size",
+        "condition.embedding",
+        "population.seeds",
+        "labelled_weight",
         "dataset.dequantize",
         "dataset.device_bytes",
+        "instance_noise",
         "penalties.r1.gamma",
+        "penalties.cycle_x.weight",
+        "penalties.cycle_z.weight",
+        "penalties.adversarial_cycle.weight",
+        "penalties.unary_scores.weight",
         "optimizer.constant_fraction",
         "optimizer.final_fraction",
     ):
@@ -320,7 +420,27 @@ def validate(config: Config) -> None:
     )
     names = tuple(config.evaluators)
     _require(all(isinstance(n, str) for n in names), "evaluators", names, "it must be names of evaluators")
+    frozen = tuple(config.frozen)
+    roles = ("encoder", "decoder", "discriminator")
+    _require(set(frozen) <= set(roles), "frozen", frozen, f"it may name {', '.join(roles)}")
+    _require(
+        "decoder" not in frozen or bool(config.init_from),
+        "frozen",
+        frozen,
+        "a decoder that is not trained needs config.init_from, the folder of the run that trained it",
+    )
+    _check_labelled(config)
     _check_intervals(config)
+
+
+def _check_labelled(config: Config) -> None:
+    semi, labelled = config.loss == "semi_supervised", config.dataset.labelled
+    if semi != bool(labelled):
+        raise ValueError(
+            f"config.loss is {config.loss!r} and config.dataset.labelled {labelled}: the loss "
+            "'semi_supervised' needs labelled rows, for example --config.dataset.labelled=1000, and no other "
+            "loss uses them."
+        )
 
 
 def _check_intervals(config: Config) -> None:

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from ali_jax import data, model, networks, train
 from ali_jax.config import Config
-from ali_jax.game import named_loss
 from ali_jax.types import ALI, Batch, Networks, PyTree, TrainState
 
 
@@ -21,6 +20,7 @@ def describe(config: Config) -> dict[str, Any]:
 
     Returns:
       parameters: numbers of trained parameters, by network.
+      frozen_parameters: of the projection of conditions that all networks share and none trains.
       flops_per_step: floating-point operations of one training step at the config's batch: XLA's
         `cost_analysis` of the program compiled for a CPU, convolutions as XLA has them, without a loop.
       state_bytes: size of the TrainState.
@@ -34,16 +34,38 @@ def describe(config: Config) -> dict[str, Any]:
     native.lowering = "native"
     ali = networks.build(native, x_shape=shape)
     tx = train.make_optimizer(config)
-    x: Any = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
-    batch = Batch(x)
+    batch = abstract_batch(config, shape)
     init = partial(train.init_state, ali, tx, ema=config.ema_decay > 0)
     state = jax.eval_shape(init, jax.random.PRNGKey(0), batch)
     return {
         "parameters": {role: _size(params) for role, params in state.variables.params._asdict().items()},
+        "frozen_parameters": _frozen_parameters(config),
         "flops_per_step": float(compile_step(config, ali, state, batch).cost_analysis()["flops"]),
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
-        "layers": layers(ali, state, shape),
+        "layers": layers(ali, state, batch),
     }
+
+
+def abstract_batch(config: Config, shape: tuple[int, ...]) -> Batch:
+    """Return the shapes of a step's batch, for data of this shape.
+
+    Raises:
+      ValueError: the networks are conditional, and the config does not say on how many numbers.
+    """
+
+    def rows(*axes: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((config.batch_size * (2 if semi else 1), *axes), dtype)
+
+    semi = config.loss == "semi_supervised"
+    conditional, size = config.dataset.conditional, config.condition.size
+    if conditional and not size:
+        raise ValueError("The networks are conditional: set config.condition.size, the number of conditions.")
+    return Batch(rows(*shape), rows(size) if conditional else None, rows(dtype=jnp.int32) if semi else None)
+
+
+def _frozen_parameters(config: Config) -> int:
+    is_frozen = config.dataset.conditional and not config.condition.learned
+    return (config.condition.size + 1) * config.condition.embedding if is_frozen else 0
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
@@ -64,10 +86,12 @@ def data_shape(config: Config) -> tuple[int, ...]:
         ) from None
 
 
-def layers(ali: ALI, state: TrainState, shape: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
+def layers(ali: ALI, state: TrainState, batch: Batch) -> dict[str, list[dict[str, Any]]]:
     """List the layers of each network that have parameters: name, output shape of one example, parameters."""
-    x, z = jnp.zeros((1, *shape)), jnp.zeros((1, model.latent_dim(ali)))
-    arguments = Networks((x, z), (z,), (x, z))
+    rows = getattr(ali.discriminator, "packing", 1)
+    x, y = (None if a is None else jnp.zeros((rows, *a.shape[1:])) for a in (batch.x, batch.y))
+    z = jnp.zeros((rows, model.latent_dim(ali)))
+    arguments = Networks((x, z, y), (z, y), (x, z, y))
     found = {}
     for role, module, inputs, params, stats in zip(
         Networks._fields, ali, arguments, *state.variables, strict=True
@@ -87,19 +111,24 @@ def layers(ali: ALI, state: TrainState, shape: tuple[int, ...]) -> dict[str, lis
 
 def compile_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> Any:
     """Compile one training step for a CPU as one program without a loop: to count, not to run."""
-    step = partial(
-        train.train_step,
-        ali,
-        train.make_optimizer(config),
-        named_loss(config.loss),
-        train.make_penalties(config),
-        ema_decay=config.ema_decay,
-        gradient=config.gradient,
-    )
     # Optimising the machine code changes no operation that is counted, and takes most of the time.
     options = {"xla_backend_optimization_level": 0}
     with jax.default_device(jax.devices("cpu")[0]):
-        return jax.jit(step, compiler_options=options).lower(state, batch).compile()
+        return jax.jit(training_step(config, ali), compiler_options=options).lower(state, batch).compile()
+
+
+def training_step(config: Config, ali: ALI) -> Callable:
+    """Return the `(state, batch) -> (state, metrics)` that a run of this config takes."""
+    return partial(
+        train.train_step,
+        ali,
+        train.make_optimizer(config),
+        train.make_loss(config),
+        train.make_penalties(config),
+        ema_decay=config.ema_decay,
+        gradient=config.gradient,
+        augment=train.make_augment(config),
+    )
 
 
 def show(description: dict[str, Any]) -> None:
@@ -113,6 +142,8 @@ def show(description: dict[str, Any]) -> None:
             table.add_row(row["name"], " x ".join(map(str, row["output"])), f"{row['parameters']:,}")
         console.print(table)
     console.print(f"parameters       {sum(description['parameters'].values()):,}")
+    if description["frozen_parameters"]:
+        console.print(f"frozen           {description['frozen_parameters']:,}")
     console.print(f"FLOPs per step   {description['flops_per_step']:.4g}")
     console.print(f"bytes of state   {description['state_bytes']:,}")
 
@@ -120,7 +151,7 @@ def show(description: dict[str, Any]) -> None:
 def _note(calls: list, call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
     """Call a module's method and note its path and the shape of one example of its output."""
     output = call(*args, **kwargs)
-    if context.method_name == "__call__" and context.module.path:
+    if context.method_name == "__call__" and context.module.path and output is not None:
         calls.append((context.module.path, list(output.shape[1:])))
     return output
 

@@ -78,6 +78,32 @@ def output_size(size: int, layers: Sequence[Layer], *, transpose: bool = False) 
     return size
 
 
+class SpectralNorm(nn.Module):
+    """Divide a kernel [..., F] by its largest singular value, as one step of power iteration estimates it.
+
+    sigma = v W u with v = W u / |W u| and u = W' v / |W' v|, constants, for W of shape [inputs, F] (Miyato et
+    al., 2018). The vector u is kept among the batch statistics, though it depends on no batch; it moves in
+    training, where these may change, so by one step per training step however often a network is called.
+    """
+
+    @nn.compact
+    def __call__(self, kernel: Array, *, train: bool) -> Array:
+        w = kernel.reshape(-1, kernel.shape[-1])
+        start = lambda: jax.random.normal(self.make_rng("params"), w.shape[-1:], w.dtype)  # noqa: E731
+        kept = self.variable("batch_stats", "u", start)
+        fixed, u = jax.lax.stop_gradient(w), _unit(kept.value)
+        v = _unit(fixed @ u)
+        if train:
+            u = _unit(v @ fixed)
+            if self.is_mutable_collection("batch_stats"):
+                kept.value = u
+        return kernel / (v @ (w @ u))
+
+
+def _unit(v: Array) -> Array:
+    return v / jnp.maximum(jnp.linalg.norm(v), 1e-12)
+
+
 class Convolution(nn.Module):
     """A (transposed) convolution without bias: [B, H, W, C] -> [B, H', W', maps]."""
 
@@ -89,11 +115,14 @@ class Convolution(nn.Module):
     init_std: float = 0.01
     lowering: convolutions.Lowering = "native"
     dtype: Any = jnp.float32
+    spectral_norm: bool = False
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Array, *, train: bool = False) -> Array:
         shape = (self.kernel, self.kernel, h.shape[-1], self.maps)
         kernel = self.param("kernel", initializer(self.init_std), shape)
+        if self.spectral_norm:
+            kernel = SpectralNorm(name="spectral")(kernel, train=train)
         apply = convolutions.conv_transpose if self.transpose else convolutions.conv
         return apply(
             h.astype(self.dtype),
@@ -110,11 +139,14 @@ class Dense(nn.Module):
     width: int
     init_std: float = 0.01
     dtype: Any = jnp.float32
+    spectral_norm: bool = False
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Array, *, train: bool = False) -> Array:
         h = h.reshape(h.shape[0], -1)
         kernel = self.param("kernel", initializer(self.init_std), (h.shape[-1], self.width))
+        if self.spectral_norm:
+            kernel = SpectralNorm(name="spectral")(kernel, train=train)
         return h.astype(self.dtype) @ kernel.astype(self.dtype)
 
 
@@ -219,8 +251,9 @@ class Dropout(nn.Module):
 class Stack(nn.Module):
     """Layers in order, each: dropout on its input, linear map, batch norm or bias, dropout, activation.
 
-    A layer with batch norm has no bias. A vector is a 1x1 map to a convolution. What an activation receives
-    is sown as the intermediate `pre_activation`.
+    A layer with batch norm has no bias. A vector is a 1x1 map to a convolution. What is `beside` the input,
+    [B, F], reaches every layer: a linear map of it is added after batch norm or bias. What an activation
+    receives is sown as the intermediate `pre_activation`.
     """
 
     layers: tuple[Layer, ...]
@@ -234,9 +267,10 @@ class Stack(nn.Module):
     lowering: convolutions.Lowering = "native"
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    spectral_norm: bool = False
 
     @nn.compact
-    def __call__(self, h: Array, *, train: bool) -> Array:
+    def __call__(self, h: Array, *, train: bool, beside: Array | None = None) -> Array:
         count = len(self.layers)
         settings = zip(
             self.layers,
@@ -249,19 +283,27 @@ class Stack(nn.Module):
             if h.ndim == 2 and not isinstance(layer, int):
                 h = h[:, None, None, :]
             h = Dropout(dropout)(h, train=train)
-            h = self._linear(layer, i)(h)
+            h = self._linear(layer, f"layer_{i}")(h, train=train)
             if batch_norm:
                 norm = BatchNorm(self.axis_name, self.dtype, name=f"norm_{i}")
                 h = norm(h, train=train)
             elif self.bias:
                 h = Bias(h.shape[-1:], name=f"bias_{i}")(h)
+            if beside is not None:
+                added = self._linear(h.shape[-1], f"beside_{i}")(beside, train=train)
+                h = h + added.reshape(-1, *(1,) * (h.ndim - 2), h.shape[-1])
             h = Dropout(dropout_after)(h, train=train)
             self.sow("intermediates", "pre_activation", h)
             h = self.activation(h)
         return h
 
-    def _linear(self, layer: Layer, i: int) -> nn.Module:
-        shared = {"init_std": self.init_std, "dtype": self.dtype, "name": f"layer_{i}"}
+    def _linear(self, layer: Layer, name: str) -> nn.Module:
+        shared = {
+            "init_std": self.init_std,
+            "dtype": self.dtype,
+            "spectral_norm": self.spectral_norm,
+            "name": name,
+        }
         if isinstance(layer, int):
             return Dense(layer, **shared)
         return Convolution(*layer, transpose=self.transpose, lowering=self.lowering, **shared)

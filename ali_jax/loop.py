@@ -5,6 +5,7 @@ The only place where a game meets files, signals and the clock.
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -24,13 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from clu import parameter_overview
-from jax.sharding import NamedSharding, PartitionSpec
 
 import ali_jax
-from ali_jax import checkpoint, data, train
+from ali_jax import checkpoint, data, hosts, population
 from ali_jax import config as configs
 from ali_jax.config import Config
-from ali_jax.game import Game, abstract_state, check_names, evaluate, initial_state, prepare
+from ali_jax.game import (
+    Game,
+    abstract_state,
+    check_names,
+    evaluate,
+    initial_state,
+    make_call,
+    make_feed,
+    prepare,
+)
 from ali_jax.report.write import write_report
 from ali_jax.types import Array, TrainState
 from ali_jax.workdir import (
@@ -40,6 +49,7 @@ from ali_jax.workdir import (
     is_finished,
     locked,
     note_sitting,
+    remove_leftovers,
     under_way,
     with_known_shape,
     write_text,
@@ -75,7 +85,7 @@ def run(config: Config, workdir: Path, *, started: float | None = None, verbosit
     check_writable(workdir)
     config = with_known_shape(config, workdir)
     with contextlib.ExitStack() as stack:
-        if workdir.exists():
+        if held := workdir.exists():
             stack.enter_context(_held(workdir))
             check_same_run(config, workdir)
             if is_finished(config, workdir):
@@ -83,10 +93,11 @@ def run(config: Config, workdir: Path, *, started: float | None = None, verbosit
                     print(f"{workdir} holds this run, finished: nothing to do. {_where(workdir)}")
                 return 0
         game = prepare(config)
-        if not workdir.exists():
+        if not held:  # nor may another process have begun there meanwhile
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_held(workdir))
-        with under_way():
+            check_same_run(config, workdir)
+        with under_way(), hosts.device_errors():
             status = _train(game, workdir, clock, verbosity)
     if status == 0 and jax.process_index() == 0 and verbosity >= logging.INFO:
         print(f"Trained {config.num_steps} steps. {_where(workdir)}")
@@ -146,6 +157,7 @@ class _Session(NamedTuple):
     reporter: Reporter
     clock: _Clock
     stops: list[int]  # signals received
+    diverged: set[int]  # members of a population whose losses are no numbers any more
 
 
 def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
@@ -159,16 +171,18 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
         stack.callback(reporter.close)
         reporter.say(_sources(game.dataset))
         manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
-        stack.callback(manager.close)
+        stack.push(lambda *error: checkpoint.close(manager, failed=error[0] is not None))
         state = _first_state(game, manager, reporter, clock)
         step = int(state.step)
         if main:
+            remove_leftovers(workdir)
             write_text(workdir / "config.json", configs.to_json(_resolved(game)))
             (workdir / "summary.json").unlink(missing_ok=True)  # that of fewer steps
             note_sitting(workdir, from_step=step, **_circumstances(game))
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
-        feed = stack.enter_context(contextlib.closing(_make_feed(game)))
-        session = _Session(game, manager, records, reporter, clock, stack.enter_context(_signals()))
+        feed = stack.enter_context(contextlib.closing(make_feed(game)))
+        stops = stack.enter_context(_signals())
+        session = _Session(game, manager, records, reporter, clock, stops, set())
         reporter.start(step)
 
         calls: dict[int, Any] = {}  # compiled, by the number of steps that they take
@@ -177,10 +191,13 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
             if _is_due(config, "evaluate_every", step):
                 _assess(session, state)
             count = min(config.steps_per_call - step % config.steps_per_call, config.num_steps - step)
+            if hosts.preempted(step, count):
+                session.stops.append(signal.SIGTERM)
+                break
             new = count not in calls
             if new:
                 pending = _settle(session, pending)
-                calls[count] = _make_call(game, feed, count)
+                calls[count] = make_call(game, feed, count)
             state, metrics = calls[count](state, feed.load(step, count))
             _settle(session, pending)
             step += count
@@ -194,7 +211,7 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
         _save(session, state)
         if not session.stops:
             _assess(session, state)
-        manager.wait_until_finished()
+        checkpoint.wait(manager)
         if main:
             end = f"signal {session.stops[0]}" if session.stops else "done"
             note_sitting(workdir, to_step=step, end=end, seconds=time.monotonic() - clock.started)
@@ -222,6 +239,8 @@ def _resolved(game: Game) -> Config:
     config = game.config.copy_and_resolve_references()
     if config.dataset.path:
         config.dataset.path = os.path.abspath(os.path.expanduser(config.dataset.path))
+    if config.init_from:
+        config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
     config.dataset.shape = game.dataset.train.shape
     return config
 
@@ -241,51 +260,22 @@ def _first_state(game: Game, manager: Any, reporter: Reporter, clock: _Clock) ->
     return state
 
 
-def _make_feed(game: Game) -> data.Feed:
-    config, split = game.config, game.dataset.train
-    spec = PartitionSpec(None, train.AXIS) if config.parallel == "mesh" else PartitionSpec()
-    return data.make_feed(
-        split,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        scale=game.dataset.scale,
-        dequantize=config.dataset.dequantize,
-        kind=config.dataset.feed,
-        device_bytes=config.dataset.device_bytes,
-        sharding=game.replicated,
-        batch_sharding=NamedSharding(game.mesh, spec),
-    )
-
-
-def _make_call(game: Game, feed: data.Feed, steps: int) -> Any:
-    config = game.config
-    return train.make_train_step(
-        game.ali,
-        game.tx,
-        game.loss,
-        game.penalties,
-        feed=feed,
-        steps=steps,
-        mesh=game.mesh,
-        parallel=config.parallel,
-        ema_decay=config.ema_decay,
-        gradient=config.gradient,
-    )
-
-
 def _settle(session: _Session, call: _Call | None) -> None:
     """Wait for a call, show and log its metrics where they are due, and stop at a loss that is no number."""
     if call is None:
         return
     config, clock, reporter = session.game.config, session.clock, session.reporter
-    metrics = {key: float(value) for key, value in jax.device_get(call.metrics).items()}
-    clock.tick(call.count * config.batch_size, timed=call.timed)
-    finite_steps = int(metrics.pop("finite_steps"))
-    if finite_steps < call.count:
-        bad = ", ".join(
-            f"{k} is {v}" for k, v in metrics.items() if k.startswith("loss/") and not np.isfinite(v)
-        )
-        _diverged(session, call.step - call.count + finite_steps + 1, bad)
+    values = jax.device_get(call.metrics)
+    clock.tick(call.count * _images_per_step(session.game), timed=call.timed)
+    finite_steps = np.atleast_1d(values.pop("finite_steps"))
+    if (finite_steps < call.count).all():
+        lost = [k for k, v in values.items() if k.startswith("loss/") and not np.isfinite(v).any()]
+        bad = ", ".join(f"{k} is {np.ravel(values[k])[0]}" for k in lost)
+        _diverged(session, call.step - call.count + int(finite_steps.max()) + 1, bad)
+    for k in set(np.flatnonzero(finite_steps < call.count).tolist()) - session.diverged:
+        session.diverged.add(k)
+        reporter.say(f"Member {k} has diverged by step {call.step}; the others go on.")
+    metrics = {key: float(np.nanmean(value)) for key, value in values.items()}
     if clock.first_call:
         clock.first_call = False
         seconds = time.monotonic() - clock.started
@@ -294,20 +284,24 @@ def _settle(session: _Session, call: _Call | None) -> None:
         )
     reporter.progress(call.step, metrics, clock.images_per_second)
     if _is_due(config, "log_every", call.step):
-        session.records.scalars(call.step, metrics, images_per_second=clock.images_per_second)
-        reporter.log(
-            call.step, metrics, clock.images_per_second, (config.num_steps - call.step) * config.batch_size
-        )
+        logged = metrics
+        if session.game.members:
+            members = range(len(session.game.members))
+            logged = population.spread([{key: value[k] for key, value in values.items()} for k in members])
+        session.records.scalars(call.step, logged, images_per_second=clock.images_per_second)
+        left = (config.num_steps - call.step) * _images_per_step(session.game)
+        reporter.log(call.step, metrics, clock.images_per_second, left)
 
 
 def _save(session: _Session, state: TrainState) -> None:
-    if not _all_finite(state):
+    if not _finite(state, bool(session.game.members)):
         _diverged(session, int(state.step), "a parameter is not finite")
+    session.records.sync()
     checkpoint.save(session.manager, state, session.clock.now())
 
 
 def _diverged(session: _Session, step: int, what: str) -> NoReturn:
-    session.manager.wait_until_finished()
+    checkpoint.wait(session.manager)
     saved = session.manager.latest_step()
     kept = (
         "No checkpoint was saved before"
@@ -320,10 +314,12 @@ def _diverged(session: _Session, step: int, what: str) -> NoReturn:
     )
 
 
-@jax.jit
-def _all_finite(state: TrainState) -> Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _finite(state: TrainState, members: bool) -> Array:
+    """Tell whether all numbers of the state, or of one member's at least, are finite."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
+    finite = [jnp.isfinite(leaf).reshape(leaf.shape[0] if members else 1, -1).all(axis=1) for leaf in leaves]
+    return jnp.stack(finite).all(axis=0).any()
 
 
 def _assess(session: _Session, state: TrainState) -> None:
@@ -345,13 +341,14 @@ def _assess(session: _Session, state: TrainState) -> None:
     session.records.images(step, images)
     session.records.scalars(step, scalars)
     if scalars:
-        session.reporter.table(f"Evaluation at step {step}", scalars)
+        shown = {name: value for name, value in scalars.items() if not population.is_of_member(name)}
+        session.reporter.table(f"Evaluation at step {step}", shown)
     session.clock.restart()
 
 
 def _write_summary(session: _Session, workdir: Path) -> None:
     config, clock = session.game.config, session.clock.now()
-    images = config.num_steps * config.batch_size
+    images = config.num_steps * _images_per_step(session.game)
     timed = clock["timed_images"] / clock["timed_seconds"] if clock["timed_seconds"] else None
     summary = {
         "step": config.num_steps,
@@ -361,6 +358,10 @@ def _write_summary(session: _Session, workdir: Path) -> None:
         "metrics": evaluation_at(session.records.rows, config.num_steps),
     }
     write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _images_per_step(game: Game) -> int:
+    return game.config.batch_size * max(len(game.members), 1)
 
 
 def _write_report(session: _Session, state: TrainState, workdir: Path) -> None:
@@ -407,7 +408,8 @@ def _where(workdir: Path) -> str:
 def _signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list; a second one ends the process at once."""
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    alone = jax.process_count() == 1  # of several processes all must stop at one step: `hosts.preempted`
+    numbers = (signal.SIGINT, signal.SIGTERM) if alone else ()
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)

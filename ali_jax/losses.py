@@ -1,12 +1,14 @@
 """What the two players minimise: functions `(logits, batch) -> (Losses, metrics)`.
 
-The public functions of this module are what `config.loss` may name.
+The public functions of this module are what `config.loss` may name. On logits of shape [B] each of them gives
+a logit one cotangent per player, so that one pass through D serves both (docs/performance.md). Equations and
+sources stand in docs/variants.md.
 """
 
 import jax
 import jax.numpy as jnp
 
-from ali_jax.types import Batch, Logits, Losses, Metrics
+from ali_jax.types import Array, Batch, Logits, Losses, Metrics
 
 
 def ali(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
@@ -23,3 +25,122 @@ def ali(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
         "accuracy/sample": jnp.mean(jax.nn.sigmoid(-logits.p)),
     }
     return Losses(generator, discriminator), metrics
+
+
+def semi_supervised(
+    logits: Logits, batch: Batch, *, weight: float = 1.0, axis_name: str | None = None
+) -> tuple[Losses, Metrics]:
+    """Return the losses of ALI with a discriminator of K + 1 classes (paper, section 4.4).
+
+    Its logits l are [B, K]; the class of decoder pairs has the logit 0. With s = logsumexp_k l_k
+
+        L_D = mean_unlabelled softplus(-s_q) + mean softplus(s_p) + weight mean_labelled(s_q - l_y)
+        L_G = mean_unlabelled softplus(s_q) + mean softplus(-s_p)
+
+    so that encoder and decoder play the ordinary swap, and the labelled term reaches D only. With K = 1 it is
+    constant and the rest is `ali`.
+
+    Args:
+      logits: of K classes, or [B] for K = 1.
+      batch: `label` [B] tells the labelled encoder pairs from the others, which have -1.
+      weight: of the labelled term; improved-gan's factor 1/2 on the others is a weight of 2 here.
+      axis_name: the named axis over which the batch is split; the numbers of rows are summed over it.
+
+    Raises:
+      ValueError: the batch has no labels.
+    """
+    if batch.label is None:
+        raise ValueError("semi_supervised needs batch.label: -1 for rows without a label.")
+    q, p = (s if s.ndim == 2 else s[:, None] for s in logits)
+    s_q, s_p = (jax.nn.logsumexp(s, axis=-1) for s in (q, p))
+    labelled = batch.label >= 0
+
+    def mean(values: Array, chosen: Array) -> Array:
+        count = jnp.sum(chosen)
+        count = count if axis_name is None else jax.lax.pmean(count, axis_name)
+        return jnp.sum(jnp.where(chosen, values, 0)) / jnp.maximum(count, 1)
+
+    of_label = jnp.take_along_axis(q, jnp.maximum(batch.label, 0)[:, None], axis=-1)[:, 0]
+    supervised = mean(s_q - of_label, labelled)
+    discriminator = mean(jax.nn.softplus(-s_q), ~labelled) + jnp.mean(jax.nn.softplus(s_p))
+    generator = mean(jax.nn.softplus(s_q), ~labelled) + jnp.mean(jax.nn.softplus(-s_p))
+    metrics = {
+        "accuracy/data": mean(jax.nn.sigmoid(s_q), ~labelled),
+        "accuracy/sample": jnp.mean(jax.nn.sigmoid(-s_p)),
+        "accuracy/label": mean((jnp.argmax(q, axis=-1) == batch.label).astype(s_q.dtype), labelled),
+        "loss/labelled": supervised,
+    }
+    return Losses(generator, discriminator + weight * supervised), metrics
+
+
+def hinge(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
+    """Return the hinge losses (Lim and Ye, 2017) of joint pairs, as BigBiGAN has them.
+
+    L_D = mean max(0, 1 - s_q) + mean max(0, 1 + s_p), L_G = mean s_q - mean s_p.
+    """
+    del batch
+    discriminator = jnp.mean(jax.nn.relu(1 - logits.q)) + jnp.mean(jax.nn.relu(1 + logits.p))
+    generator = jnp.mean(logits.q) - jnp.mean(logits.p)
+    return Losses(generator, discriminator), _accuracy(logits.q, logits.p)
+
+
+def least_squares(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
+    """Return the least-squares losses (Mao et al., 2017), with targets 1 and -1, which the generator swaps.
+
+    L_D = (mean (s_q - 1)^2 + mean (s_p + 1)^2) / 2, L_G = (mean (s_q + 1)^2 + mean (s_p - 1)^2) / 2.
+    """
+    del batch
+
+    def distance(q: float, p: float) -> Array:
+        return 0.5 * (jnp.mean(jnp.square(logits.q - q)) + jnp.mean(jnp.square(logits.p - p)))
+
+    return Losses(distance(-1.0, 1.0), distance(1.0, -1.0)), _accuracy(logits.q, logits.p)
+
+
+def relativistic(logits: Logits, batch: Batch, *, axis_name: str | None = None) -> tuple[Losses, Metrics]:
+    """Return the relativistic average losses (Jolicoeur-Martineau, 2018): ALI's, each kind against the other.
+
+    ALI's losses of s_q - mean s_p in place of s_q, and of s_p - mean s_q in place of s_p.
+
+    Args:
+      logits: of shape [B].
+      batch: not used.
+      axis_name: the named axis over whose devices the two means are taken, where the batch is split over one.
+    """
+    q = logits.q - _mean(logits.p, axis_name)
+    p = logits.p - _mean(logits.q, axis_name)
+    return ali(Logits(q, p), batch)[0], _accuracy(q, p)
+
+
+def relativistic_pairs(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
+    """Return the relativistic losses of couples: the i-th pair of one kind against the i-th of the other.
+
+    L_D = mean softplus(s_p - s_q), L_G = mean softplus(s_q - s_p) (Jolicoeur-Martineau, 2018).
+    """
+    del batch
+    margin = logits.q - logits.p
+    losses = Losses(jnp.mean(jax.nn.softplus(margin)), jnp.mean(jax.nn.softplus(-margin)))
+    return losses, _accuracy(margin, -margin)
+
+
+def none(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
+    """Return two zeros: the game of baselines whose losses are penalties alone."""
+    del batch
+    zero = jnp.zeros((), logits.q.dtype)
+    return Losses(zero, zero), {}
+
+
+def _accuracy(q: Array, p: Array) -> Metrics:
+    """Return how often D is on the right side of zero, on either kind of pair."""
+    return {
+        "accuracy/data": jnp.mean((q > 0).astype(q.dtype)),
+        "accuracy/sample": jnp.mean((p < 0).astype(p.dtype)),
+    }
+
+
+def _mean(s: Array, axis_name: str | None) -> Array:
+    """Return the mean over the batch, which may be split over a named axis: sum over sum."""
+    total, count = jnp.sum(s), jnp.asarray(s.size, s.dtype)
+    if axis_name is not None:
+        total, count = jax.lax.psum((total, count), axis_name)
+    return total / count

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,9 @@ from pathlib import Path
 from absl import logging as absl_logging
 
 from ali_jax import config as configs
-from ali_jax.command import PICTURES, USAGE, Options, UsageError, load_config, override, parse
+from ali_jax.command import PICTURES, UNTRAINED, USAGE, Options, UsageError, load_config, override, parse
 from ali_jax.config import Config
+from ali_jax.escape import printable
 from ali_jax.workdir import (
     RunError,
     check_same_run,
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except RunError as error:
         return _fail(str(error), 1)
+    except MemoryError as error:
+        return _fail(f"The memory does not suffice: {error}".rstrip(": "), 1)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
 
@@ -58,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: Options) -> int:
     if options.mode == "compare":
         return _compare(options)
-    trained = options.mode not in ("train", "describe")
+    trained = options.mode not in ("train", *UNTRAINED)
     config = load_config(options.config_file) if options.config_file else read_config(options.workdir)
     override(config, options.overrides)
     configs.validate(config)
-    if options.mode != "describe":
+    if options.mode not in UNTRAINED:
         config = with_known_shape(config, options.workdir)
     if options.mode == "train":
         check_same_run(config, options.workdir)
@@ -73,7 +77,7 @@ def _run(options: Options) -> int:
     if path and _needs_data(config, options) and not os.path.exists(os.path.expanduser(path)):
         raise UsageError(f"config.dataset.path is {path!r}: there is no such file or folder.")
 
-    _set_up_jax(options.mode)
+    _set_up_jax(options)
     from ali_jax.data import DataError
 
     try:
@@ -88,7 +92,7 @@ def _needs_data(config: Config, options: Options) -> bool:
     """Tell whether the mode opens the data set; where it describes, draws images or finds all done, not."""
     if options.mode == "train":
         return not is_finished(config, options.workdir)
-    return options.mode != "describe" and not _draws_from_prior(config, options)
+    return options.mode not in UNTRAINED and not _draws_from_prior(config, options)
 
 
 def _draws_from_prior(config: Config, options: Options) -> bool:
@@ -110,6 +114,17 @@ def _describe(config: Config, options: Options) -> int:
         print(json.dumps(description))
     else:
         show(description)
+    return 0
+
+
+def _preflight(config: Config, options: Options) -> int:
+    from ali_jax.preflight import preflight, show
+
+    report = preflight(config, options.topology)
+    if options.json:
+        print(json.dumps(report))
+    else:
+        show(report)
     return 0
 
 
@@ -186,6 +201,7 @@ _MODES = {
     "report": _report,
     "export": _export,
     "describe": _describe,
+    "preflight": _preflight,
     **dict.fromkeys(PICTURES, _picture),
 }
 
@@ -232,11 +248,11 @@ def _images(options: Options) -> Path:
     return folder
 
 
-def _set_up_jax(mode: str) -> None:
-    """Choose the platform, and keep compiled programs in the user's cache."""
+def _set_up_jax(options: Options) -> None:
+    """Choose the platform, keep compiled programs in the user's cache, meet other processes."""
     import jax
 
-    if mode == "describe":
+    if options.mode in UNTRAINED:
         jax.config.update("jax_platforms", "cpu")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
@@ -245,16 +261,36 @@ def _set_up_jax(mode: str) -> None:
             if os.access(folder, os.W_OK | os.X_OK):
                 jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if options.coordinator:
+        from ali_jax import hosts
+
+        together = hosts.Hosts(options.coordinator, options.num_processes, options.process_id)
+        hosts.check(together)
+        hosts.join(together)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the libraries' warnings and logs from a user who can do nothing about them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs tracebacks of what is reported here
+    hooks = sys.unraisablehook, threading.excepthook  # what a failed save or a full disk leaves in threads
+    sys.unraisablehook = threading.excepthook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook, threading.excepthook = hooks
+
+
+def _leave(status: int) -> None:
+    """End the process; one of several that failed waits for none of the others, which may be gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 1 and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -265,9 +301,9 @@ def _talkative() -> Iterator[None]:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"ali_jax: {message}", file=sys.stderr)
+    print(printable(f"ali_jax: {message}"), file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

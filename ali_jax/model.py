@@ -24,12 +24,13 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
       Parameters and running batch statistics of the three networks.
     """
     keys = Networks(*jax.random.split(key, 3))
-    x1, y1 = x[:1], None if y is None else y[:1]
-    z1 = jnp.zeros((1, latent_dim(ali)))
+    rows = _packing(ali)
+    x1, y1 = x[:rows], None if y is None else y[:rows]
+    z1 = jnp.zeros((rows, latent_dim(ali)))
     held = Networks(
-        encoder=ali.encoder.init(_streams(keys.encoder), x1, z1, y1, train=False),
-        decoder=ali.decoder.init(_streams(keys.decoder), z1, y1, train=False),
-        discriminator=ali.discriminator.init(_streams(keys.discriminator), x1, z1, y1, train=False),
+        encoder=ali.encoder.init(streams(keys.encoder), x1, z1, y1, train=False),
+        decoder=ali.decoder.init(streams(keys.decoder), z1, y1, train=False),
+        discriminator=ali.discriminator.init(streams(keys.discriminator), x1, z1, y1, train=False),
     )
     params = Networks(*(h["params"] for h in held))
     if hasattr(ali.decoder, "fit_bias"):
@@ -73,34 +74,53 @@ def generate(
         noise.epsilon,
         batch.y,
         train=True,
-        rngs=_streams(key_e),
+        rngs=streams(key_e),
         mutable=["batch_stats"],
     )
     x_tilde, stats_d = ali.decoder.apply(
-        held.decoder, noise.z, batch.y, train=True, rngs=_streams(key_d), mutable=["batch_stats"]
+        held.decoder, noise.z, batch.y, train=True, rngs=streams(key_d), mutable=["batch_stats"]
     )
     pairs = Pairs(batch.x, z_hat, x_tilde, noise.z, batch.y)
     return pairs, (stats_e.get("batch_stats", {}), stats_d.get("batch_stats", {}))
 
 
-def judge(ali: ALI, params: PyTree, batch_stats: PyTree, pairs: Pairs, key: Array) -> tuple[Logits, PyTree]:
+def judge(
+    ali: ALI, params: PyTree, batch_stats: PyTree, pairs: Pairs, key: Array, *, method: str = "__call__"
+) -> tuple[Logits, PyTree]:
     """Call D once, in training mode, on the 2B joined pairs; return logits and its new statistics.
 
     One call as in the authors' code: batch norm sees data and samples together. The kinds are interleaved,
-    row by row, so that a batch sharded over devices stays where it is.
+    row by row, so that a batch sharded over devices stays where it is. A D with `packing` = m sees m rows of
+    one kind, then m of the other. `method` is that of D which is called.
     """
+    m = _packing(ali)
     logits, stats = ali.discriminator.apply(
         _held(params, batch_stats),
-        _interleave(pairs.x, pairs.x_tilde),
-        _interleave(pairs.z_hat, pairs.z),
-        None if pairs.y is None else _interleave(pairs.y, pairs.y),
+        _interleave(pairs.x, pairs.x_tilde, m),
+        _interleave(pairs.z_hat, pairs.z, m),
+        None if pairs.y is None else _interleave(pairs.y, pairs.y, m),
         train=True,
-        rngs=_streams(key),
+        rngs=streams(key),
         mutable=["batch_stats"],
+        method=method,
     )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     logits = logits.reshape(-1, 2, *logits.shape[1:])
     return Logits(logits[:, 0], logits[:, 1]), stats.get("batch_stats", {})
+
+
+def instance_noise(pairs: Pairs, key: Array, step: Array, *, std: float, num_steps: int) -> Pairs:
+    """Add N(0, s^2) to x and x_tilde, where s falls linearly from std at step 0 to 0 at num_steps.
+
+    It is what D sees of the pairs (Sonderby et al., 2017), in the units of `Batch.x`; z is left alone.
+    """
+    s = std * jnp.clip(1 - step / num_steps, 0, 1)
+    key_x, key_x_tilde = jax.random.split(key)
+
+    def noisy(x: Array, key: Array) -> Array:
+        return x + (s * jax.random.normal(key, x.shape)).astype(x.dtype)
+
+    return pairs._replace(x=noisy(pairs.x, key_x), x_tilde=noisy(pairs.x_tilde, key_x_tilde))
 
 
 def forward(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple[Logits, Networks[PyTree]]:
@@ -145,7 +165,9 @@ def encode(
     return ali.encoder.apply(held, x, epsilon, y, train=False)
 
 
-def decode(ali: ALI, variables: Variables, z: Array, y: Array | None = None) -> Array:
+def decode(
+    ali: ALI, variables: Variables, z: Array, y: Array | None = None, *, key: Array | None = None
+) -> Array:
     """Decode codes; decodings of z ~ N(0, I) are samples of the model.
 
     Args:
@@ -153,12 +175,13 @@ def decode(ali: ALI, variables: Variables, z: Array, y: Array | None = None) -> 
       variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
       z: [B, Z] codes.
       y: [B, A] conditions, for networks that take them.
+      key: for decoders with noise of their own, which find the stream `noise` here and only here.
 
     Returns:
       x_tilde [B, *X]; images are in [0, 1].
     """
     held = _held(variables.params.decoder, variables.batch_stats.decoder)
-    return ali.decoder.apply(held, z, y, train=False)
+    return ali.decoder.apply(held, z, y, train=False, rngs=None if key is None else streams(key))
 
 
 def reconstruct(
@@ -176,7 +199,8 @@ def reconstruct(
     Returns:
       x_hat [B, *X].
     """
-    return decode(ali, variables, encode(ali, variables, x, y, key=key), y)
+    z_hat = encode(ali, variables, x, y, key=key)
+    return decode(ali, variables, z_hat, y, key=None if key is None else jax.random.fold_in(key, 1))
 
 
 def sample(ali: ALI, variables: Variables, key: Array, n: int, y: Array | None = None) -> Array:
@@ -192,7 +216,8 @@ def sample(ali: ALI, variables: Variables, key: Array, n: int, y: Array | None =
     Returns:
       x_tilde [n, *X]; images are in [0, 1].
     """
-    return decode(ali, variables, jax.random.normal(key, (n, latent_dim(ali))), y)
+    z = jax.random.normal(key, (n, latent_dim(ali)))
+    return decode(ali, variables, z, y, key=jax.random.fold_in(key, 1))
 
 
 def interpolate(
@@ -239,7 +264,8 @@ def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | 
       y: [B, A] conditions, for networks that take them.
 
     Returns:
-      Logits [B], or [B, K] of K classes; large means that a pair looks like the encoder's.
+      Logits [B], or [B, K] of K classes, or one for every m rows where m pairs are packed; large means that a
+      pair looks like the encoder's.
     """
     held = _held(variables.params.discriminator, variables.batch_stats.discriminator)
     return ali.discriminator.apply(held, x, z, y, train=False)
@@ -295,12 +321,20 @@ def _held(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
     return {"params": params, "batch_stats": batch_stats}
 
 
-def _streams(key: Array) -> dict[str, Array]:
+def streams(key: Array) -> dict[str, Array]:
     """Give a module its random streams: `dropout` masks, and `noise` for stochastic decoders of one's own."""
     key_params, key_dropout, key_noise = jax.random.split(key, 3)
     return {"params": key_params, "dropout": key_dropout, "noise": key_noise}
 
 
-def _interleave(a: Array, b: Array) -> Array:
-    """Join [B, ...] and [B, ...] to [2B, ...], rows alternating."""
-    return jnp.stack([a, b.astype(a.dtype)], axis=1).reshape(-1, *a.shape[1:])
+def _packing(ali: ALI) -> int:
+    """Return how many rows D judges at once, 1 where it does not say."""
+    return getattr(ali.discriminator, "packing", 1)
+
+
+def _interleave(a: Array, b: Array, m: int) -> Array:
+    """Join [B, ...] and [B, ...] to [2B, ...], m rows of the one and m of the other alternating."""
+    if len(a) % m:
+        raise ValueError(f"The discriminator packs {m} pairs, which do not divide a batch of {len(a)}.")
+    kinds = [k.reshape(-1, m, *a.shape[1:]) for k in (a, b.astype(a.dtype))]
+    return jnp.stack(kinds, axis=1).reshape(-1, *a.shape[1:])

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from ali_jax.config import Config, base
 from ali_jax.layers import Bias, Dense, Dropout, Embedding, Layer, Stack, per_layer
 from ali_jax.types import ALI, Array, Networks, PyTree
 
-POSTERIORS = ("gaussian", "noise")
+POSTERIORS = ("gaussian", "noise", "deterministic")
 OUTPUTS = ("sigmoid", "linear")
 
 
@@ -28,6 +29,7 @@ class Encoder(nn.Module):
 
     `gaussian`: z = mu(x) + sigma(x) epsilon, where the last linear layer gives mu and log sigma (paper,
     section 2.1). `noise`: z = f(x, epsilon), the change of variables of the paper's mixture experiment.
+    `deterministic`: z = mu(x), which makes ALI a BiGAN.
 
     Attributes:
       latent_dim: Z.
@@ -36,7 +38,7 @@ class Encoder(nn.Module):
       activation, slope: relu, or leaky_relu with this slope.
       batch_norm: one for all layers, or one per layer.
       init_std: standard deviation of the initial weights; 0 = He initialisation.
-      posterior: gaussian or noise.
+      posterior: gaussian, noise or deterministic.
       log_sigma_clip: (low, high); () = no limits.
       log_sigma_bias, log_sigma_init: initial value of log sigma, and a factor on its initial weights.
       center: whether the network sees 2x - 1.
@@ -85,6 +87,8 @@ class Encoder(nn.Module):
         if self.posterior == "gaussian":
             mu, log_sigma = self.moments(x, y, train=train)
             return mu + jnp.exp(log_sigma) * epsilon
+        if self.posterior == "deterministic":
+            return self.mu(self._hidden(x, y, train))
         inputs = jnp.concatenate([x.reshape(x.shape[0], -1), epsilon], axis=-1)
         return self.mu(self._hidden(inputs, y, train))
 
@@ -168,6 +172,12 @@ class Discriminator(nn.Module):
     `num_classes` above 1 there is a logit per class, beside that of "from the decoder", which is fixed at 0
     (paper, section 4.4).
 
+    `spectral_norm` divides the kernel of every linear map by its largest singular value. `packing` = m judges
+    m consecutive pairs at once, their x and their z side by side in the last dimension: one logit, or row of
+    logits, for every m pairs (PacGAN). `z_everywhere` adds a linear map of z before every nonlinearity of
+    D(x) and D(x, z) (BiGAN). `unary_scores` gives D(x) and D(z) a linear score each: see `unary`.
+    `pair_layers` make a second, separate discriminator of pairs of data: see `pair`.
+
     Attributes:
       x_layers, z_layers, joint_layers: of D(x), D(z) and D(x, z), as `Encoder.layers`; the last linear layer
         is added.
@@ -177,7 +187,7 @@ class Discriminator(nn.Module):
         joint_dropout has one more, for the logit's.
       x_dropout_after: rates between a layer of D(x) and its activation.
       z_bias: whether D(z) has biases.
-      x_pool, blind, num_classes: see above.
+      x_pool, blind, num_classes, spectral_norm, packing, z_everywhere, unary_scores, pair_layers: see above.
       center, init_std, embedding, embedding_learned, lowering, axis_name, dtype: as in `Encoder`.
     """
 
@@ -198,6 +208,11 @@ class Discriminator(nn.Module):
     x_pool: bool = False
     blind: bool = False
     num_classes: int = 1
+    spectral_norm: bool = False
+    packing: int = 1
+    z_everywhere: bool = False
+    unary_scores: bool = False
+    pair_layers: tuple[Layer, ...] = ()
     embedding: int = 0
     embedding_learned: bool = False
     lowering: convolutions.Lowering = "native"
@@ -206,37 +221,102 @@ class Discriminator(nn.Module):
 
     @property
     def coupled(self) -> bool:
-        """Whether the logit of one pair depends on the others of the batch: through batch norm."""
+        """Whether a logit depends on other rows than its own, the `packing` that it judges: by batch norm."""
         return any(per_layer(self.x_batch_norm, len(self.x_layers), "x_batch_norm"))
 
-    @nn.compact
-    def __call__(self, x: Array, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
-        """Map data [B, *X], codes [B, Z] and conditions [B, A] to logits [B] or, of K > 1 classes, [B, K]."""
-        act = layers.activation(self.activation, slope=self.slope, pieces=self.pieces)
-        shared = {"activation": act, "init_std": self.init_std, "dtype": self.dtype}
-        h_x = Stack(
+    def setup(self) -> None:
+        if self.blind and (self.z_everywhere or self.unary_scores):
+            raise ValueError("A blind discriminator has no z: unset z_everywhere and unary_scores, or blind.")
+        shared = {"init_std": self.init_std, "dtype": self.dtype, "spectral_norm": self.spectral_norm}
+        stack = partial(
+            Stack,
+            activation=layers.activation(self.activation, slope=self.slope, pieces=self.pieces),
+            lowering=self.lowering,
+            axis_name=self.axis_name,
+            **shared,
+        )
+        rates = per_layer(self.joint_dropout, len(self.joint_layers) + 1, "joint_dropout")
+        self.x = stack(
             self.x_layers,
             batch_norm=self.x_batch_norm,
             dropout=self.x_dropout,
             dropout_after=self.x_dropout_after,
-            lowering=self.lowering,
-            axis_name=self.axis_name,
-            name="x",
-            **shared,
-        )(_centered(x) if self.center else x, train=train)
+        )
+        self.z = stack(self.z_layers, dropout=self.z_dropout, bias=self.z_bias)
+        self.joint = stack(self.joint_layers, dropout=rates[:-1])
+        self.last_dropout = Dropout(rates[-1])
+        self.logit = _Affine(self.num_classes, **shared)
+        self.embed = Embedding(self.embedding, self.embedding_learned, self.dtype)
+        if self.unary_scores:
+            self.x_score, self.z_score = _Affine(1, **shared), _Affine(1, **shared)
+        if self.pair_layers:
+            self.pairs, self.pair_logit = stack(self.pair_layers), _Affine(1, **shared)
+
+    def __call__(self, x: Array, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Map data [B, *X], codes [B, Z] and conditions [B, A] to logits [B] or, of K > 1 classes, [B, K]."""
+        h_x, h_z = self._towers(x, z, train)
+        h = _join(_join(h_x, h_z), self._conditions(y))
+        beside = _packed(z, self.packing) if self.z_everywhere else None
+        h = self.last_dropout(self.joint(h, train=train, beside=beside), train=train)
+        logits = self.logit(h, train=train)
+        if self.is_initializing() or self.spectral_norm:  # their parameters, and their power iteration
+            self._other_scores(x, z, y, train)
+        return logits if self.num_classes > 1 else logits[:, 0]
+
+    def unary(self, x: Array, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Return the scores of x and of z alone, [B, 2], for a D with `unary_scores` (BigBiGAN)."""
+        del y
+        h_x, h_z = self._towers(x, z, train)
+        assert h_z is not None  # setup refuses a blind one
+        scores = [self.x_score(_join(h_x, None), train=train), self.z_score(h_z, train=train)]
+        return jnp.concatenate(scores, axis=-1)
+
+    def pair(self, x: Array, x_prime: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Return the logits [B] of "x_prime is x itself", for a D with `pair_layers` (ALICE)."""
+        h = jnp.concatenate([_packed(x, self.packing), _packed(x_prime, self.packing)], axis=-1)
+        h = self.pairs(_centered(h) if self.center else h, train=train)
+        return self.pair_logit(_join(h, self._conditions(y)), train=train)[:, 0]
+
+    def _towers(self, x: Array, z: Array, train: bool) -> tuple[Array, Array | None]:
+        """Return D(x) and D(z)."""
+        x, z = _packed(x, self.packing), _packed(z, self.packing)
+        h_x = self.x(_centered(x) if self.center else x, train=train, beside=z if self.z_everywhere else None)
         if self.x_pool:
             h_x = jnp.mean(h_x, axis=(1, 2))
-        h_z = None
-        if not self.blind:
-            stack = Stack(self.z_layers, dropout=self.z_dropout, bias=self.z_bias, name="z", **shared)
-            h_z = stack(z, train=train)
-        rates = per_layer(self.joint_dropout, len(self.joint_layers) + 1, "joint_dropout")
-        embed = Embedding(self.embedding, self.embedding_learned, self.dtype, name="embed")
-        h = _join(_join(h_x, h_z), embed(y))
-        h = Stack(self.joint_layers, dropout=rates[:-1], name="joint", **shared)(h, train=train)
-        h = Dropout(rates[-1])(h, train=train)
-        logits = _Affine(self.num_classes, self.init_std, dtype=self.dtype, name="logit")(h)
-        return logits if self.num_classes > 1 else logits[:, 0]
+        return h_x, None if self.blind else self.z(z, train=train)
+
+    def _conditions(self, y: Array | None) -> Array | None:
+        return self.embed(None if y is None else _packed(y, self.packing))
+
+    def _other_scores(self, x: Array, z: Array, y: Array | None, train: bool) -> None:
+        if self.unary_scores:
+            self.unary(x, z, y, train=train)
+        if self.pair_layers:
+            self.pair(x, x, y, train=train)
+
+
+def _packed(rows: Array, m: int) -> Array:
+    """Put m consecutive rows side by side in the last dimension: [B, ..., C] -> [B / m, ..., m C]."""
+    if len(rows) % m:
+        raise ValueError(f"packing is {m}, which does not divide {len(rows)} rows: change one of them.")
+    if m == 1:
+        return rows
+    groups = jnp.moveaxis(rows.reshape(-1, m, *rows.shape[1:]), 1, -2)
+    return groups.reshape(*groups.shape[:-2], -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frozen:
+    """A network that is not trained: it runs with running statistics and no dropout, in training too."""
+
+    module: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def apply(self, *args: Any, train: bool = False, **kwargs: Any) -> Any:
+        del train
+        return self.module.apply(*args, train=False, **kwargs)
 
 
 class _Affine(nn.Module):
@@ -247,10 +327,13 @@ class _Affine(nn.Module):
     init_factor: float = 1.0
     init_bias: float = 0.0
     dtype: Any = jnp.float32
+    spectral_norm: bool = False
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Array, *, train: bool = False) -> Array:
         kernel = self.param("kernel", _scaled(self.init_std, self.init_factor), (h.shape[-1], self.width))
+        if self.spectral_norm:
+            kernel = layers.SpectralNorm(name="spectral")(kernel, train=train)
         bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.width,))
         outputs = h.astype(self.dtype) @ kernel.astype(self.dtype)
         return outputs.astype(jnp.promote_types(self.dtype, jnp.float32)) + bias[None]
@@ -347,10 +430,13 @@ def build(
         "embedding": config.condition.embedding,
         "embedding_learned": config.condition.learned,
     }
-    return Networks(
+    made = Networks(
         encoder=_make("encoder", sections["encoder"], latent_dim=config.latent_dim, **shared),
         decoder=_make("decoder", sections["decoder"], x_shape=shape, **shared),
         discriminator=_make("discriminator", sections["discriminator"], **shared),
+    )
+    return Networks(
+        *(_Frozen(m) if role in config.frozen else m for role, m in zip(made._fields, made, strict=True))
     )
 
 
@@ -440,6 +526,7 @@ _NOT_NEGATIVE = _Rule(lambda value: _is_number(value, 0), "it must be finite and
 _RULES = {
     "layers": _LAYERS,
     "x_layers": _LAYERS,
+    "pair_layers": _LAYERS,
     "z_layers": _WIDTHS,
     "joint_layers": _WIDTHS,
     "batch_norm": _NORMS,
@@ -455,6 +542,7 @@ _RULES = {
     "log_sigma_clip": _Rule(_is_clip, "it must be (), or (low, high) with low < high"),
     "width": _Rule(lambda value: _is_count(value, 0), "it must not be negative"),
     "num_classes": _Rule(_is_count, "it must be positive"),
+    "packing": _Rule(_is_count, "it must be positive"),
     "pieces": _Rule(_is_count, "it must be positive"),
 }
 
@@ -494,6 +582,7 @@ def _check_fit(sections: Mapping[str, dict[str, Any]], shape: tuple[int, ...]) -
     tables = {
         "encoder": sections["encoder"]["layers"],
         "discriminator": sections["discriminator"].get("x_layers", ()),
+        "discriminator.pair_layers": sections["discriminator"].get("pair_layers", ()),
     }
     convolutional = [role for role, table in tables.items() if _is_convolutional(table)]
     decoder = sections["decoder"]["layers"]

@@ -5,13 +5,15 @@ differentiated in the encoder's and decoder's parameters and in the pairs, its d
 discriminator's parameters only.
 """
 
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from ali_jax.types import ALI, Array, Losses, Metrics, Pairs, Variables
+from ali_jax import losses, model
+from ali_jax.types import ALI, Array, Batch, Logits, Losses, Metrics, Pairs, PyTree, Variables
 
+Weight: TypeAlias = float | Array
 Placement = Literal["encoder", "decoder", "both", "prior"]
 
 
@@ -22,28 +24,30 @@ def r1(
     key: Array,
     step: Array,
     *,
-    gamma: float | None,
-    gamma_z: float | None = None,
-    gamma_final: float | None = None,
+    gamma: Weight | None,
+    gamma_z: Weight | None = None,
+    gamma_final: Weight | None = None,
     num_steps: int = 1,
     at: Placement = "encoder",
 ) -> tuple[Losses, Metrics]:
     """Return the zero-centred gradient penalty on the joint discriminator.
 
-    R = 1/2 mean_i(gamma |ds_i/dx_i|^2 + gamma_z |ds_i/dz_i|^2), s the logit, (x, z) constants. At the
-    encoder's pairs (x, z_hat) it is R1, at the decoder's (x_tilde, z) R2; `prior` is (x, z).
+    R = 1/2 mean_i(gamma |ds_i/dx_i|^2 + gamma_z |ds_i/dz_i|^2), s the logit, (x, z) constants; s is the
+    logsumexp of K logits, and a pack of pairs counts as one. At the encoder's pairs (x, z_hat) it is R1, at
+    the decoder's (x_tilde, z) R2; `prior` is (x, z). Weights may be traced.
 
     Args:
-      gamma: weight of the x part, in units of x in [0, 1]: scaling x by c means gamma c^2.
+      gamma: weight of the x part, in units of x in [0, 1]: scaling x by c means gamma c^2; None: 0.
       gamma_z: weight of the z part; None: gamma.
       gamma_final: both weights fall (or rise) geometrically by one factor over num_steps, after which the
         larger of them is gamma_final; None: they stay.
       at: where the gradient is taken; `both` adds R1 and R2.
 
     Raises:
-      ValueError: a discriminator with batch statistics: the gradient of the summed logits would mix examples.
+      ValueError: a discriminator with batch statistics, unless it declares `coupled = False`: the gradient of
+        the summed logits would mix examples.
     """
-    if jax.tree.leaves(variables.batch_stats.discriminator):
+    if jax.tree.leaves(variables.batch_stats.discriminator) and getattr(ali.discriminator, "coupled", True):
         raise ValueError(
             "A gradient penalty needs a discriminator without batch norm, which would mix examples: set "
             "config.discriminator.x_batch_norm = (False,), or config.penalties.r1.gamma = 0."
@@ -54,7 +58,8 @@ def r1(
             "params": variables.params.discriminator,
             "batch_stats": variables.batch_stats.discriminator,
         }
-        return jnp.sum(ali.discriminator.apply(held, x, z, pairs.y, train=True, rngs={"dropout": key}))
+        logits = ali.discriminator.apply(held, x, z, pairs.y, train=True, rngs={"dropout": key})
+        return jnp.sum(logits if logits.ndim == 1 else jax.nn.logsumexp(logits, axis=-1))
 
     places = {
         "encoder": [(pairs.x, pairs.z_hat)],
@@ -64,17 +69,173 @@ def r1(
     }
     if at not in places:
         raise ValueError(f"r1: at is {at!r}; it must be one of {', '.join(places)}.")
+    count = len(pairs.x) // getattr(ali.discriminator, "packing", 1)
     squared = jnp.zeros(2)
     for x, z in places[at]:
         gradients = jax.grad(logit_sum, argnums=(0, 1))(jax.lax.stop_gradient(x), jax.lax.stop_gradient(z))
-        squared += jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) / g.shape[0] for g in gradients])
-    weights = jnp.array([gamma or 0.0, (gamma or 0.0) if gamma_z is None else gamma_z])
+        squared += jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) / count for g in gradients])
+    gamma = 0.0 if gamma is None else gamma
+    weights = jnp.stack([jnp.asarray(w, jnp.float32) for w in (gamma, gamma if gamma_z is None else gamma_z)])
     anneal = 1.0
     if gamma_final is not None:
-        if gamma_final <= 0:
+        if not isinstance(gamma_final, jax.Array) and gamma_final <= 0:
             raise ValueError(
                 f"r1: gamma_final is {gamma_final}; weights that fall geometrically end above 0."
             )
         anneal = jnp.exp(jnp.clip(step / num_steps, 0, 1) * jnp.log(gamma_final / weights.max()))
     penalty = 0.5 * anneal * jnp.sum(weights * squared)
     return Losses(jnp.zeros(()), penalty), {"r1/x": squared[0], "r1/z": squared[1]}
+
+
+def cycle_x(
+    ali: ALI, variables: Variables, pairs: Pairs, key: Array, step: Array, *, weight: Weight
+) -> tuple[Losses, Metrics]:
+    """Return ALICE's explicit cycle, weight E_q |x - G_x(z_hat)|^2, on encoder and decoder (Li et al., 2017).
+
+    The square is summed over the dimensions of x and averaged over the batch: a mean over D dimensions has
+    the weight 1 / D. The decoder runs as in training.
+    """
+    del step
+    x_hat = _decoded(ali, variables, pairs.z_hat, pairs.y, key)
+    distance = _squared_distance(pairs.x, x_hat)
+    return Losses(weight * distance, jnp.zeros(())), {"cycle/x": distance}
+
+
+def cycle_z(
+    ali: ALI,
+    variables: Variables,
+    pairs: Pairs,
+    key: Array,
+    step: Array,
+    *,
+    weight: Weight,
+    sampled: bool = False,
+) -> tuple[Losses, Metrics]:
+    """Return the cycle weight E_p |z - G_z(x_tilde)|^2, on encoder and decoder.
+
+    The square is summed over the dimensions of z and averaged over the batch. With a frozen decoder and the
+    loss `none` it is the learnt inverse mapping of section 4.3 of the paper. Encoder and decoder run as in
+    training.
+
+    Args:
+      weight: of the term.
+      sampled: whether the code is a sample of q(z | x_tilde), as ALICE has it; its variance is then part of
+        the distance, so that the term drives it to zero. Else it is the code at epsilon = 0.
+    """
+    del step
+    key_epsilon, key = jax.random.split(key)
+    epsilon = jax.random.normal(key_epsilon, pairs.z.shape) if sampled else jnp.zeros_like(pairs.z)
+    z_hat = _run(
+        ali.encoder,
+        variables.params.encoder,
+        variables.batch_stats.encoder,
+        (pairs.x_tilde, epsilon, pairs.y),
+        key,
+    )
+    distance = _squared_distance(pairs.z, z_hat)
+    return Losses(weight * distance, jnp.zeros(())), {"cycle/z": distance}
+
+
+def adversarial_cycle(
+    ali: ALI, variables: Variables, pairs: Pairs, key: Array, step: Array, *, weight: Weight
+) -> tuple[Losses, Metrics]:
+    """Return ALICE's implicit cycle: `losses.ali` of the logits of (x, x) and of (x, x_hat), times weight.
+
+    x_hat = G_x(z_hat). The logits are those of D's method `pair`; only (x, x_hat) moves encoder and decoder.
+
+    Raises:
+      ValueError: D has no `pair_layers`.
+    """
+    del step
+    _require(ali, "pair_layers", "(64, 64)", "adversarial_cycle")
+    key_decoder, key = jax.random.split(key)
+    x_hat = _decoded(ali, variables, pairs.z_hat, pairs.y, key_decoder)
+    compared = Pairs(pairs.x, pairs.x, pairs.x, x_hat, pairs.y)
+    logits = _scores(ali, variables, compared, key, "pair")
+    added, metrics = losses.ali(logits, Batch(pairs.x))
+    return Losses(*(weight * a for a in added)), _named("adversarial_cycle", metrics)
+
+
+def unary_scores(
+    ali: ALI, variables: Variables, pairs: Pairs, key: Array, step: Array, *, weight: Weight
+) -> tuple[Losses, Metrics]:
+    """Return the hinges of D's scores of x and of z alone, times weight (Donahue and Simonyan, 2019).
+
+    Each score s has its own `losses.hinge`: L_D = mean max(0, 1 - s_q) + mean max(0, 1 + s_p), L_G =
+    mean s_q - mean s_p. With the loss `hinge` for the joint logit and weight 1 it is BigBiGAN's objective.
+
+    Raises:
+      ValueError: D has no `unary_scores`.
+    """
+    del step
+    _require(ali, "unary_scores", "True", "unary_scores")
+    q, p = _scores(ali, variables, pairs, key, "unary")
+    of_x, metrics_x = losses.hinge(Logits(q[:, 0], p[:, 0]), Batch(pairs.x))
+    of_z, metrics_z = losses.hinge(Logits(q[:, 1], p[:, 1]), Batch(pairs.x))
+    added = Losses(*(weight * (a + b) for a, b in zip(of_x, of_z, strict=True)))
+    return added, {**_named("unary/x", metrics_x), **_named("unary/z", metrics_z)}
+
+
+def elbo(
+    ali: ALI,
+    variables: Variables,
+    pairs: Pairs,
+    key: Array,
+    step: Array,
+    *,
+    weight: Weight,
+    sigma: float = 1.0,
+) -> tuple[Losses, Metrics]:
+    """Return a variational autoencoder's loss, the negative evidence lower bound (Kingma and Welling, 2014).
+
+    weight mean_i(|x_i - G_x(z_hat_i)|^2 / (2 sigma^2) + KL(q(z | x_i) || N(0, I))), in nats up to a constant:
+    the likelihood is Gaussian with the fixed deviation sigma. With the loss `none` nothing else is minimised.
+
+    Raises:
+      ValueError: an encoder that is no Gaussian with `moments`.
+    """
+    del step
+    if not hasattr(ali.encoder, "moments") or getattr(ali.encoder, "posterior", "gaussian") != "gaussian":
+        raise ValueError("elbo needs a Gaussian encoder: set config.encoder.posterior = 'gaussian'.")
+    key_encoder, key_decoder = jax.random.split(key)
+    params, stats = variables.params.encoder, variables.batch_stats.encoder
+    mu, log_sigma = _run(ali.encoder, params, stats, (pairs.x, pairs.y), key_encoder, method="moments")
+    x_hat = _decoded(ali, variables, pairs.z_hat, pairs.y, key_decoder)
+    error = _squared_distance(pairs.x, x_hat) / (2 * sigma**2)
+    kl = jnp.sum(jnp.square(mu) + jnp.exp(2 * log_sigma) - 1 - 2 * log_sigma) / (2 * len(mu))
+    return Losses(weight * (error + kl), jnp.zeros(())), {"elbo/error": error, "elbo/kl": kl}
+
+
+def _decoded(ali: ALI, variables: Variables, z: Array, y: Array | None, key: Array) -> Array:
+    return _run(ali.decoder, variables.params.decoder, variables.batch_stats.decoder, (z, y), key)
+
+
+def _run(
+    module: Any, params: PyTree, batch_stats: PyTree, inputs: tuple, key: Array, method: str | None = None
+) -> Any:
+    """Run encoder or decoder in training mode; their new batch statistics are those of the game's own run."""
+    held = {"params": params, "batch_stats": batch_stats}
+    rngs = model.streams(key)
+    return module.apply(held, *inputs, train=True, rngs=rngs, mutable=["batch_stats"], method=method)[0]
+
+
+def _scores(ali: ALI, variables: Variables, pairs: Pairs, key: Array, method: str) -> Logits:
+    params, batch_stats = variables.params.discriminator, variables.batch_stats.discriminator
+    return model.judge(ali, params, batch_stats, pairs, key, method=method)[0]
+
+
+def _named(prefix: str, metrics: Metrics) -> Metrics:
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def _squared_distance(a: Array, b: Array) -> Array:
+    """Return the squared Euclidean distance of rows, averaged over the batch."""
+    return jnp.sum(jnp.square(a.astype(b.dtype) - b)) / len(a)
+
+
+def _require(ali: ALI, field: str, example: str, penalty: str) -> None:
+    if not getattr(ali.discriminator, field, False):
+        raise ValueError(
+            f"{penalty} needs a discriminator with {field}: set config.discriminator.{field} = {example}, or "
+            f"config.penalties.{penalty}.weight = 0."
+        )

@@ -15,12 +15,13 @@ import optax
 from clu import metrics as clu_metrics
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ali_jax import convolutions, model, penalties
+from ali_jax import convolutions, losses, model, penalties
 from ali_jax.config import Config
 from ali_jax.registry import public_functions
 from ali_jax.types import (
     ALI,
     Array,
+    Augment,
     Batch,
     Logits,
     Loss,
@@ -41,7 +42,7 @@ AXIS = "data"  # the mesh axis, or the named axis, over which a batch is split
 # The smallest weight that the one pass pulls back: far below Adam's epsilon, far above float32's underflow.
 SMALLEST = 1e-20
 
-WEIGHTS = ("gamma", "gamma_z")  # the arguments of penalties of which one is positive where it is on
+WEIGHTS = ("gamma", "gamma_z", "weight")  # the arguments of penalties of which one is positive where it is on
 
 
 class Aux(NamedTuple):
@@ -62,6 +63,7 @@ def game_gradients(
     step: Array | int = 0,
     *,
     gradient: Gradient = "auto",
+    augment: Augment | None = None,
 ) -> tuple[Networks[PyTree], Aux]:
     """Return the vector field of the game: each network's gradient of its own player's loss.
 
@@ -83,6 +85,8 @@ def game_gradients(
       step: for penalties that are annealed.
       gradient: how the two gradients are pulled back through D. `one_pass` needs a D whose logits, one per
         pair, do not depend on other pairs; `auto` takes it where D declares so (`coupled = False`).
+      augment: what D is shown instead of the pairs, such as `model.instance_noise`; it must change each row
+        by itself. Penalties get the pairs as they are.
 
     Returns:
       The gradients, and the losses, batch statistics and metrics that were found on the way.
@@ -97,6 +101,9 @@ def game_gradients(
         return model.generate(ali, moved, batch_stats, batch, noise)
 
     def judge(discriminator: PyTree, pairs: Pairs) -> tuple[Logits, PyTree]:
+        if augment is not None:
+            key = jax.random.fold_in(noise.key_discriminator, 2**31 - 1)
+            pairs = augment(pairs, key, jnp.asarray(step))
         return model.judge(ali, discriminator, batch_stats.discriminator, pairs, noise.key_discriminator)
 
     pairs, pull_generate, (stats_e, stats_d) = jax.vjp(generate, params.encoder, params.decoder, has_aux=True)
@@ -141,15 +148,21 @@ def _one_pass(pull: Callable, of_generator: Logits, of_discriminator: Logits) ->
     Then the pairs' cotangent is b_i J_i for cotangents b of the logits, so that one pullback of D's own a
     serves both: D's gradient as it is, the pairs' after scaling by b_i / a_i. Where |a_i| would underflow
     (a discriminator that is sure of itself) SMALLEST is pulled back instead: D's gradient is off by less than
-    SMALLEST |ds_i / dtheta|, the pairs' stays exact. docs/performance.md has the derivation.
+    SMALLEST |ds_i / dtheta|, the pairs' stays exact. Under a hinge a_i is zero for every pair that D tells
+    apart by its margin; where b_i is zero too nothing is replaced. docs/performance.md has the derivation.
+
+    A discriminator that packs m pairs has a logit for every m rows: their cotangents share its factor.
     """
-    safe = jax.tree.map(
-        lambda a: jnp.where(a < 0, -1, 1) * jnp.maximum(jnp.abs(a), SMALLEST), of_discriminator
-    )
-    ratio = jax.tree.map(jnp.divide, of_generator, safe)
-    discriminator, of_pairs = pull(safe)
+
+    def safe(a: Array, b: Array) -> Array:
+        return jnp.where(b == 0, a, jnp.where(a < 0, -1, 1) * jnp.maximum(jnp.abs(a), SMALLEST))
+
+    pulled = jax.tree.map(safe, of_discriminator, of_generator)
+    ratio = jax.tree.map(lambda b, c: b / jnp.where(b == 0, 1, c), of_generator, pulled)
+    discriminator, of_pairs = pull(pulled)
 
     def scaled(cotangent: Array, by: Array) -> Array:
+        by = jnp.repeat(by, len(cotangent) // len(by))
         return cotangent * by.reshape(-1, *(1,) * (cotangent.ndim - 1)).astype(cotangent.dtype)
 
     return discriminator, of_pairs._replace(
@@ -173,12 +186,11 @@ def _takes_one_pass(ali: ALI, logits: Logits, gradient: Gradient) -> bool:
     return exact and gradient != "two_pullbacks"
 
 
-def make_optimizer(config: Config, *, frozen: Sequence[str] = ()) -> optax.GradientTransformation:
+def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Make one Adam per player, over trees of `Networks`: encoder and decoder are one player.
 
     Args:
-      config: reads `optimizer` and `num_steps`.
-      frozen: names of networks that are not updated.
+      config: reads `optimizer`, `num_steps`, and in `frozen` the names of networks that are not updated.
 
     Returns:
       The transformation, for `init_state` and `train_step`.
@@ -190,7 +202,7 @@ def make_optimizer(config: Config, *, frozen: Sequence[str] = ()) -> optax.Gradi
         players[player] = optax.adam(rate, b1=adam.b1, b2=adam.b2, eps=adam.eps)
     labels = Networks("generator", "generator", "discriminator")
     labels = Networks(
-        *("frozen" if n in frozen else label for n, label in zip(labels._fields, labels, strict=True))
+        *("frozen" if n in config.frozen else label for n, label in zip(labels._fields, labels, strict=True))
     )
     return optax.multi_transform(players, labels)
 
@@ -205,6 +217,20 @@ def _schedule(rate: float, config: Config) -> float | optax.Schedule:
         rate, max(config.num_steps - constant, 1), config.optimizer.final_fraction
     )
     return optax.join_schedules([optax.constant_schedule(rate), decay], [constant])
+
+
+def make_loss(config: Config, *, axis_name: str | None = None) -> Loss:
+    """Make the loss that `config.loss` names, with those of its options filled in that it takes.
+
+    Raises:
+      ValueError: there is no such loss.
+    """
+    known = public_functions(losses)
+    if config.loss not in known:
+        raise ValueError(f"config.loss is {config.loss!r}; ali_jax.losses has {', '.join(known)}.")
+    accepted = inspect.signature(known[config.loss]).parameters
+    options = {"weight": config.labelled_weight, "axis_name": axis_name}
+    return partial(known[config.loss], **{k: v for k, v in options.items() if k in accepted})
 
 
 def make_penalties(config: Config) -> tuple[Penalty, ...]:
@@ -237,9 +263,21 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
                 )
         if "num_steps" in accepted:
             options["num_steps"] = config.num_steps
-        if any((options.get(weight) or 0) > 0 for weight in WEIGHTS):
+        if any(_is_positive(options.get(weight)) for weight in WEIGHTS):
             made.append(partial(known[name], **options))
     return tuple(made)
+
+
+def _is_positive(weight: Any) -> bool:
+    """Tell whether a weight is; one that is traced, as in a population, is taken to be."""
+    return isinstance(weight, jax.Array) or (weight or 0) > 0
+
+
+def make_augment(config: Config) -> Augment | None:
+    """Make the instance noise of `config.instance_noise`, annealed over `config.num_steps`; None for 0."""
+    if not config.instance_noise:
+        return None
+    return partial(model.instance_noise, std=config.instance_noise, num_steps=config.num_steps)
 
 
 def init_state(
@@ -273,6 +311,7 @@ def train_step(
     ema_decay: float = 0.0,
     axis_name: str | None = None,
     gradient: Gradient = "auto",
+    augment: Augment | None = None,
     noise: Noise | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Update both players at once from one minibatch.
@@ -284,7 +323,7 @@ def train_step(
       ema_decay: of the averaged variables, where the state has them: min(ema_decay, (1 + t) / (10 + t)).
       axis_name: the named axis to average over, under `jax.pmap`, `jax.shard_map(..., check_vma=False)` or
         `jax.vmap`; None in a single program.
-      gradient: see `game_gradients`.
+      gradient, augment: see `game_gradients`.
       noise: this step's noise; None: drawn from the state's key, the step and the device's index.
 
     Returns:
@@ -296,7 +335,7 @@ def train_step(
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         noise = model.draw_noise(ali, key, batch.x.shape[0])
     grads, aux = game_gradients(
-        ali, state.variables, loss, penalties, batch, noise, state.step, gradient=gradient
+        ali, state.variables, loss, penalties, batch, noise, state.step, gradient=gradient, augment=augment
     )
     metrics = {
         "loss/generator": aux.losses.generator,
@@ -319,14 +358,28 @@ def train_step(
 
 
 def _check_axis(ali: ALI, batch_stats: Networks[PyTree], axis_name: str) -> None:
-    """Refuse batch statistics that would differ between devices: their gradients would be wrong."""
+    """Refuse batch statistics that would differ between devices: their gradients would be wrong.
+
+    Those of a module that declares `coupled = False` come from its parameters, as spectral norm's do.
+    """
     for role, module, stats in zip(Networks._fields, ali, batch_stats, strict=True):
         found = getattr(module, "axis_name", None)
-        if jax.tree.leaves(stats) and found != axis_name:
+        if jax.tree.leaves(stats) and getattr(module, "coupled", True) and found != axis_name:
             raise ValueError(
                 f"The {role} has batch statistics, which must be synchronised over {axis_name!r}, but "
                 f"its axis_name is {found!r}: make the networks with build(config, axis_name={axis_name!r})."
             )
+
+
+MEMBERS = TrainState(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]  axes of a population's state
+
+
+class Population(NamedTuple):
+    """What differs between the K members of a population: runs of one structure, trained as one program."""
+
+    values: dict[str, Array]  # [K] by config key
+    make: Callable[[dict[str, Array]], tuple[optax.GradientTransformation, Sequence[Penalty]]]
+    data_axes: PyTree  # of what the feed loads, for `jax.vmap`
 
 
 class Feed(Protocol):
@@ -349,6 +402,8 @@ def make_train_step(
     parallel: Literal["mesh", "pmap"] = "mesh",
     ema_decay: float = 0.0,
     gradient: Gradient = "auto",
+    population: Population | None = None,
+    augment: Augment | None = None,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
     """Make the compiled `(state, data) -> (state, metrics)` that takes `steps` steps.
 
@@ -362,7 +417,10 @@ def make_train_step(
       mesh: the devices, along the axis "data"; None: the default device.
       parallel: `mesh`: one program over all devices, the batch sharded, the state replicated; `pmap`: the
         same step along a named axis, under `jax.pmap`; `ali` must have been built with that `axis_name`.
-      ema_decay, gradient: see `train_step`.
+      ema_decay, gradient, augment: see `train_step`.
+      population: members that are trained at once, with their own optimiser and penalties instead of `tx`
+        and `penalties`. All leaves of the state but its step have a leading axis K, and so have the metrics;
+        it is K that is divided among the devices of the mesh.
 
     Returns:
       The function. Its metrics are means over the steps, with `finite_steps`: how many steps went by before
@@ -372,10 +430,16 @@ def make_train_step(
     platform = mesh.devices.flat[0].platform
     axis_name = AXIS if parallel == "pmap" else None
 
-    def one(state: TrainState, first: Array, data: PyTree) -> tuple[TrainState, Metrics]:
+    def one_member(
+        tx: optax.GradientTransformation,
+        penalties: Sequence[Penalty],
+        state: TrainState,
+        first: Array,
+        data: PyTree,
+    ) -> tuple[TrainState, Metrics]:
         shard = None if axis_name is None else (jax.lax.axis_index(AXIS), mesh.size)
         batch = feed.take(data, state.step, state.step - first, shard=shard)
-        if axis_name is None and mesh.size > 1:
+        if axis_name is None and mesh.size > 1 and population is None:
             batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
         return train_step(
             ali,
@@ -387,12 +451,26 @@ def make_train_step(
             ema_decay=ema_decay,
             axis_name=axis_name,
             gradient=gradient,
+            augment=augment,
         )
+
+    def one(state: TrainState, first: Array, data: PyTree) -> tuple[TrainState, Metrics]:
+        of_members = population
+        if of_members is None:
+            return one_member(tx, penalties, state, first, data)
+
+        def member(values: dict[str, Array], state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+            return one_member(*of_members.make(values), state, first, data)
+
+        axes = (0, MEMBERS, of_members.data_axes)
+        return jax.vmap(member, axes, out_axes=(MEMBERS, 0))(of_members.values, state, data)
+
+    summarise = _summarise if population is None else jax.vmap(_summarise, in_axes=1)
 
     def all_at_once(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
         first = state.step
         state, metrics = jax.lax.scan(lambda s, _: one(s, first, data), state, length=steps)
-        return state, _summarise(metrics)
+        return state, summarise(metrics)
 
     def singly(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
         first, metrics = jnp.copy(state.step), []
@@ -417,23 +495,26 @@ def make_train_step(
         return jax.jit(
             function,
             donate_argnums=0,
-            out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None,
+            out_shardings=(split_state if population else replicated) if mesh.size > 1 else None,
             compiler_options=convolutions.compiler_options(platform),
         )
 
+    replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
+    split_state: Any = TrainState(replicated, split, split, split, split), split  # pyright: ignore
     compiled_one, compiled = compiled_for_devices(one), compiled_for_devices(all_at_once)
-    compiled_summary = jax.jit(lambda m: _summarise(jax.tree.map(lambda *v: jnp.stack(v), *m)))
+    compiled_summary = jax.jit(lambda m: summarise(jax.tree.map(lambda *v: jnp.stack(v), *m)))
 
     def call(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
-        loops_slowly = platform == "cpu" and has_convolutions(state.variables.params)
+        loops_slowly = platform == "cpu" and has_convolutions(state.variables.params, population is not None)
         return (singly if loops_slowly else compiled)(state, data)
 
     return call
 
 
-def has_convolutions(params: PyTree) -> bool:
-    """Tell whether any parameter is a convolution's kernel: of rank 4 and larger than 1x1."""
-    return any(leaf.ndim == 4 and leaf.shape[0] > 1 for leaf in jax.tree.leaves(params))
+def has_convolutions(params: PyTree, members: bool = False) -> bool:
+    """Tell whether any parameter, of the members of a population, is a kernel: of rank 4, larger than 1x1."""
+    shapes = [leaf.shape[int(members) :] for leaf in jax.tree.leaves(params)]
+    return any(len(shape) == 4 and shape[0] > 1 for shape in shapes)
 
 
 def _summarise(metrics: Metrics) -> Metrics:

@@ -97,3 +97,4 @@ class Report(NamedTuple):
 Metrics: TypeAlias = dict[str, Array]
 Loss: TypeAlias = Callable[[Logits, Batch], tuple[Losses, Metrics]]
 Penalty: TypeAlias = Callable[[ALI, Variables, Pairs, Array, Array], tuple[Losses, Metrics]]
+Augment: TypeAlias = Callable[[Pairs, Array, Array], Pairs]  # (pairs, key, step), row by row: what D sees

@@ -11,6 +11,8 @@ from typing import Any
 from ali_jax import config as configs
 from ali_jax.config import Config
 
+_PARTIAL = ".part"  # ends the names of files that are being written
+
 
 class RunError(RuntimeError):
     """A run cannot start or go on; the message says why."""
@@ -62,7 +64,7 @@ def is_finished(config: Config, workdir: Path) -> bool:
     """Tell whether the run in a folder has its summary, of all the steps that the config asks for."""
     try:
         return json.loads((workdir / "summary.json").read_text())["step"] >= config.num_steps
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or no summary of ours: it is written anew
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, or none of ours: made anew
         return False
 
 
@@ -97,11 +99,16 @@ def check_writable(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def under_way() -> Iterator[None]:
-    """Make RunErrors of ValueErrors: where all input has proved good, what fails is no wrong use."""
+    """Make RunErrors of Value- and OSErrors: where all input has proved good, what fails is no wrong use."""
     try:
         yield
     except ValueError as error:
         raise RunError(str(error)) from error
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or 'A file could not be written'}: {error.strerror or error}. Checkpoints stay "
+            "as they are: see to the disk (space, permission), then give the same command to go on."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -129,7 +136,32 @@ def _lock(folder: int, workdir: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(text)
-    os.replace(partial, path)
+    """Write a file that appears whole or not at all, also if the machine stops."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system that cannot
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(workdir: Path) -> None:
+    """Delete the files that a killed process was writing; the folder must be held."""
+    for folder in (workdir, workdir / "images"):
+        for path in folder.glob(f".*{_PARTIAL}"):
+            path.unlink(missing_ok=True)

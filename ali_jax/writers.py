@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
+from ali_jax.escape import printable
 from ali_jax.figures import save_png
 from ali_jax.workdir import write_text
 
@@ -27,12 +28,12 @@ TRAINING = "loss/generator"  # stands in every row of training metrics and in no
 def read_rows(path: Path, last_step: int) -> list[Row]:
     """Return the rows of a metrics.jsonl up to a step; lines that a crash has torn are left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and row.get("step", last_step + 1) <= last_step:
+        if isinstance(row, dict) and isinstance(step := row.get("step"), int) and step <= last_step:
             rows.append(row)
     return rows
 
@@ -102,6 +103,12 @@ class Records:
                 self._events.add_scalar(key, value, step)
         self._events.flush()
 
+    def sync(self) -> None:
+        """Put all rows on disk, before a checkpoint is written that goes on after them."""
+        self._file.flush()
+        if self._images is not None:
+            os.fsync(self._file.fileno())
+
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Write pictures, uint8 [H, W, 3], to images/NAME_STEP.png."""
         for name, image in images.items():
@@ -159,7 +166,7 @@ class Reporter:
     def say(self, text: str, level: int = logging.INFO) -> None:
         """Print a line, where people want to hear what is of its level."""
         if self._verbosity >= level:
-            self._console.print(text, markup=False)
+            self._console.print(printable(text), markup=False)
 
     def table(self, title: str, scalars: Mapping[str, float]) -> None:
         """Print numbers by name."""

@@ -18,7 +18,6 @@ from ml_collections import FrozenConfigDict
 
 from ali_jax import data, layers, networks, train
 from ali_jax.config import Config, from_json
-from ali_jax.game import named_loss
 from ali_jax.types import Batch, Networks, PyTree, TrainState
 
 ROWS = 1024  # of the made-up data set
@@ -50,7 +49,7 @@ class Ours:
         step = train.make_train_step(
             self._ali,
             self._tx,
-            named_loss(config.loss),
+            train.make_loss(config),
             train.make_penalties(config),
             feed=self._feed,
             steps=self.unit,

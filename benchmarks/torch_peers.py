@@ -181,7 +181,7 @@ class Textbook:
         size = [self.batch_size, *_x_size(self.config)]
         self.batches = [torch.rand(size, device=self.device) for _ in range(BATCHES)]
         if len(size) == 4:
-            self.networks = [network.to(memory_format=layout) for network in self.networks]
+            self.networks = [network.to(memory_format=layout) for network in self.networks]  # pyright: ignore
             self.batches = [batch.contiguous(memory_format=layout) for batch in self.batches]
         self.generator_parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         self.discriminator_parameters = list(self.discriminator.parameters())

@@ -3,16 +3,41 @@
     python -m ali_jax.main --config experiments/mixture.py --workdir runs/mixture
 
 The encoder takes its noise as an input, z = f(x, epsilon). The authors' Adam was that of Blocks in 2016,
-whose "beta1 = 0.8" is today's b1 = 0.2.
+whose "beta1 = 0.8" is today's b1 = 0.2. `mixture.py:VARIANT` has the comparisons of the paper's section, all
+with the same networks:
+
+    b1_0.8      today's reading of the same line of code
+    gan         D sees x alone, so that the encoder learns nothing
+    inverse     an encoder of that GAN's decoder, which minimises E |z - G_z(G_x(z))|^2
+    posthoc     ALI's encoder and a new D for that GAN's decoder
+    vae         a variational autoencoder: a Gaussian encoder, a likelihood with the deviation of the data
+    search, gan_search
+                ten members with random learning rate, b1 and initial deviation, the same for both
+
+`inverse` and `posthoc` take the GAN's run by --config.init_from=DIR. The paper states neither the ranges of
+its random search nor how the last three were trained: what stands here is ours.
 """
+
+import random
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from ali_jax import config as defaults
 
+VARIANTS = ("code", "b1_0.8", "gan", "inverse", "posthoc", "vae", "search", "gan_search")
 
-def get_config() -> ConfigDict:
-    """Return the configuration of the authors' code."""
+# Of the random search: what is drawn uniformly, on a logarithmic scale for the first and the last.
+LEARNING_RATES = (1e-5, 1e-3)
+B1 = (0.0, 0.9)
+INIT_STD = (0.005, 0.1)
+DRAWS = 10
+
+
+def get_config(variant: str = "code") -> ConfigDict:
+    """Return the configuration of the authors' code, or that of a comparison."""
+    if variant not in VARIANTS:
+        raise ValueError(f"mixture.py:{variant}: the variants are {', '.join(VARIANTS)}.")
     config = defaults.base()
     config.batch_size = 100
     config.num_steps = 200_000  # 200 epochs
@@ -37,7 +62,47 @@ def get_config() -> ConfigDict:
     for network in (config.encoder, config.decoder, config.discriminator):
         network.init_std = 0.02
     for adam in (config.optimizer.generator, config.optimizer.discriminator):
-        adam.b1 = 0.2
+        adam.b1 = 0.8 if variant == "b1_0.8" else 0.2
+
+    config.discriminator.blind = variant in ("gan", "gan_search")
+    if variant in ("inverse", "posthoc"):
+        config.frozen = ("decoder",)
+    if variant in ("inverse", "vae"):
+        _without_game(config)
+    if variant == "inverse":
+        config.penalties.cycle_z.weight = 1.0
+    if variant == "vae":
+        config.encoder.posterior = "gaussian"
+        config.penalties.elbo.weight = 1.0
+        config.penalties.elbo.sigma = 0.05
+    if variant in ("search", "gan_search"):
+        config.population.vary = _random_draws()
 
     config.evaluators = ("samples", "reconstructions", "modes")
     return config
+
+
+def _without_game(config: Any) -> None:
+    """Leave D nothing to do: it is one linear unit, and no loss of its own is minimised."""
+    config.loss = "none"
+    config.discriminator.blind = True
+    config.discriminator.joint_layers = ()
+
+
+def _random_draws() -> tuple:
+    """Draw the hyper-parameters of the search, from a seed of their own: the same for ALI and GAN."""
+    generator = random.Random(2017)
+
+    def logarithmic(low: float, high: float) -> float:
+        return low * (high / low) ** generator.random()
+
+    draws = [
+        (logarithmic(*LEARNING_RATES), generator.uniform(*B1), logarithmic(*INIT_STD)) for _ in range(DRAWS)
+    ]
+    rates, b1s, stds = zip(*draws, strict=True)
+    players, networks = ("generator", "discriminator"), ("encoder", "decoder", "discriminator")
+    return (
+        *((f"optimizer.{player}.learning_rate", rates) for player in players),
+        *((f"optimizer.{player}.b1", b1s) for player in players),
+        *((f"{network}.init_std", stds) for network in networks),
+    )

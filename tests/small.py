@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ali_jax import model, networks
@@ -56,10 +57,16 @@ def game(
         edit(config)
     ali = networks.build(config, platform="cpu", **build)
     x = jax.random.uniform(jax.random.PRNGKey(1), (batch_size, *config.dataset.shape))
-    return ali, config, Batch(x)
+    y = label = None
+    if config.dataset.conditional:
+        shape = (batch_size, config.condition.size)
+        y = jax.random.bernoulli(jax.random.PRNGKey(4), shape=shape).astype(jnp.float32)
+    if config.dataset.labelled:
+        label = jnp.arange(batch_size, dtype=jnp.int32) % 3 - 1
+    return ali, config, Batch(x, y, label)
 
 
 @partial(jax.jit, static_argnums=0)
-def init(ali: ALI, key: Array, x: Array) -> Variables:
+def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
     """Initialise in one program; op by op it takes seconds."""
-    return model.init(ali, key, x)
+    return model.init(ali, key, x, y)

@@ -12,14 +12,15 @@ import small
 
 LAYERS = [
     ["types", "config"],
-    ["bits", "registry", "convolutions", "losses", "penalties", "workdir", "command"],
+    ["bits", "registry", "convolutions", "losses", "population", "workdir", "command", "escape"],
     ["layers"],
     ["networks", "data", "metrics", "figures"],
     ["model"],
-    ["train", "evaluate", "checkpoint", "writers"],
+    ["penalties"],
+    ["train", "evaluate", "checkpoint", "writers", "anomaly", "hosts"],
     ["game"],
     ["describe", "report", "export"],
-    ["loop"],
+    ["loop", "preflight"],
     ["main"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

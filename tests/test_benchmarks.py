@@ -9,7 +9,7 @@ import small
 
 from ali_jax.command import load_config
 from ali_jax.types import Networks
-from benchmarks import compare, gpu_table, jax_variants, roofline, worker
+from benchmarks import anomaly, compare, gpu_table, jax_variants, roofline, worker
 from benchmarks.compare import Run
 
 TINY = ["--tiny", "--torch-python", "/bin/false"]  # an interpreter without torch
@@ -156,6 +156,23 @@ def test_the_gpu_table_leaves_out_what_its_budget_has_no_time_for(capsys):
     printed = capsys.readouterr().out
     assert "ours, svhn bfloat16 1x: no time left" in printed
     assert "| svhn | float32 | 4 | - | - |" in printed
+
+
+def test_the_anomaly_table_is_printed_at_tiny_size(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(small.ROOT)
+    arguments = ["--config", "experiments/digits.py", "--steps", "4", "--seeds", "1", "--digits", "3"]
+    arguments += ["--rows", "120", "--alpha", "0.1", "--json", str(tmp_path / "runs.json")]
+    narrow = [f"--config.{role}.layers=(8,)" for role in ("encoder", "decoder")]
+    narrow += ["--config.discriminator.x_layers=(8,)", "--config.steps_per_call=2"]
+    assert anomaly.main([*arguments, *narrow]) == 0
+    printed = capsys.readouterr().out
+    assert "Left out: 3. 4 steps on 881 rows; test: 15 rows of it against 105." in printed
+    (found,) = json.loads((tmp_path / "runs.json").read_text())["3"]
+    assert {"ALI, ladder of 20 steps", "isolation forest", "nearest training row"} <= found.keys()
+    assert all(f"| {name} | " in printed for name in found)
+    assert found["nearest training row"]["auroc"][0] > 0.9  # it has seen the nine, whatever the model learnt
+    assert anomaly.main(["--config", "experiments/digits.py", "--digits", "10"]) == 2
+    assert "--digits [10]: digits has the classes 0 to 9." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,17 @@ class TestNames:
         with pytest.raises(DataError, match=r"^give your images: --config.dataset.path=DIR or an .npz$"):
             data.load("images")
 
-    def test_conditions_are_refused_where_there_are_no_attributes(self):
-        with pytest.raises(DataError, match="conditional is set, but digits has no attributes: leave it off"):
-            data.load("digits", conditional=True)
+    def test_conditions_are_refused_where_there_are_none(self, tmp_path):
+        black = {f"{part}_image": np.zeros((3, 8, 8), np.uint8) for part in ("train", "test")}
+        np.savez(tmp_path / "black.npz", **black)
+        with pytest.raises(DataError, match="has neither attributes nor labels: leave it off"):
+            data.load("images", path=str(tmp_path / "black.npz"), conditional=True)
+
+    def test_conditions_are_classes_where_there_are_no_attributes(self):
+        dataset = data.load("digits", conditional=True)
+        batch = dataset.train.rows(np.arange(50))
+        np.testing.assert_array_equal(batch.y, np.eye(10)[batch.label])
+        assert dataset.attributes == tuple("0123456789")
 
     def test_scale_is_refused_for_images(self):
         with pytest.raises(DataError, match="scale is 2"):

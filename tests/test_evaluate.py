@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ali_jax import data, evaluate
+from ali_jax import data, evaluate, model
 from ali_jax.config import base
 from ali_jax.data import ArraySplit, Dataset
+from ali_jax.metrics import divergence
 from ali_jax.networks import Encoder
 from ali_jax.types import Networks, Variables
 
@@ -62,7 +63,7 @@ class Recall(nn.Module):
 
 
 class Blind(nn.Module):
-    """A discriminator, which no evaluator uses."""
+    """A discriminator that sees nothing."""
 
     @nn.compact
     def __call__(self, x, z, y=None, *, train):
@@ -74,13 +75,13 @@ def copier(dataset: Dataset) -> tuple[Networks, Variables]:
     shape = dataset.train.shape
     ali = Networks(Copy(int(np.prod(shape))), Paste(shape), Blind())
     one = {"one": jnp.ones(())}
-    return ali, Variables(Networks(one, one, {}), Networks({}, {}, {}))
+    return ali, Variables(Networks(one, one, {"zero": jnp.zeros(())}), Networks({}, {}, {}))
 
 
 def recaller(dataset: Dataset, x: np.ndarray) -> tuple[Networks, Variables]:
     """Give the model whose samples are the rows of x."""
     ali = Networks(Copy(int(np.prod(x.shape[1:]))), Recall(x.shape[1:], len(x)), Blind())
-    params = Networks({"one": jnp.ones(())}, {"memory": jnp.asarray(x)}, {})
+    params = Networks({"one": jnp.ones(())}, {"memory": jnp.asarray(x)}, {"zero": jnp.zeros(())})
     return ali, Variables(params, Networks({}, {}, {}))
 
 
@@ -137,6 +138,18 @@ def test_a_lossless_code_reconstructs_up_to_its_noise(digits, key):
     assert found["n_test"] == 397
 
 
+def test_the_ladder_of_a_lossless_code_has_no_gaps(digits, key):
+    found = evaluate.reconstruction_ladder(*copier(digits), key, digits, ladder_rows=40).scalars
+    assert found["ladder_mean"] < 1e-12
+    assert found["ladder_refined"] <= found["ladder_mean"]
+    assert found["ladder_code"] < 1e-12
+    assert found["ladder_sample"] == pytest.approx(SIGMA**2, rel=0.1)
+    assert 0.6 * SIGMA**2 < found["ladder_best_of_k"] < found["ladder_sample"]
+    assert found["ladder_searched"] < 1e-3  # from codes that have nothing to do with the image
+    assert found["ladder_encoder_gap"] + found["ladder_decoder_gap"] == found["ladder_mean"]
+    assert found["n_ladder"] == 40
+
+
 def test_posterior_sigma_is_the_encoders(digits, key):
     assert evaluate.posterior(*copier(digits), key, digits).scalars["posterior_sigma"] == pytest.approx(SIGMA)
 
@@ -180,6 +193,49 @@ def test_recalled_training_data_are_balanced_kept_by_copies_and_found_out(digits
     assert copied["class_kept_sampled"] > 0.9
 
 
+def test_frechet_distances_tell_copies_of_train_from_a_collapsed_model(digits, key):
+    def found(x):
+        return evaluate.frechet_distance(*recaller(digits, x), key, digits, num_samples=300).scalars
+
+    train = digits.train.x / np.float32(16)
+    good, collapsed = found(train), found(train[:1])
+    assert good["n_fid"] == 300
+    assert good["fid_classifier"] < 2 * good["fid_classifier_floor"] < 0.1 * collapsed["fid_classifier"]
+    assert abs(good["kid_classifier"]) < 5 * good["kid_classifier_error"]
+    assert collapsed["kid_classifier"] > 20 * collapsed["kid_classifier_error"]
+    assert collapsed["fid_classifier_floor"] == good["fid_classifier_floor"]
+    assert "fid_classifier_batch_norm" not in good  # this decoder has none
+    assert evaluate.disagreements(good, collapsed) == {"warn_fid_classifier_raw_ema": 1}
+    assert evaluate.disagreements(good, good) == {"warn_fid_classifier_raw_ema": 0}
+
+
+def test_stale_running_statistics_are_warned_of(digits, key):
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, z, y=None, *, train):
+            x = nn.BatchNorm(use_running_average=not train, use_scale=False, use_bias=False)(z[:, :64])
+            return (0.5 + 0.2 * x).reshape(-1, 8, 8, 1)
+
+    ali, variables = copier(digits)
+    ali = ali._replace(decoder=Normed())
+    for mean, warns in ((0.0, 0.0), (5.0, 1.0)):
+        stats = {"BatchNorm_0": {"mean": jnp.full(64, mean), "var": jnp.ones(64)}}
+        held = Variables(variables.params._replace(decoder={}), variables.batch_stats._replace(decoder=stats))
+        found = evaluate.frechet_distance(ali, held, key, digits, num_samples=300).scalars
+        assert found["warn_fid_batch_norm"] == warns
+        assert (found["fid_classifier"] > 2 * found["fid_classifier_batch_norm"]) == bool(warns)
+    extractor = evaluate.Extractor("pixels", "none", lambda x: x.reshape(len(x), -1))
+    measured = evaluate.frechet_measurements(ali, held, key, digits, extractor, num_samples=50, weights="ema")
+    provenance = measured["fid_pixels"].provenance
+    assert provenance == ("pixels", "none", 50, "digits train", "0-0", "ema", "running")
+    assert measured["fid_pixels_batch_norm"].provenance == provenance._replace(batch_norm="batch")
+
+
+def test_inception_needs_its_weights(digits, key):
+    with pytest.raises(ValueError, match=r"set config.evaluation.inception_weights to an .npz file"):
+        evaluate.inception_distance(*copier(digits), key, digits)
+
+
 def test_a_collapsed_model_has_one_class(digits, key):
     found = evaluate.class_balance(
         *recaller(digits, digits.train.x[:1] / np.float32(16)), key, digits
@@ -194,6 +250,104 @@ def test_recalled_points_cover_the_mixture(mixture, key):
     assert found["mode_spread"] == pytest.approx(0.974, abs=0.03)
     assert found["mode_kept"] < 0.1  # it recalls what has nothing to do with the code
     assert evaluate.modes(*copier(mixture), key, mixture).scalars["mode_kept"] == 1
+
+
+def test_codes_that_are_the_prior_are_told_from_codes_that_are_the_image(mixture, key):
+    small = mixture._replace(test=mixture.test.part(0, 600))
+    normal = small._replace(test=ArraySplit(np.asarray(jax.random.normal(key, (600, 2)))))
+    found = [evaluate.code_distribution(*copier(data), key, data).scalars for data in (normal, small)]
+    tests = {"code_mmd_p", "code_energy_p", "code_neighbor_p", "code_ks_p"}
+    assert all(found[0][name] > 0.01 for name in tests)
+    assert all(found[1][name] <= 0.005 for name in tests)
+    error, floor = "code_covariance_error", "code_covariance_error_floor"
+    assert found[0][error] < 3 * found[0][floor] < found[1][error]
+    assert found[1]["code_width"] == pytest.approx(SIGMA, rel=0.1)
+
+
+def test_a_decoders_noise_is_in_its_samples_and_not_in_its_means(mixture, key):
+    class Noisy(Paste):
+        @nn.compact
+        def __call__(self, z, y=None, *, train):
+            mean = z + 0 * self.param("one", nn.initializers.ones, ())
+            if not self.has_rng("noise"):
+                return mean
+            return mean + 3 * jax.random.normal(self.make_rng("noise"), z.shape)
+
+    ali, variables = copier(mixture)
+    ali = ali._replace(decoder=Noisy((2,)))
+    z = jnp.zeros((1_000, 2))
+    assert not model.decode(ali, variables, z).any()
+    assert model.decode(ali, variables, z, key=key).std() == pytest.approx(3, rel=0.05)
+    assert model.sample(ali, variables, key, 1_000).std() == pytest.approx(np.sqrt(10), rel=0.05)
+    pairs = evaluate._draw_pairs(ali, variables, key, evaluate._test(mixture), 1.0)
+    assert len(np.unique(np.round(pairs.x_tilde - pairs.z, 4), axis=0)) > 9_990  # every block has its own
+
+
+def test_each_distinct_test_row_has_one_code(mixture, key):
+    twice = mixture._replace(test=ArraySplit(np.tile(mixture.test.x[:50], (2, 1))))
+    assert evaluate.code_distribution(*copier(twice), key, twice).scalars["n_codes"] == 50
+
+
+class Ignorant(nn.Module):
+    """Draws codes and data that have nothing to do with each other."""
+
+    latent_dim: int = 2
+
+    @nn.compact
+    def __call__(self, *inputs, train):
+        if len(inputs) == 3:
+            return inputs[1]  # the encoder's epsilon
+        return jax.random.normal(self.make_rng("noise"), inputs[0].shape)
+
+
+def test_the_joints_of_a_copier_differ_and_those_of_independent_normals_do_not(mixture, key, monkeypatch):
+    monkeypatch.setattr(divergence, "PATIENCE", 1)
+    normal = mixture._replace(
+        train=ArraySplit(np.asarray(jax.random.normal(key, (3_000, 2)))),
+        test=ArraySplit(np.asarray(jax.random.normal(jax.random.PRNGKey(1), (1_000, 2)))),
+    )
+    ali, variables = copier(normal)
+    far = evaluate.joint_divergence(ali, variables, key, mixture).scalars
+    assert far["joint_jsd"] > 0.4
+    assert far["joint_accuracy"] > 0.9
+    ignorant = ali._replace(encoder=Ignorant(), decoder=Ignorant())
+    near = evaluate.joint_divergence(ignorant, variables, key, normal).scalars
+    assert -0.01 < near["joint_jsd"] < 3 * near["joint_jsd_se"]
+    assert near["n_test"] == 1_000
+
+
+def test_a_blind_discriminator_uses_no_z_and_a_seeing_one_does(mixture, key):
+    class Distance(Blind):
+        @nn.compact
+        def __call__(self, x, z, y=None, *, train):
+            return -jnp.sum(jnp.abs(x - z), axis=-1) + self.param("zero", nn.initializers.zeros, ())
+
+    small = mixture._replace(test=mixture.test.part(0, 600))
+    ali, variables = copier(small)
+    blind = evaluate.discriminator_use_of_z(ali, variables, key, small).scalars
+    assert (blind["d_logit_change"], blind["d_auc"], blind["d_auc_drop"]) == (0, 0.5, 0)
+    seeing = ali._replace(discriminator=Distance(), decoder=Recall((2,), 3))
+    params = variables.params._replace(decoder={"memory": jnp.ones((3, 2))})
+    found = evaluate.discriminator_use_of_z(seeing, variables._replace(params=params), key, small).scalars
+    assert found["d_auc"] > 0.95
+    assert found["d_auc_drop"] > 0.4
+
+
+def test_coverage_of_recalled_modes_and_classes_is_known(mixture, digits, key):
+    few = mixture.train.x[np.isin(mixture.train.label, range(20))][:5_000]
+    found = evaluate.mode_coverage(*recaller(mixture, few), key, mixture).scalars
+    assert (found["coverage_frequent_low"], found["coverage_frequent_high"]) == (20, 20)
+    assert found["coverage_expected_low"] <= found["coverage_expected"] == 20 < 22
+    some = digits.train.x[digits.train.label < 7][:700] / np.float32(16)
+    found = evaluate.mode_coverage(*recaller(digits, some), key, digits).scalars
+    assert found["coverage_frequent_low"] <= 7 <= found["coverage_frequent_high"] <= 10
+    assert found["n_samples"] == 20_000
+
+
+def test_a_model_that_recalls_fifty_images_has_an_effective_support_of_fifty(digits, key):
+    found = evaluate.effective_support(*recaller(digits, digits.train.x[:50] / np.float32(16)), key, digits)
+    assert found.scalars["effective_support_low"] < 50 < found.scalars["effective_support_high"]
+    assert found.scalars["effective_support_real"] > 10_000
 
 
 def test_pictures_have_the_layout_of_the_paper(digits, key):
@@ -222,8 +376,12 @@ def test_conditions_are_those_of_the_same_rows(faces, key):
 
 def test_a_model_that_has_diverged_is_still_reported(digits, mixture, key, monkeypatch):
     monkeypatch.setattr(evaluate, "TRAIN_ROWS", 2_000)
+    conditional = {"conditional_samples", "condition_agreement", "attribute_grid"}
+    needs_classes = {"probes", "class_balance", "l2_svm", "frechet_distance"}
+    neither = {"inception_distance", "label_error", *conditional}
     of_images = {"interpolations", "error_extremes", "traversals", "neighbours"}
-    for dataset, skipped in ((digits, {"modes"}), (mixture, {*of_images, "probes", "class_balance"})):
+    skipped_of_mixture = {*of_images, *needs_classes}
+    for dataset, skipped in ((digits, {"modes", *neither}), (mixture, {*skipped_of_mixture, *neither})):
         ali, variables = copier(dataset)
         broken = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), variables)
         for name in set(evaluate.names()) - skipped:
@@ -267,23 +425,38 @@ def test_unlabelled_rows_take_no_part_in_probes(digits, key):
 
 def test_the_module_is_the_registry():
     assert set(evaluate.names()) == {
+        "attribute_grid",
         "batch_norm",
         "class_balance",
         "codes",
         "error_extremes",
+        "condition_agreement",
+        "conditional_samples",
+        "frechet_distance",
+        "inception_distance",
+        "l2_svm",
+        "label_error",
+        "code_distribution",
+        "discriminator_use_of_z",
+        "effective_support",
         "interpolations",
+        "joint_divergence",
         "memorisation",
+        "mode_coverage",
         "modes",
         "neighbours",
         "posterior",
         "probes",
         "reconstruction_error",
+        "reconstruction_ladder",
         "reconstructions",
         "samples",
         "traversals",
     }
     assert evaluate.named("modes") is evaluate.modes
-    with pytest.raises(ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, codes"):
+    with pytest.raises(
+        ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*class_balance, code_distribution"
+    ):
         evaluate.named("sample")
     with pytest.raises(ValueError, match="no evaluator '_test'"):
         evaluate.named("_test")

@@ -266,14 +266,19 @@ def test_bad_input_makes_no_folder(tmp_path):
         {"evaluators": ("modes",)},
         {"evaluators": ("posterior",), "encoder__posterior": "noise"},
         {"evaluators": ("reconstruction_error",), "dataset__test_split": "test[:1]"},
-        {"dataset__conditional": True},
+        {"dataset__labelled": 100},
+        {"dataset__labelled": 55, "loss": "semi_supervised", "discriminator__num_classes": 10},
+        {"dataset__labelled": 100, "loss": "semi_supervised", "discriminator__num_classes": 9},
+        {"dataset__conditional": True, "condition__size": 9},
+        {"frozen": ("decoder",)},
+        {"init_from": "nowhere"},
         {"dataset__name": "digit"},
         {"discriminator__x_batch_norm": (True,), "penalties__r1__gamma": 1.0},
         {"dataset__shape": (9, 9, 1)},
         {"loss": "alo"},
     )
     for changes in refused:
-        with pytest.raises(ValueError, match=r"(has|have|modes|must|needs|8x8)"):
+        with pytest.raises(ValueError, match=r"(has|have|holds|modes|must|needs|8x8)"):
             loop.run(tiny(**changes), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

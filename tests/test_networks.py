@@ -1,6 +1,7 @@
 """Networks: the paper's tables, their shapes and parameter counts, and what does not fit."""
 
 import re
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -10,14 +11,14 @@ import pytest
 import small
 
 from ali_jax import config as defaults
-from ali_jax import layers, model, networks
+from ali_jax import describe, layers, model, networks
 
 
 def counts(config):
     """Count trained parameters per network without computing anything."""
     ali = networks.build(config)
-    x = jax.ShapeDtypeStruct((2, *config.dataset.shape), jnp.float32)
-    variables = jax.eval_shape(lambda k, x: model.init(ali, k, x), jax.random.PRNGKey(0), x)
+    batch = describe.abstract_batch(config, tuple(config.dataset.shape))
+    variables = jax.eval_shape(partial(model.init, ali), jax.random.PRNGKey(0), batch.x, batch.y)
     return [sum(leaf.size for leaf in jax.tree.leaves(p)) for p in variables.params]
 
 
@@ -27,8 +28,10 @@ def counts(config):
         ("svhn", [3_315_488, 1_767_584, 5_283_073]),
         ("cifar10", [3_118_496, 981_152, 2_611_009]),
         ("celeba", [6_794_880, 11_811_392, 15_189_057]),
+        ("celeba_conditional", [6_925_952, 13_908_544, 15_713_345]),
         ("tiny_imagenet", [7_812_352, 3_164_224, 32_985_793]),
         ("mixture", [164_002, 484_802, 407_201]),
+        ("mixture:gan", [164_002, 484_802, 405_201]),
     ],
 )
 def test_parameter_counts_are_those_of_the_authors_code(name, expected):
@@ -38,19 +41,22 @@ def test_parameter_counts_are_those_of_the_authors_code(name, expected):
 @pytest.mark.parametrize("name", small.EXPERIMENTS)
 def test_every_experiment_gives_codes_images_and_logits_of_the_right_shape(name):
     config = small.experiment(name)
+    config.batch_size = 6
     ali = networks.build(config)
-    x = jax.ShapeDtypeStruct((6, *config.dataset.shape), jnp.float32)
+    batch = describe.abstract_batch(config, tuple(config.dataset.shape))
+    rows = batch.x.shape[0]
 
-    def run(key, x):
-        variables = model.init(ali, key, x)
-        z = model.encode(ali, variables, x)
-        x_tilde = model.sample(ali, variables, key, 5)
-        return z, x_tilde, model.discriminate(ali, variables, x, z)
+    def run(key, x, y):
+        variables = model.init(ali, key, x, y)
+        z = model.encode(ali, variables, x, y)
+        x_tilde = model.sample(ali, variables, key, rows, y)
+        return z, x_tilde, model.discriminate(ali, variables, x, z, y)
 
-    z, x_tilde, logits = jax.eval_shape(run, jax.random.PRNGKey(0), x)
-    assert z.shape == (6, config.latent_dim)
-    assert x_tilde.shape == (5, *config.dataset.shape)
-    assert logits.shape == (6,)
+    z, x_tilde, logits = jax.eval_shape(run, jax.random.PRNGKey(0), batch.x, batch.y)
+    assert z.shape == (rows, config.latent_dim)
+    assert x_tilde.shape == (rows, *config.dataset.shape)
+    classes = config.discriminator.num_classes
+    assert logits.shape == ((rows, classes) if classes > 1 else (rows,))
     assert {z.dtype, x_tilde.dtype, logits.dtype} == {jnp.dtype("float32")}
 
 

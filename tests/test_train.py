@@ -55,13 +55,15 @@ def wide(config):
 
 def compared(name, dtype, factor):
     """Return the distance of the game's gradients from separate ones, and the largest logit."""
-    ali, _, batch = small.game(name, edit=wide)
+    ali, config, batch = small.game(name, edit=wide)
     ali = Networks(*(module.clone(dtype=dtype) for module in ali))
-    variables = saturate(small.init(ali, jax.random.PRNGKey(0), batch.x), factor)
+    variables = saturate(small.init(ali, jax.random.PRNGKey(0), batch.x, batch.y), factor)
     noise = model.draw_noise(ali, jax.random.PRNGKey(2), 4)
     variables, batch, noise = jax.tree.map(
         lambda v: v.astype(dtype) if v.dtype == jnp.float32 else v, (variables, batch, noise)
     )
+
+    own_loss = train.make_loss(config)
 
     @jax.jit
     def both(variables, batch, noise):
@@ -70,7 +72,7 @@ def compared(name, dtype, factor):
 
     def loss(logits, batch):
         largest = jnp.maximum(jnp.abs(logits.q).max(), jnp.abs(logits.p).max())
-        return losses.ali(logits, batch)[0], {"largest": largest}
+        return own_loss(logits, batch)[0], {"largest": largest}
 
     ours, theirs, largest = both(variables, batch, noise)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(ours))
@@ -233,7 +235,8 @@ def test_the_average_warms_up():
 def test_each_player_has_its_own_optimiser_and_a_frozen_network_stays(key):
     ali, config, _, start, data = setting("digits")
     config.optimizer.discriminator.learning_rate = 0.0
-    tx = train.make_optimizer(config, frozen=("decoder",))
+    config.frozen = ("decoder",)
+    tx = train.make_optimizer(config)
     state = start()
     state = state._replace(opt_state=tx.init(state.variables.params))
     moved, _ = train.train_step(ali, tx, losses.ali, (), state, Batch(data[0]))

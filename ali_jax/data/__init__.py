@@ -7,8 +7,26 @@ into an endless shuffled stream of batches. Nothing here downloads: `python -m a
 import numpy as np
 
 from ali_jax.data import files, sources, tfds
-from ali_jax.data.dataset import ArraySplit, DataError, Dataset, Options, SourceSplit, Split, scaled
-from ali_jax.data.feeds import DeviceFeed, Feed, HostFeed, make_feed, shuffled_rows
+from ali_jax.data.dataset import (
+    ArraySplit,
+    DataError,
+    Dataset,
+    Options,
+    Relabelled,
+    SourceSplit,
+    Split,
+    class_balanced,
+    scaled,
+)
+from ali_jax.data.feeds import (
+    DeviceFeed,
+    Feed,
+    HostFeed,
+    PopulationFeed,
+    SemiSupervisedFeed,
+    make_feed,
+    shuffled_rows,
+)
 from ali_jax.registry import public_functions
 
 __all__ = [
@@ -19,8 +37,13 @@ __all__ = [
     "Feed",
     "HostFeed",
     "Options",
+    "PopulationFeed",
+    "Relabelled",
+    "SemiSupervisedFeed",
     "SourceSplit",
     "Split",
+    "class_balanced",
+    "depends_on_seed",
     "load",
     "make_feed",
     "names",
@@ -50,10 +73,10 @@ def load(
         test_split: which part is held out.
         seed: of the points of synthetic data.
         scale: factor on data that are no images.
-        conditional: whether rows have y, the data's attributes.
+        conditional: whether rows have y: the data's attributes or, where they have none, the class, one-hot.
 
     Raises:
-        DataError: the name is unknown, the data are absent or lack attributes that were asked for, or a file
+        DataError: the name is unknown, the data are absent or lack conditions that were asked for, or a file
             is not what it should be.
     """
     options = Options(directory, train_split, test_split, seed, scale, conditional)
@@ -62,12 +85,28 @@ def load(
         raise DataError(
             f"scale is {scale:g}, but {dataset.name} holds images, which always become [0, 1]: leave it at 1"
         )
-    if conditional and not dataset.attributes:
+    return _conditional(dataset) if conditional and not dataset.attributes else dataset
+
+
+def _conditional(dataset: Dataset) -> Dataset:
+    """Return the data set with the class of each row as y, one-hot."""
+    if dataset.num_classes < 2:
         raise DataError(
-            f"config.dataset.conditional is set, but {dataset.name} has no attributes: leave it off, or take "
-            "celeb_a, which has them"
+            f"config.dataset.conditional is set, but {dataset.name} has neither attributes nor labels: leave "
+            "it off, or take data that have them, such as celeb_a or mnist"
         )
-    return dataset
+    train, test = (Relabelled(split, one_hot=True) for split in (dataset.train, dataset.test))
+    for split in (dataset.train, dataset.test):
+        label = split.rows(np.arange(min(len(split), 1_000))).label
+        if label is None or np.min(label) < 0:
+            raise DataError(f"config.dataset.conditional needs a label for every row of {dataset.name}")
+    names = tuple(str(k) for k in range(dataset.num_classes))
+    return dataset._replace(train=train, test=test, attributes=names)
+
+
+def depends_on_seed(name: str) -> bool:
+    """Tell whether the rows of a data set are drawn, and so differ with the seed."""
+    return name in sources.DRAWN
 
 
 def names() -> list[str]:

@@ -163,6 +163,48 @@ class SourceSplit:
         return x, y, label
 
 
+@dataclass(frozen=True)
+class Relabelled:
+    """Some rows of another split, with other labels, or with their class as y."""
+
+    split: Split
+    index: np.ndarray | None = None  # [n] of the other's rows; None: all
+    hidden: bool = False  # whether every label is -1
+    one_hot: bool = False  # whether y is the label, one-hot [K]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of one x."""
+        return self.split.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Return the type of x."""
+        return self.split.dtype
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes of the labels, hidden or not."""
+        return self.split.num_classes
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size that x would have in memory."""
+        return self.split.nbytes * len(self) // max(len(self.split), 1)
+
+    def __len__(self) -> int:
+        return len(self.split) if self.index is None else len(self.index)
+
+    def rows(self, indices: np.ndarray) -> Batch:
+        """Return the rows at indices [n]."""
+        x, y, label = self.split.rows(indices if self.index is None else self.index[indices])
+        if self.one_hot:
+            y = np.eye(self.num_classes, dtype=np.float32)[np.asarray(label)]
+        if self.hidden:
+            label = np.full(len(indices), -1, np.int32)
+        return host_batch(x, y, label)
+
+
 def host_batch(x: Any, y: Any = None, label: Any = None) -> Batch:
     """Build a batch of numpy arrays, which stand for the device arrays that `Batch` declares."""
     return Batch(x, y, label)
@@ -215,6 +257,28 @@ def stratified(label: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     held = np.zeros(n, bool)
     held[order[((np.arange(count) + 0.5) * n / count).astype(int)]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def class_balanced(label: np.ndarray, num_classes: int, count: int, seed: int) -> np.ndarray:
+    """Draw `count` of the rows labelled 0 to K - 1, as many of each class; return their indices [count].
+
+    Raises:
+        DataError: the classes do not share `count` equally, or one has too few rows.
+    """
+    each, rest = divmod(count, num_classes)
+    if rest or not each:
+        raise DataError(
+            f"config.dataset.labelled is {count}: it must be a positive multiple of the {num_classes} classes"
+        )
+    generator = np.random.default_rng((seed, count))
+    rows = [np.flatnonzero(label == k) for k in range(num_classes)]
+    fewest = min(len(found) for found in rows)
+    if fewest < each:
+        raise DataError(
+            f"config.dataset.labelled is {count}, {each} of each class, but one class has {fewest} labelled "
+            f"rows: set it to {fewest * num_classes} or less"
+        )
+    return np.concatenate([generator.permutation(found)[:each] for found in rows])
 
 
 def _bound(text: str, n: int) -> int | None:

@@ -7,6 +7,7 @@ any step sees what an uninterrupted one sees. There is nothing to save.
 """
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from ali_jax.bits import mix
-from ali_jax.data.dataset import THREADS, Split, scaled
+from ali_jax.data.dataset import THREADS, DataError, Split, scaled
 from ali_jax.types import Array, Batch, PyTree
 
 ROUNDS = 8  # of the Feistel network
@@ -97,6 +98,7 @@ class Resident(NamedTuple):
 
     rows: Batch  # the whole split, as stored
     start: Array  # [2] uint32, epoch and offset of the first step's first row
+    words: Array  # [2] uint32, the seed: an argument of the program, so that it can differ in a population
 
 
 class Plan(NamedTuple):
@@ -119,10 +121,10 @@ class Plan(NamedTuple):
         epoch, offset = divmod(step * self.batch_size, self.size)
         return epoch % 2**32, offset
 
-    def rows(self, epoch: Any, position: Any, xp: ModuleType) -> Any:
+    def rows(self, words: Any, epoch: Any, position: Any, xp: ModuleType) -> Any:
         """Return the rows at positions [n] uint32, counted from the start of an epoch (a uint32)."""
         size = np.uint32(self.size)
-        return shuffled_rows(self.words, epoch + position // size, position % size, self.size, xp)
+        return shuffled_rows(words, epoch + position // size, position % size, self.size, xp)
 
     def share(self, count: int) -> int:
         """Return how many rows each of `count` shards has.
@@ -134,7 +136,7 @@ class Plan(NamedTuple):
             raise ValueError(f"batch_size {self.batch_size} is no multiple of the {count} that share it")
         return self.batch_size // count
 
-    def finish(self, batch: Batch, step: Array, shard: Shard | None) -> Batch:
+    def finish(self, batch: Batch, words: Any, step: Array, shard: Shard | None) -> Batch:
         """Lay out a batch of stored values, make floats of them and dequantise."""
         if shard is None and self.batch_sharding is not None:
             layout = NamedSharding(
@@ -144,7 +146,7 @@ class Plan(NamedTuple):
         batch = scaled(batch, self.scale)
         if not self.dequantize:
             return batch
-        key = jax.random.wrap_key_data(mix(self.words ^ _NOISE), impl="threefry2x32")
+        key = jax.random.wrap_key_data(mix(words ^ _NOISE), impl="threefry2x32")
         key = jax.random.fold_in(key, step)
         key = key if shard is None else jax.random.fold_in(key, shard[0])
         noise = jax.random.uniform(key, batch.x.shape, minval=-self.dequantize, maxval=self.dequantize)
@@ -154,12 +156,15 @@ class Plan(NamedTuple):
 class DeviceFeed:
     """A feed whose split lies on the device as stored; each step gathers its rows there."""
 
-    def __init__(self, split: Split, plan: Plan, sharding: Sharding | None = None):
-        """Move the split to the device, or to all devices of a replicated sharding."""
+    def __init__(
+        self, split: Split, plan: Plan, sharding: Sharding | None = None, *, data: Batch | None = None
+    ):
+        """Move the split to the device, or to all of a replicated sharding, unless its `data` lie there."""
         self.batch_size = plan.batch_size
-        self.data = _put(split.rows(np.arange(plan.size)), sharding)
+        self.data = _put(split.rows(np.arange(plan.size)), sharding) if data is None else data
         self._plan = plan
         self._sharding = sharding
+        self.words = jax.device_put(plan.words, sharding)
 
     def load(self, step: int, steps: int) -> Resident:
         """Return the resident arrays and the position of `step`, the only eight bytes that are moved.
@@ -170,7 +175,7 @@ class DeviceFeed:
         if steps * self.batch_size + self._plan.size >= 2**32:
             raise ValueError(f"{steps} steps of {self.batch_size} rows are too many for one call; use fewer")
         start = np.array(self._plan.start(step), np.uint32)
-        return Resident(self.data, jax.device_put(start, self._sharding))
+        return Resident(self.data, jax.device_put(start, self._sharding), self.words)
 
     def take(self, data: Resident, step: Array, i: Array, *, shard: Shard | None = None) -> Batch:
         """Gather the rows of a step; see `Feed.take`."""
@@ -178,8 +183,8 @@ class DeviceFeed:
         n = self._plan.share(count)
         first = jnp.uint32(i) * np.uint32(self.batch_size) + jnp.uint32(index) * np.uint32(n)
         position = data.start[1] + first + jnp.arange(n, dtype=jnp.uint32)
-        rows = self._plan.rows(data.start[0], position, jnp)
-        return self._plan.finish(jax.tree.map(lambda a: a[rows], data.rows), step, shard)
+        rows = self._plan.rows(data.words, data.start[0], position, jnp)
+        return self._plan.finish(jax.tree.map(lambda a: a[rows], data.rows), data.words, step, shard)
 
     def close(self) -> None:
         """Do nothing: the arrays go with the feed."""
@@ -208,7 +213,12 @@ class HostFeed:
         if step != self._next:
             self.close()
             self._iterator = self._read_from(step, steps)
-        rows = [next(self._iterator) for _ in range(steps)]
+        try:
+            rows = [next(self._iterator) for _ in range(steps)]
+        except DataError:
+            raise
+        except Exception as error:  # whatever a source raises whose files are gone
+            raise DataError(f"the rows of step {step} and on cannot be read: {error}") from error
         self._next = step + steps
         return jax.tree.map(lambda *blocks: self._put(np.stack(blocks)), *rows)
 
@@ -223,7 +233,7 @@ class HostFeed:
             n = self._plan.share(count)
             first = index * n % batch.x.shape[0]
             batch = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, n), batch)
-        return self._plan.finish(batch, step, shard)
+        return self._plan.finish(batch, self._plan.words, step, shard)
 
     def close(self) -> None:
         """Stop reading ahead; the next `load` starts anew."""
@@ -243,7 +253,8 @@ class HostFeed:
         """Read this process's rows of a step."""
         epoch, offset = self._plan.start(step)
         position = offset + np.array(self._columns, np.uint32)
-        return self._split.rows(self._plan.rows(np.uint32(epoch), position, np).astype(np.int64))
+        rows = self._plan.rows(self._plan.words, np.uint32(epoch), position, np)
+        return self._split.rows(rows.astype(np.int64))
 
     def _put(self, block: np.ndarray) -> Array:
         sharding = self._plan.batch_sharding
@@ -251,6 +262,63 @@ class HostFeed:
             return jnp.asarray(block)
         shape = (block.shape[0], self.batch_size, *block.shape[2:])
         return jax.make_array_from_process_local_data(sharding, block, shape)
+
+
+class SemiSupervisedFeed:
+    """Two feeds side by side: rows without labels and, as many, rows with labels, alternating.
+
+    A batch has 2B rows, of which B come from each; the labelled ones are few and come round more often.
+    """
+
+    def __init__(self, unlabelled: Feed, labelled: Feed):
+        """Join two feeds of one batch size."""
+        self.batch_size = unlabelled.batch_size
+        self._feeds = (unlabelled, labelled)
+
+    def load(self, step: int, steps: int) -> tuple[PyTree, PyTree]:
+        """Return what both feeds need."""
+        unlabelled, labelled = (feed.load(step, steps) for feed in self._feeds)
+        return unlabelled, labelled
+
+    def take(
+        self, data: tuple[PyTree, PyTree], step: Array, i: Array, *, shard: Shard | None = None
+    ) -> Batch:
+        """Return both batches of a step, row by row in turn, so that shards stay where they are."""
+        parts = [feed.take(d, step, i, shard=shard) for feed, d in zip(self._feeds, data, strict=True)]
+        return jax.tree.map(lambda *a: jnp.stack(a, axis=1).reshape(-1, *a[0].shape[1:]), *parts)
+
+    def close(self) -> None:
+        """Close both."""
+        for feed in self._feeds:
+            feed.close()
+
+
+class PopulationFeed:
+    """The feeds of a population's members, which share the rows on the device where they are the same.
+
+    `take` gives one member's batch: it is for code under `jax.vmap` over `axes`.
+    """
+
+    def __init__(self, members: Sequence[DeviceFeed]):
+        """Join feeds of one plan; their seeds, and perhaps their rows, differ."""
+        self.batch_size = members[0].batch_size
+        self._first = members[0]
+        rows = [feed.data for feed in members]
+        shared = all(r is rows[0] for r in rows)
+        self._rows = rows[0] if shared else jax.tree.map(lambda *a: jnp.stack(a), *rows)
+        self._words = jnp.stack([feed.words for feed in members])
+        self.axes = Resident(None if shared else 0, None, 0)  # pyright: ignore[reportArgumentType]
+
+    def load(self, step: int, steps: int) -> Resident:
+        """Return the rows, the position of `step` and the members' seeds [K, 2]."""
+        return self._first.load(step, steps)._replace(rows=self._rows, words=self._words)
+
+    def take(self, data: Resident, step: Array, i: Array, *, shard: Shard | None = None) -> Batch:
+        """Return the batch of the member whose slice of the data is given."""
+        return self._first.take(data, step, i, shard=shard)
+
+    def close(self) -> None:
+        """Do nothing: the arrays go with the feed."""
 
 
 def make_feed(
@@ -264,6 +332,7 @@ def make_feed(
     device_bytes: int = 4 * 2**30,
     sharding: Sharding | None = None,
     batch_sharding: NamedSharding | None = None,
+    resident: Batch | None = None,
 ) -> Feed:
     """Build the feed of a split.
 
@@ -278,6 +347,7 @@ def make_feed(
         sharding: of resident arrays, replicated over all devices that use them; None: the default device.
         batch_sharding: over [steps, B], such as P(None, "data"), of streamed blocks and, without its first
             axis, of the batches that `take` returns outside named-axis code.
+        resident: the rows, where another feed of the same split has moved them to the device (`data`).
 
     Raises:
         ValueError: `kind` is none of the three, or the batch or the split is empty.
@@ -290,7 +360,7 @@ def make_feed(
         )
     plan = Plan(batch_size, len(split), seed, scale, dequantize, batch_sharding)
     if kind == "device" or (kind == "auto" and split.nbytes <= device_bytes):
-        return DeviceFeed(split, plan, sharding)
+        return DeviceFeed(split, plan, sharding, data=resident)
     return HostFeed(split, plan)
 
 

@@ -3,6 +3,8 @@
 Everything that can be wrong with a file is a `DataError` that names it.
 """
 
+import math
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,11 +113,47 @@ def _npz_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not an .npz file, or cut short; write it anew with numpy.savez")
     try:
+        _check_sizes(path, wanted)
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in wanted if key in archive.files}
+    except DataError:
+        raise
     except Exception as error:  # zip, zlib, header and pickle errors share no base class
         reason = "holds Python objects" if "Object arrays" in str(error) else f"is damaged ({error})"
         raise DataError(f"{path}: {reason}; write it anew with numpy.savez and plain arrays") from error
+
+
+def _check_sizes(path: Path, wanted: Sequence[str]) -> None:
+    """Raise a DataError if arrays are larger than their members, or all together than the memory.
+
+    So a small file cannot unpack to more than the machine holds.
+    """
+    needed = 0
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename.removesuffix(".npy") not in wanted:
+                continue
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+                shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(file)
+            size = math.prod(shape) * dtype.itemsize
+            if size > member.file_size and not dtype.hasobject:
+                raise DataError(
+                    f"{path}: {member.filename} is damaged: {size} bytes by its header, {member.file_size} "
+                    "in the file; write it anew with numpy.savez"
+                )
+            needed += size
+    _check_fits(path, needed)
+
+
+def _check_fits(path: Path, needed: int) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise DataError(
+            f"{path}: unpacked it takes {needed / 2**30:.1f} GiB, and this machine has {memory / 2**30:.1f}; "
+            "give a part of it, or a directory of images, which can be streamed"
+        )
 
 
 def _check_x(what: str, x: np.ndarray, scale: float) -> np.ndarray:
@@ -149,12 +187,15 @@ def _check_labels(what: str, label: np.ndarray, count: int) -> None:
 
 def _read_mat(path: Path) -> ArraySplit:
     """Read a file of the original SVHN: X [32, 32, 3, N] and y [N, 1], in which 10 is the digit 0."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     if not path.exists():
         raise DataError(f"{path}: no such file; fetch it from SVHN's page, or choose another split")
     try:
+        _check_fits(path, sum(math.prod(shape) for name, shape, _ in whosmat(path) if name in ("X", "y")))
         content = loadmat(path, variable_names=("X", "y"))
+    except DataError:
+        raise
     except Exception as error:  # the reader passes on whatever damaged bytes provoke
         raise DataError(f"{path}: not a readable .mat file, or cut short ({error})") from error
     x, y = content.get("X"), content.get("y")

@@ -7,6 +7,7 @@ import numpy as np
 
 from ali_jax.data.dataset import ArraySplit, Dataset, Options, select, stratified
 
+DRAWN = ("mixture", "ring")  # whose rows depend on the seed
 TRAIN_POINTS = 100_000  # of the mixtures: the size of the authors' training set
 TEST_POINTS = 10_000  # the paper measures coverage on 10,000 points
 

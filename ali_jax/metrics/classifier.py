@@ -23,6 +23,13 @@ BATCH_SIZE = 128
 EMA_DECAY = 0.999
 
 
+class Classifier(NamedTuple):
+    """A trained reference classifier: two functions of data [N, *X] in [0, 1], on the host."""
+
+    predict: Predict
+    features: Callable[[np.ndarray], np.ndarray]  # [N, F], what the last linear layer reads
+
+
 class _Recipe(NamedTuple):
     """A network and how it is trained; hashable."""
 
@@ -51,10 +58,26 @@ def train_classifier(
     scale: float = 1.0,
     steps: int | None = None,
 ) -> Predict:
-    """Train on x [N, *X] and labels [N], and return a function from data in [0, 1] to labels.
+    """Train a reference classifier, and return its function from data in [0, 1] to labels.
+
+    See `fit_classifier`.
+    """
+    return fit_classifier(x, labels, num_classes, seed=seed, scale=scale, steps=steps).predict
+
+
+def fit_classifier(
+    x: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    steps: int | None = None,
+) -> Classifier:
+    """Train on x [N, *X] and labels [N].
 
     Args:
-      x: images [N, H, W, C] or vectors [N, D] as stored; x / scale is what the returned function is given.
+      x: images [N, H, W, C] or vectors [N, D] as stored; x / scale is what the returned functions are given.
       labels: integers below `num_classes`; rows with a negative one are left out.
       seed: of weights, batches, translations and dropout.
       scale: see x.
@@ -84,7 +107,11 @@ def train_classifier(
         recipe, jit, jnp.asarray(x), jnp.asarray(labels), scale, standardise, jax.random.key(seed)
     )
     predict = jit(lambda params, x: jnp.argmax(_logits(recipe, params, standardise(x)), axis=-1))
-    return lambda x: map_blocks(functools.partial(predict, params), x)
+    features = jit(lambda params, x: jax.nn.relu(_last_hidden(recipe, params, standardise(x))))
+    return Classifier(
+        lambda x: map_blocks(functools.partial(predict, params), x),
+        lambda x: map_blocks(functools.partial(features, params), x),
+    )
 
 
 def _train(
@@ -163,13 +190,27 @@ def _init(recipe: _Recipe, key: Array, *, shape: tuple[int, ...]) -> PyTree:
 
 def _logits(recipe: _Recipe, params: PyTree, x: Array, key: Array | None = None) -> Array:
     """Return [B, K] for standardised x; with a key, drop out."""
+    kernel, bias = params[-1]
+    h = _dropped(recipe, _last_hidden(recipe, params, x, key), key, len(recipe.hidden))
+    return jax.nn.relu(h) @ kernel + bias[None]
+
+
+def _last_hidden(recipe: _Recipe, params: PyTree, x: Array, key: Array | None = None) -> Array:
+    """Return [B, F], the last hidden layer before its ReLU."""
     count = len(recipe.convolutions)
     for (_, stride, _), (kernel, bias) in zip(recipe.convolutions, params[:count], strict=True):
         x = jax.nn.relu(conv(x, kernel, stride=stride, lowering=recipe.lowering) + bias[None, None, None])
     h = x.reshape(len(x), -1)
-    for i, (kernel, bias) in enumerate(params[count:]):
-        if key is not None and (i or count):
-            kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - recipe.dropout, h.shape)
-            h = jnp.where(kept, h / (1 - recipe.dropout), 0)
+    for i, (kernel, bias) in enumerate(params[count:-1]):
+        if i or count:
+            h = _dropped(recipe, h, key, i)
         h = (jax.nn.relu(h) if i else h) @ kernel + bias[None]
     return h
+
+
+def _dropped(recipe: _Recipe, h: Array, key: Array | None, layer: int) -> Array:
+    """Drop out what a dense layer is given, if there is a key."""
+    if key is None:
+        return h
+    kept = jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - recipe.dropout, h.shape)
+    return jnp.where(kept, h / (1 - recipe.dropout), 0)

@@ -54,6 +54,12 @@ def mode_statistics(
     }
 
 
+def mode_counts(samples: np.ndarray, modes: np.ndarray, std: float, *, sigmas: float = 3.0) -> np.ndarray:
+    """Count the samples [N, D] nearest to each of modes [K, D] and within `sigmas` deviations of it: [K]."""
+    index, distance = _nearest_mode(samples, modes)
+    return np.bincount(index[distance <= sigmas * std], minlength=len(modes))
+
+
 def paper_mode_count(samples: np.ndarray, modes: np.ndarray) -> int:
     """Count the modes [K, D] that are nearest to at least one of samples [N, D].
 

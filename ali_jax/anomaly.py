@@ -1,0 +1,196 @@
+"""Anomaly detection with a trained model: scores, and thresholds that mean a false-alarm rate.
+
+`AnomalyScorer` follows scikit-learn's conventions for outlier detection; `egbad` and `ladder_error` are its
+scores as pure functions. Models take no conditions here. docs/anomaly.md shows the use.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.base import BaseEstimator, OutlierMixin
+
+from ali_jax import model
+from ali_jax.convolutions import compiler_options
+from ali_jax.metrics import conformal, ladder
+from ali_jax.metrics.blocks import map_blocks
+from ali_jax.types import ALI, Array, Variables
+
+SCORES = ("egbad", "egbad_logit", "ladder")
+
+
+def egbad(
+    ali: ALI, variables: Variables, x: Array, *, weight: float = 0.9, match_features: bool = True
+) -> Array:
+    """Return the anomaly scores [N] of EGBAD (Zenati et al., 2018) for x [N, *X], with z the mean code of x.
+
+        weight |x - G(z)|_1 + (1 - weight) L
+
+    L is |f(x, z) - f(G(z), z)|_1, f being what D's last joint layer hands to its activation or, without
+    `match_features`, softplus(-s(x, z)): the cross-entropy of D's logit with "from the encoder". Norms are
+    sums.
+
+    Raises:
+      ValueError: features are to be matched, and D has no joint layer to take them from.
+    """
+    z = model.encode(ali, variables, x)
+    x_hat = model.decode(ali, variables, z)
+    if match_features:
+        of_discriminator = _absolute(
+            _joint_features(ali, variables, x, z) - _joint_features(ali, variables, x_hat, z)
+        )
+    else:
+        of_discriminator = jax.nn.softplus(-model.discriminate(ali, variables, x, z))
+    return weight * _absolute(x - x_hat) + (1 - weight) * of_discriminator
+
+
+def ladder_error(ali: ALI, variables: Variables, x: Array, *, steps: int = 20) -> ladder.Found:
+    """Return the best code found from the mean code of x [N, *X] in `steps` Adam steps, and its error [N]."""
+    decode = functools.partial(model.decode, ali, variables)
+    return ladder.refine(decode, x, model.encode(ali, variables, x), steps=steps)
+
+
+class AnomalyScorer(OutlierMixin, BaseEstimator):
+    """Tell anomalous rows from normal ones with a model of the normal ones.
+
+    Args:
+      ali: the networks.
+      variables: what training on normal rows gave them.
+      score: `egbad`: reconstruction and feature matching; `egbad_logit`: reconstruction and D's logit;
+        `ladder`: the reconstruction's error after a few steps on the code from the encoder's start.
+      weight: of the reconstruction in EGBAD's scores.
+      steps: of the ladder.
+      false_alarm_rate: alpha, the share of normal rows that `predict` may call anomalous. It needs at least
+        1 / alpha - 1 calibration rows.
+
+    Rows are [N, *X] as the networks see them: images in [0, 1].
+
+    Attributes of a fitted scorer:
+      calibration_scores_: [n] sorted anomaly scores of the calibration rows.
+      offset_: the threshold on `score_samples`.
+    """
+
+    def __init__(
+        self,
+        ali: ALI,
+        variables: Variables,
+        *,
+        score: str = "ladder",
+        weight: float = 0.9,
+        steps: int = 20,
+        false_alarm_rate: float = 0.05,
+    ) -> None:
+        self.ali = ali
+        self.variables = variables
+        self.score = score
+        self.weight = weight
+        self.steps = steps
+        self.false_alarm_rate = false_alarm_rate
+
+    def fit(self, normal: np.ndarray, y: Any = None) -> "AnomalyScorer":
+        """Set the threshold by normal rows [n, *X] that the training has not seen in any way.
+
+        Rows of the training set have smaller errors than new ones: thresholds set by them give more false
+        alarms than stated. `y` is ignored, as is scikit-learn's custom.
+        """
+        conformal.allowed_exceedances(len(normal), self.false_alarm_rate)
+        scores = np.sort(-self.score_samples(normal))
+        self.offset_ = -conformal.threshold(scores, self.false_alarm_rate)
+        self.calibration_scores_ = scores
+        return self
+
+    def score_samples(self, x: np.ndarray) -> np.ndarray:
+        """Return [N], the anomaly scores of x [N, *X] with the sign turned: the higher, the more normal."""
+        if self.score == "ladder":
+            scores = self._over_rows(_ladder_scores, x, (self.steps,))
+        elif self.score in ("egbad", "egbad_logit"):
+            scores = self._over_rows(_egbad_scores, x, (self.score == "egbad", self.weight))
+        elif self.score == "alad":
+            raise ValueError(
+                "score='alad' reads a discriminator of pairs (x, x_hat), trained along with the model, and "
+                f"this model has none: choose one of {', '.join(SCORES)}."
+            )
+        else:
+            raise ValueError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}.")
+        return -scores.astype(np.float64)
+
+    def decision_function(self, x: np.ndarray) -> np.ndarray:
+        """Return [N], `score_samples` above the threshold: negative is anomalous."""
+        self._check_fitted()
+        return self.score_samples(x) - self.offset_
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Return [N]: -1 where the p-value is at most `false_alarm_rate`, else 1."""
+        return np.where(self.decision_function(x) < 0, -1, 1)
+
+    def p_values(self, x: np.ndarray) -> np.ndarray:
+        """Return [N], the split-conformal p-values of x [N, *X]: small is anomalous."""
+        self._check_fitted()
+        return conformal.p_values(self.calibration_scores_, -self.score_samples(x))
+
+    def pixel_map(self, x: np.ndarray) -> np.ndarray:
+        """Return |x - x_hat| [N, H, W], the mean over channels; of vectors [N, D].
+
+        x_hat is the reconstruction that the score compares x with.
+        """
+        steps = self.steps if self.score == "ladder" else 0
+        return self._over_rows(_pixel_map, x, (steps,))
+
+    def _over_rows(self, function: Callable[..., Array], x: np.ndarray, options: tuple) -> np.ndarray:
+        if not np.issubdtype(np.asarray(x).dtype, np.floating):
+            raise ValueError(
+                f"The rows are {np.asarray(x).dtype}: give floats as the networks see them, images divided "
+                "by their largest value."
+            )
+        platform = next(iter(jnp.zeros(()).devices())).platform
+        run = _compiled(function, platform)
+        return map_blocks(
+            lambda block: run(self.ali, self.variables, block, *options), np.asarray(x, np.float32)
+        )
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "offset_"):
+            raise ValueError("This AnomalyScorer has no threshold yet: call fit with held-out normal rows.")
+
+
+def _egbad_scores(ali: ALI, variables: Variables, x: Array, match_features: bool, weight: float) -> Array:
+    return egbad(ali, variables, x, weight=weight, match_features=match_features)
+
+
+def _ladder_scores(ali: ALI, variables: Variables, x: Array, steps: int) -> Array:
+    return ladder_error(ali, variables, x, steps=steps).error
+
+
+def _pixel_map(ali: ALI, variables: Variables, x: Array, steps: int) -> Array:
+    x_hat = model.decode(ali, variables, ladder_error(ali, variables, x, steps=steps).z)
+    difference = jnp.abs(x - x_hat)
+    return difference.mean(axis=-1) if x.ndim == 4 else difference
+
+
+def _joint_features(ali: ALI, variables: Variables, x: Array, z: Array) -> Array:
+    held = {
+        "params": variables.params.discriminator,
+        "batch_stats": variables.batch_stats.discriminator,
+    }
+    _, sown = ali.discriminator.apply(held, x, z, None, train=False, mutable=["intermediates"])
+    layers = sown.get("intermediates", {}).get("joint", {}).get("pre_activation", ())
+    if not layers:
+        raise ValueError(
+            "egbad matches the features of D's last joint layer, sown as joint/pre_activation, and this "
+            "discriminator has none: take score='egbad_logit' or 'ladder'."
+        )
+    return layers[-1]
+
+
+def _absolute(difference: Array) -> Array:
+    """Return [N], the sum of absolute values of each row."""
+    return jnp.sum(jnp.abs(difference).reshape(len(difference), -1), axis=1)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Array], platform: str) -> Callable[..., Array]:
+    """Compile a function of (ali, variables, x, option, ...), of which ali and the option are static."""
+    return jax.jit(function, static_argnums=(0, 3), compiler_options=compiler_options(platform))

@@ -1,0 +1,94 @@
+"""Several processes that train one run together, as on a TPU pod: how they meet, stop together and part.
+
+Each process runs the same command; the first one alone writes. Joining must come before JAX starts.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+
+from ali_jax.workdir import RunError
+
+AUTO = "auto"  # as coordinator: TPU pods, Slurm, Open MPI and Kubernetes tell JAX themselves
+HEARTBEAT_SECONDS = 60  # without a sign of life of a process, after which the others end
+JOIN_SECONDS = 300  # that a process waits for the others at the start
+
+
+class Hosts(NamedTuple):
+    """Which processes train together, and which of them this one is."""
+
+    coordinator: str  # host:port of the first process, or AUTO
+    count: int | None = None
+    index: int | None = None
+
+
+def check(hosts: Hosts) -> None:
+    """Raise a ValueError that says what is wrong with an address or a number."""
+    if hosts.coordinator == AUTO:
+        if hosts.count is not None or hosts.index is not None:
+            raise ValueError(
+                "--coordinator_address=auto finds --num_processes and --process_id out: leave them."
+            )
+        return
+    if not re.fullmatch(r"[^\s:]+:\d{1,5}", hosts.coordinator):
+        raise ValueError(f"--coordinator_address is {hosts.coordinator!r}; it must be HOST:PORT, or auto.")
+    if hosts.count is None or hosts.index is None:
+        raise ValueError("--coordinator_address needs --num_processes and --process_id too.")
+    if not 0 <= hosts.index < hosts.count:
+        raise ValueError(
+            f"--process_id is {hosts.index} of --num_processes {hosts.count}; they count from 0 to "
+            f"{hosts.count - 1}."
+        )
+
+
+def join(hosts: Hosts) -> None:
+    """Meet the other processes.
+
+    Raises:
+      RunError: they did not come, or nothing on this machine says who they are.
+    """
+    known = {} if hosts.coordinator == AUTO else _arguments(hosts)
+    try:
+        jax.distributed.initialize(
+            **known, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
+    except (RuntimeError, ValueError) as error:  # JaxRuntimeError where nobody answers
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"The processes of this run did not meet at {hosts.coordinator}: {why}") from None
+
+
+def _arguments(hosts: Hosts) -> dict:
+    return {
+        "coordinator_address": hosts.coordinator,
+        "num_processes": hosts.count,
+        "process_id": hosts.index,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def preempted(first: int, count: int) -> bool:
+    """Tell whether all processes are to stop before these steps, since one of them was sent SIGTERM.
+
+    All processes must ask for the same steps, one after the other; they get the same answer.
+    """
+    if jax.process_count() == 1:
+        return False
+    answers = [multihost_utils.reached_preemption_sync_point(step) for step in range(first, first + count)]
+    return any(answers)
+
+
+@contextlib.contextmanager
+def device_errors() -> Iterator[None]:
+    """Make RunErrors of what devices and the connections between them report."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        cause = "The device failed"
+        if jax.process_count() > 1:
+            cause = f"Process {jax.process_index()} lost another process of the run, or a device failed"
+        raise RunError(f"{cause}: {why} The same command goes on from the last checkpoint.") from error

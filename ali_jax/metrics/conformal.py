@@ -1,0 +1,75 @@
+"""Split-conformal p-values: what makes a threshold on any score mean a false-alarm rate.
+
+Scores are anomaly scores: large is anomalous. Calibration scores are those of normal rows that neither the
+scorer nor its scaling nor its early stopping has seen. Then a new normal row has p <= alpha with probability
+alpha at most, whatever the score and the law of the data, as long as it and the calibration rows are
+exchangeable: drawn alike.
+"""
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return p [M] = (1 + #{calibration [N] >= s}) / (N + 1) for every s of scores [M].
+
+    A score that is no number counts as larger than all; among calibration scores it is an error.
+    """
+    ordered = np.sort(_checked(calibration))
+    below = np.searchsorted(ordered, np.asarray(scores, np.float64), side="left")
+    return (1 + len(ordered) - below) / (len(ordered) + 1)
+
+
+def allowed_exceedances(n: int, alpha: float) -> int:
+    """Return k = floor(alpha (n + 1)), the rank of the threshold among n calibration scores.
+
+    Raises ValueError where k would be 0: with n scores no p-value is below 1 / (n + 1).
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"The false-alarm rate alpha is {alpha}: it must lie between 0 and 1.")
+    k = int(np.floor(alpha * (n + 1) * (1 + 1e-12)))  # 0.07 * 100 is just above 7, 0.29 * 100 just below 29
+    if k < 1:
+        raise ValueError(
+            f"A false-alarm rate of {alpha} is below 1 / (n + 1) for n = {n} calibration rows: give at least "
+            f"{int(np.ceil(1 / alpha)) - 1} rows, or a rate of at least {1 / (n + 1):.2g}."
+        )
+    return k
+
+
+def threshold(calibration: np.ndarray, alpha: float) -> float:
+    """Return the score above which, strictly, p <= alpha: the k-th largest calibration score [N]."""
+    ordered = np.sort(_checked(calibration))
+    return float(ordered[-allowed_exceedances(len(ordered), alpha)])
+
+
+def false_alarm_interval(n: int, alpha: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the bounds of the false-alarm rate that one calibration set of n scores gives.
+
+    Alpha is the mean over calibration sets. Given one, the rate is Beta(k, n + 1 - k), k as in
+    `allowed_exceedances`; it lies between these quantiles with probability `level`.
+    """
+    k = allowed_exceedances(n, alpha)
+    low, high = stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], k, n + 1 - k)
+    return float(low), float(high)
+
+
+def count_law(n: int, m: int, alpha: float) -> Any:
+    """Return the law of the number of false alarms among m new normal rows, a frozen scipy distribution.
+
+    Beta-binomial(m, k, n + 1 - k), over calibration sets of n scores and new rows together; scores without
+    ties.
+    """
+    k = allowed_exceedances(n, alpha)
+    return stats.betabinom(m, k, n + 1 - k)
+
+
+def _checked(calibration: np.ndarray) -> np.ndarray:
+    calibration = np.asarray(calibration, np.float64)
+    if calibration.ndim != 1 or not len(calibration) or np.isnan(calibration).any():
+        raise ValueError(
+            f"The calibration scores have shape {calibration.shape} and {np.isnan(calibration).sum()} of "
+            "them are no numbers: give one number for each of at least one normal row."
+        )
+    return calibration

@@ -1,0 +1,112 @@
+"""Populations: runs that differ in their seed and in some numbers, trained at once as one program.
+
+Owns what the members are and how their numbers are summed up; how they are trained is `train`'s matter.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ali_jax import config as configs
+from ali_jax.config import Config
+
+RESAMPLES = 10_000  # of the bootstrap
+LEVEL = 0.95  # of its intervals
+
+
+def size(config: Config) -> int:
+    """Return the number of members K, or 0 for a single run."""
+    return max([config.population.seeds, *(len(values) for values in varied(config).values())])
+
+
+def varied(config: Config) -> dict[str, tuple[float, ...]]:
+    """Return the numbers in which members differ, [K] by config key."""
+    return {key: tuple(values) for key, values in config.population.vary}
+
+
+def of_steps(config: Config) -> dict[str, tuple[float, ...]]:
+    """Return those of them that a training step reads: all but what only the initial state depends on."""
+    return {key: values for key, values in varied(config).items() if not key.endswith(".init_std")}
+
+
+def members(config: Config) -> tuple[Config, ...]:
+    """Return the config of each member as a run of its own: seed + k, and its numbers."""
+    found = []
+    for k in range(size(config)):
+        member = config.copy_and_resolve_references()
+        member.seed = config.seed + k
+        member.population.seeds, member.population.vary = 0, ()
+        found.append(configs.with_values(member, {key: v[k] for key, v in varied(config).items()}).lock())
+    return tuple(found)
+
+
+def validate(config: Config) -> None:
+    """Raise a ValueError for a population that cannot be trained at once."""
+    section, known = config.population, configs.flat(config)
+    lengths = {section.seeds} - {0}
+    for entry in section.vary:
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], tuple) and entry[1]):
+            raise ValueError(
+                f"config.population.vary has the entry {entry!r}; each must be a key and its values, such as "
+                "('optimizer.generator.learning_rate', (1e-4, 2e-4))."
+            )
+        key, values = entry
+        if not isinstance(known.get(key), float) or not _may_vary(key):
+            raise ValueError(
+                f"config.population.vary names {key!r}; members can differ in the numbers of the players of "
+                "config.optimizer, the weights of config.penalties, and init_std."
+            )
+        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+            raise ValueError(f"config.population.vary: the values of {key}, {values!r}, must be numbers.")
+        lengths.add(len(values))
+    if len(lengths) > 1:
+        raise ValueError(
+            f"config.population has {' and '.join(map(str, sorted(lengths)))} members: population.seeds and "
+            "every entry of population.vary must have the same number."
+        )
+    if lengths and (config.parallel != "mesh" or config.dataset.feed == "host" or config.dataset.labelled):
+        raise ValueError(
+            "A population needs config.parallel = 'mesh', data on the device (config.dataset.feed) and no "
+            "config.dataset.labelled."
+        )
+
+
+def _may_vary(key: str) -> bool:
+    section, _, last = key.rpartition(".")
+    return section.startswith(("optimizer.", "penalties.")) or last == "init_std"
+
+
+def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Sum up the numbers of K members.
+
+    Returns, for each NAME, of the members whose number is finite: NAME, their mean; NAME/std, their standard
+    deviation; NAME/low and NAME/high, a bootstrap interval of 95 % for the mean over members; and NAME/0 to
+    NAME/K-1, the numbers themselves. Of numbers of rows, n_..., the mean alone.
+    """
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(key for member in values for key in member):
+        numbers = np.array([member.get(name, np.nan) for member in values], np.float64)
+        finite = numbers[np.isfinite(numbers)]
+        summary = np.full(4, np.nan)
+        if len(finite):
+            means = finite[_draws(len(finite))].mean(axis=1)
+            std = finite.std(ddof=1) if len(finite) > 1 else 0.0
+            summary = [finite.mean(), std, *np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+        if name.rpartition("/")[2].startswith("n_"):
+            found[name] = float(summary[0])
+            continue
+        keys = (name, f"{name}/std", f"{name}/low", f"{name}/high")
+        found |= {key: float(number) for key, number in zip(keys, summary, strict=True)}
+        found |= {f"{name}/{k}": float(number) for k, number in enumerate(numbers)}
+    return found
+
+
+@functools.cache
+def _draws(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+
+
+def is_of_member(name: str) -> bool:
+    """Tell whether a name of `spread` is that of one member's number."""
+    return name.rpartition("/")[2].isdigit()

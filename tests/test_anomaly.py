@@ -1,0 +1,237 @@
+"""Anomaly scores on a model that is known, the law of conformal false alarms, and detection's numbers."""
+
+from collections import Counter
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ali_jax.anomaly import AnomalyScorer, egbad, ladder_error
+from ali_jax.metrics import conformal, detection
+from ali_jax.networks import Discriminator
+from ali_jax.types import Networks, Variables
+
+SHAPE = (3, 3, 2)
+
+
+class Corner(nn.Module):
+    """The encoder that keeps the first two pixels of the first channel, each off by 0.1."""
+
+    latent_dim: int = 2
+
+    @nn.compact
+    def __call__(self, x, epsilon, y=None, *, train):
+        return x[:, 0, :2, 0] + 0.1
+
+
+class Fill(nn.Module):
+    """The decoder that puts a code where Corner found it, and 0.5 elsewhere."""
+
+    @nn.compact
+    def __call__(self, z, y=None, *, train):
+        x = jnp.full((len(z), *SHAPE), 0.5)
+        return x.at[:, 0, :2, 0].set(z)
+
+
+class Sum(nn.Module):
+    """The discriminator whose logit is the sum of a pair's codes; it has no joint layers."""
+
+    @nn.compact
+    def __call__(self, x, z, y=None, *, train):
+        return z.sum(axis=1)
+
+
+ALI = Networks(Corner(), Fill(), Sum())
+EMPTY = Variables(Networks({}, {}, {}), Networks({}, {}, {}))
+
+
+@pytest.fixture
+def rng():
+    """Give a generator of fixed seed."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def normal(rng):
+    """Give rows that the decoder can make, up to a little noise."""
+    x = np.full((99, *SHAPE), 0.5) + 0.01 * rng.standard_normal((99, *SHAPE))
+    x[:, 0, :2, 0] = rng.standard_normal((99, 2))
+    return x.astype(np.float32)
+
+
+@pytest.fixture
+def odd(normal):
+    """Give the same rows with one pixel that no code makes."""
+    x = normal.copy()
+    x[:, 2, 1] = 0.9
+    return x
+
+
+def test_the_scores_of_egbad_are_their_formula(odd):
+    error = np.abs(odd - np.asarray(Fill().apply({}, odd[:, 0, :2, 0] + 0.1, train=False))).sum((1, 2, 3))
+    logit = odd[:, 0, :2, 0].sum(axis=1) + 0.2
+    for weight in (0.9, 0.5):
+        expected = weight * error + (1 - weight) * np.log1p(np.exp(-logit))
+        found = egbad(ALI, EMPTY, jnp.asarray(odd), weight=weight, match_features=False)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        scorer = AnomalyScorer(ALI, EMPTY, score="egbad_logit", weight=weight)
+        np.testing.assert_allclose(scorer.score_samples(odd), -expected, rtol=1e-5)
+
+
+def test_features_are_those_of_the_last_joint_layer(odd, key):
+    d = Discriminator((4,), (), (5, 3), x_batch_norm=False)
+    z = jnp.asarray(odd[:, 0, :2, 0] + 0.1)
+    params = d.init(key, odd, z)["params"]
+    variables = Variables(Networks({}, {}, params), EMPTY.batch_stats)
+
+    def hidden(x):
+        """Read the last layer's three numbers off three logits with unit weights."""
+        rows = []
+        for i in range(3):
+            logit = {"kernel": jnp.eye(3)[:, i : i + 1], "bias": jnp.zeros(1)}
+            rows.append(d.apply({"params": {**params, "logit": logit}}, x, z))
+        active = jnp.stack(rows, axis=1)
+        return jnp.where(active < 0, active / d.slope, active)  # before the leaky ReLU
+
+    x_hat = Fill().apply({}, z, train=False)
+    expected = jnp.abs(hidden(jnp.asarray(odd)) - hidden(x_hat)).sum(axis=1)
+    found = egbad(ALI._replace(discriminator=d), variables, jnp.asarray(odd), weight=0.0)
+    assert expected.max() > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="this discriminator has none: take score='egbad_logit' or 'ladder'"):
+        egbad(ALI, EMPTY, jnp.asarray(odd))
+
+
+def test_the_ladder_forgives_the_encoder_but_not_the_decoder(normal, odd):
+    plain = AnomalyScorer(ALI, EMPTY, score="ladder", steps=0)
+    climbed = AnomalyScorer(ALI, EMPTY, score="ladder", steps=30)
+    cost = 2 * 0.1**2 / np.prod(SHAPE)  # of the encoder's offset
+    gain = climbed.score_samples(normal) - plain.score_samples(normal)
+    np.testing.assert_allclose(gain, np.full(99, cost), rtol=0.1)
+    lost = climbed.score_samples(normal) - climbed.score_samples(odd)
+    np.testing.assert_allclose(lost, np.full(99, 2 * 0.4**2 / np.prod(SHAPE)), rtol=0.2)
+    found = jax.jit(lambda x: ladder_error(ALI, EMPTY, x, steps=30))(jnp.asarray(odd))
+    np.testing.assert_allclose(-climbed.score_samples(odd), found.error, rtol=1e-3)
+
+
+def test_the_scorer_keeps_to_scikit_learns_conventions(normal, odd):
+    scorer = AnomalyScorer(ALI, EMPTY, steps=5, false_alarm_rate=0.1)
+    assert scorer.fit(normal) is scorer
+    assert scorer.score_samples(normal).mean() > scorer.score_samples(odd).mean()
+    mixed = np.concatenate([normal[:20], odd[:20]])
+    predicted, p = scorer.predict(mixed), scorer.p_values(mixed)
+    np.testing.assert_array_equal(predicted, np.where(scorer.decision_function(mixed) < 0, -1, 1))
+    np.testing.assert_array_equal(predicted, np.where(p <= 0.1, -1, 1))
+    assert (predicted[20:] == -1).all()
+    assert (scorer.p_values(odd) == 1 / 100).all()
+    again = clone(scorer).set_params(false_alarm_rate=0.2)
+    assert not hasattr(again, "offset_")
+    assert again.get_params()["steps"] == 5
+    assert again.fit(normal).offset_ > scorer.offset_
+
+
+def test_the_map_shows_the_odd_pixel(odd):
+    for score in ("ladder", "egbad_logit"):
+        found = AnomalyScorer(ALI, EMPTY, score=score, steps=30).pixel_map(odd)
+        assert found.shape == (99, 3, 3)
+        assert (found.reshape(99, -1).argmax(axis=1) == 2 * 3 + 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"score": "alad"},
+            r"'alad' reads a discriminator of pairs .* none: choose one of egbad, egbad_logit",
+        ),
+        ({"score": "mse"}, "score is 'mse'; it must be one of egbad, egbad_logit, ladder"),
+        ({"false_alarm_rate": 0.005}, r"0.005 is below 1 / \(n \+ 1\) for n = 99 .* at least 199 rows"),
+        ({"false_alarm_rate": 5}, "must lie between 0 and 1"),
+    ],
+)
+def test_what_a_scorer_cannot_do_is_refused(options, message, normal):
+    with pytest.raises(ValueError, match=message):
+        AnomalyScorer(ALI, EMPTY, **options).fit(normal)
+
+
+def test_a_scorer_says_what_it_lacks(normal):
+    with pytest.raises(ValueError, match="call fit with held-out normal rows"):
+        AnomalyScorer(ALI, EMPTY).predict(normal)
+    with pytest.raises(ValueError, match="rows are uint8: give floats"):
+        AnomalyScorer(ALI, EMPTY).score_samples(np.zeros((2, *SHAPE), np.uint8))
+
+
+def test_p_values_are_their_definition(rng):
+    calibration, scores = rng.integers(10, size=19).astype(float), np.arange(-1.0, 11.0)
+    expected = [(1 + np.sum(calibration >= s)) / 20 for s in scores]
+    np.testing.assert_allclose(conformal.p_values(calibration, scores), expected)
+    for alpha in (0.05, 0.29, 0.5):
+        cut = conformal.threshold(calibration, alpha)
+        np.testing.assert_array_equal(scores > cut, conformal.p_values(calibration, scores) <= alpha + 1e-12)
+    assert conformal.p_values(calibration, np.array([np.nan])) == 1 / 20
+    with pytest.raises(ValueError, match="1 of them are no numbers"):
+        conformal.p_values(np.array([1.0, np.nan]), scores)
+
+
+@pytest.mark.parametrize(("n", "alpha", "k"), [(19, 0.05, 1), (99, 0.07, 7), (99, 0.29, 29), (98, 0.05, 4)])
+def test_the_rank_of_the_threshold_is_exact(n, alpha, k):
+    assert conformal.allowed_exceedances(n, alpha) == k
+    with pytest.raises(ValueError, match="give at least 19 rows"):
+        conformal.allowed_exceedances(18, 0.05)
+
+
+def test_false_alarms_follow_the_beta_binomial_law(rng):
+    """200 random divisions of one held-out pool with a fixed scorer, against the law at the 0.1 % level."""
+    x = load_digits().data[:600]
+    pool = np.linalg.norm(x - load_digits().data[600:].mean(axis=0)[None], axis=1)
+    n, m, alpha = 99, 200, 0.05
+    law = conformal.count_law(n, m, alpha)
+    counts = []
+    for _ in range(200):
+        order = rng.permutation(len(pool))
+        p = conformal.p_values(pool[order[:n]], pool[order[n : n + m]])
+        counts.append(int(np.sum(p <= alpha)))
+    edges = law.ppf([0.1, 0.3, 0.5, 0.7, 0.9])
+    observed = np.histogram(counts, [-1, *edges + 0.5, m + 1])[0]
+    expected = 200 * np.diff(law.cdf([-1, *edges, m]))
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    assert law.mean() == pytest.approx(m * alpha)
+    low, high = conformal.false_alarm_interval(n, alpha)
+    assert low < alpha < high
+    assert stats.beta.cdf(high, 5, 95) - stats.beta.cdf(low, 5, 95) == pytest.approx(0.95)
+    assert np.var(counts) > 1.5 * m * alpha * (1 - alpha)  # a binomial law would be too narrow
+
+
+def test_areas_are_scikit_learns(rng):
+    normal, anomalous = rng.integers(12, size=200) * 1.0, 2 + rng.integers(12, size=70) * 1.0  # with ties
+    truth, scores = np.repeat([0, 1], [200, 70]), np.concatenate([normal, anomalous])
+    assert detection.auroc(normal, anomalous).value == pytest.approx(roc_auc_score(truth, scores))
+    ours = detection.average_precision_interval(normal, anomalous)
+    assert ours.value == pytest.approx(average_precision_score(truth, scores))
+    assert ours.low < ours.value < ours.high
+    assert detection.auroc(normal, normal.max() + anomalous) == (1, 1, 1)
+    with pytest.raises(ValueError, match="1 that are no numbers"):
+        detection.auroc(normal, np.array([1, np.nan]))
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.0])
+def test_delongs_intervals_cover_the_truth(shift, rng):
+    truth = stats.norm.cdf(shift / np.sqrt(2))
+    found = [detection.auroc(rng.standard_normal(80), shift + rng.standard_normal(40)) for _ in range(300)]
+    assert sum(low <= truth <= high for _, low, high in found) >= 272
+
+
+def test_bootstrap_intervals_of_the_average_precision_cover_the_truth(rng):
+    def draw(n, m):
+        return rng.standard_normal(n), 1.5 + rng.standard_normal(m)
+
+    truth = detection.average_precision(*draw(200_000, 50_000))
+    found = [detection.average_precision_interval(*draw(160, 40), draws=60) for _ in range(300)]
+    covered = Counter(low <= truth <= high for _, low, high in found)
+    assert covered[True] >= 272

@@ -1,0 +1,132 @@
+"""Intervals for mode counts: they hold the truth as often as they say, which the bootstrap does not."""
+
+import numpy as np
+import pytest
+
+from ali_jax.metrics.coverage import (
+    chao,
+    cross_support,
+    duplicate_threshold,
+    effective_support,
+    expected_modes,
+    frequent_modes,
+    reading_bounds,
+    twins,
+)
+
+DRAWS, ENOUGH = 300, 272  # of 300 intervals at 95 %, all but 1 in 1,000 times at least so many hold the truth
+
+UNIFORM = np.full(100, 0.01)
+UNEVEN = 1 / np.arange(1, 101) / np.sum(1 / np.arange(1, 101))
+PROBABILITIES = {"uniform": UNIFORM, "uneven": UNEVEN}
+
+
+@pytest.fixture
+def rng():
+    """Give a generator of fixed seed."""
+    return np.random.default_rng(0)
+
+
+def held(intervals, truth):
+    return sum(found.low <= truth <= found.high for found in intervals)
+
+
+@pytest.mark.parametrize("p", PROBABILITIES.values(), ids=PROBABILITIES)
+@pytest.mark.parametrize("batches", [1, 10])
+def test_intervals_hold_the_expected_number_of_modes(p, batches, rng):
+    truth = np.sum(1 - (1 - p) ** 150)
+    found = [expected_modes(rng.multinomial(150, p, size=batches)) for _ in range(DRAWS)]
+    assert held(found, truth) >= ENOUGH
+    assert np.mean([f.estimate for f in found]) == pytest.approx(truth, rel=0.01)
+    assert np.mean([f.high - f.low for f in found]) < 22 / np.sqrt(batches)
+
+
+def test_the_bootstrap_does_not_hold_it(rng):
+    truth, held = np.sum(1 - (1 - UNEVEN) ** 150), 0
+    for _ in range(DRAWS):
+        counts = rng.multinomial(150, UNEVEN)
+        again = (rng.multinomial(150, counts / 150, size=100) > 0).sum(axis=1)
+        held += np.quantile(again, 0.025) <= truth <= np.quantile(again, 0.975)
+    assert held < 10
+
+
+@pytest.mark.parametrize("p", PROBABILITIES.values(), ids=PROBABILITIES)
+def test_intervals_hold_the_number_of_frequent_modes(p, rng):
+    least = 0.005
+    found = [frequent_modes(counts, 2_000, least) for counts in rng.multinomial(2_000, p, size=DRAWS)]
+    assert held(found, np.sum(p >= least)) >= ENOUGH
+    assert max(f.high - f.low for f in found) < 100
+
+
+def test_errors_of_the_classifier_widen_the_interval_until_it_holds(rng):
+    p = np.r_[np.full(5, 0.2), np.zeros(5)]  # half of the modes are missing
+    errors = np.full((10, 10), 0.02 / 9) + np.eye(10) * (0.98 - 0.02 / 9)
+    naive, aware = [], []
+    for _ in range(DRAWS):
+        counts = rng.multinomial(20_000, p @ errors)
+        confusion = np.stack([rng.multinomial(1_000, row) for row in errors])
+        naive.append(frequent_modes(counts, 20_000, 1e-3))
+        aware.append(frequent_modes(counts, 20_000, 1e-3, confusion=confusion))
+    assert held(naive, 5) == 0
+    assert held(aware, 5) >= ENOUGH
+    assert {f.low for f in aware} == {5}
+
+
+def test_bounds_on_readings_hold_all_at_once(rng):
+    errors = np.full((5, 5), 0.02) + np.eye(5) * 0.9
+    held = 0
+    for _ in range(DRAWS):
+        kept, inflow = reading_bounds(np.stack([rng.multinomial(200, row) for row in errors]))
+        held += (kept <= 0.92).all() and (inflow >= 0.02).all()
+    assert held >= ENOUGH
+    with pytest.raises(ValueError, match="a labelled example of every mode"):
+        reading_bounds(np.diag([3, 0]))
+
+
+def test_chaos_interval_holds_the_number_of_equal_modes(rng):
+    found = [chao(counts) for counts in rng.multinomial(150, UNIFORM, size=DRAWS)]
+    assert held(found, 100) >= ENOUGH
+    assert np.median([f.estimate for f in found]) == pytest.approx(100, rel=0.05)
+
+
+def test_chaos_estimate_by_hand():
+    assert chao(np.array([0, 1, 1, 1, 2, 5])).estimate == 5 + 9 / 2
+    assert chao(np.array([1, 1, 1, 4])).estimate == 4 + 3
+    assert chao(np.array([0, 3, 4])) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("p", [np.full(2_000, 1 / 2_000), UNEVEN], ids=["uniform", "uneven"])
+def test_intervals_hold_the_effective_support(p, rng):
+    found = []
+    for _ in range(DRAWS):
+        things = rng.choice(len(p), size=500, p=p)
+        found.append(effective_support(np.bincount(things)[things] - 1))
+    assert held(found, 1 / np.sum(p**2)) >= ENOUGH
+
+
+def test_a_sample_without_repetition_has_a_lower_bound_alone():
+    estimate, low, high = effective_support(np.zeros(100))
+    assert estimate == high == np.inf
+    assert low == pytest.approx(4_950 / 3.689, rel=1e-3)
+
+
+def test_twins_are_counted_within_the_threshold(rng):
+    x = rng.standard_normal((700, 2, 3)).astype(np.float32)
+    distance = np.linalg.norm((x[:, None] - x[None]).reshape(700, 700, 6), axis=-1)
+    np.testing.assert_array_equal(twins(x, 1.5), (distance < 1.5).sum(axis=1) - 1)
+    np.testing.assert_array_equal(twins(x[:50], 1.5, x[50:]), (distance[:50, 50:] < 1.5).sum(axis=1))
+
+
+def test_a_twentieth_of_the_test_rows_has_a_twin_at_that_threshold(rng):
+    train, test = rng.standard_normal((1_000, 3)), rng.standard_normal((400, 3))
+    train, test = train.astype(np.float32), test.astype(np.float32)
+    threshold = duplicate_threshold(test, train, share=0.05)
+    assert np.mean(twins(test, threshold, train) > 0) == pytest.approx(0.05, abs=0.003)
+    assert cross_support(np.array([0, 2, 0, 0]), 10).estimate == 20
+
+
+def test_counts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"give \[R, K\]"):
+        expected_modes(np.zeros(3))
+    with pytest.raises(ValueError, match="at most n = 5"):
+        frequent_modes(np.array([3, 3]), 5, 0.1)

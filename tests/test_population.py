@@ -1,0 +1,137 @@
+"""Populations: each member is the run that it would be alone, and what the members' numbers say together."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+import small
+
+from ali_jax import config as configs
+from ali_jax import game, loop, population
+
+VARY = (
+    ("optimizer.generator.learning_rate", (1e-3, 3e-3)),
+    ("optimizer.discriminator.b1", (0.5, 0.0)),
+    ("encoder.init_std", (0.02, 0.3)),
+)
+
+
+def config_of(name="mixture", **values):
+    """Return a narrow config with these values, by keys in which __ stands for a dot."""
+    config = small.narrow(small.experiment(name))
+    config.num_steps = config.steps_per_call = config.log_every = config.checkpoint_every = 6
+    config.batch_size, config.evaluators = 8, ()
+    values = {key.replace("__", "."): value for key, value in values.items()}
+    return configs.with_values(config, values).lock()
+
+
+def trained(config):
+    """Return the state and the metrics after one call of all steps, as numpy arrays."""
+    made = game.prepare(config)
+    state = game.initial_state(made)
+    feed = game.make_feed(made)
+    call = game.make_call(made, feed, config.num_steps)
+    return jax.device_get(call(state, feed.load(0, config.num_steps)))
+
+
+def distance(a, b):
+    """Return |a - b| / |b| over whole trees."""
+    return optax.tree.norm(jax.tree.map(np.subtract, a, b)) / optax.tree.norm(b)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("mixture", {"population__seeds": 2, "population__vary": VARY, "seed": 7}),
+        ("digits", {"population__vary": (("penalties.r1.gamma", (0.1, 2.0)),), "ema_decay": 0.9}),
+    ],
+)
+def test_each_member_is_the_run_that_it_would_be_alone(name, values):
+    config = config_of(name, **values)
+    state, metrics = trained(config)
+    members = population.members(config)
+    assert [member.seed for member in members] == [config.seed, config.seed + 1]
+    for k, member in enumerate(members):
+        alone, alone_metrics = trained(member)
+        own = game.member_of(state, k)
+        assert int(own.step) == config.num_steps
+        assert distance(own.variables, alone.variables) < 1e-4
+        np.testing.assert_array_equal(own.key, alone.key)
+        for key, value in alone_metrics.items():
+            np.testing.assert_allclose(metrics[key][k], value, rtol=1e-4, err_msg=key)
+    first, second = (game.member_of(state, k).variables.params for k in (0, 1))
+    assert distance(first, second) > 0.01
+
+
+def test_members_of_a_mixture_have_points_of_their_own_and_images_lie_on_the_device_once():
+    drawn = game.make_feed(game.prepare(config_of("mixture", population__seeds=2)))
+    shared = game.make_feed(game.prepare(config_of("digits", population__seeds=2)))
+    assert drawn.load(0, 1).rows.x.shape == (2, 100_000, 2)
+    assert shared.load(0, 1).rows.x.shape == (1400, 8, 8, 1)
+
+
+def test_members_are_divided_among_devices_and_stay_the_same(monkeypatch):
+    config = config_of("mixture", population__seeds=4)
+    assert len(game.initial_state(game.prepare(config)).key.sharding.device_set) == 4
+    spread, _ = trained(config)
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: one)
+    together, _ = trained(config)
+    assert distance(spread.variables, together.variables) < 1e-5
+
+
+def test_a_population_goes_on_bit_for_bit_and_one_lost_member_stops_nothing(tmp_path, capfd):
+    rates = ("optimizer.generator.learning_rate", (1e-3, 1e30, 1e-3))
+    values = {"population__vary": (rates,), "checkpoint_every": 2, "steps_per_call": 2, "log_every": 2}
+    config = config_of("mixture", **values)
+    assert loop.run(config, tmp_path / "whole") == 0
+    assert "Member 1 has diverged" in capfd.readouterr().err
+    begun = configs.with_values(config, {"num_steps": 4}).lock()
+    assert loop.run(begun, tmp_path / "stopped") == 0
+    assert loop.run(config, tmp_path / "stopped") == 0
+    whole, stopped = (
+        [line for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines() if "loss/" in line]
+        for folder in ("whole", "stopped")
+    )
+    assert len(whole) == 3
+    assert whole == stopped
+    assert '"loss/generator/1": null, "loss/generator/2"' in whole[-1]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"population__seeds": 3, "population__vary": VARY}, "2 and 3 members"),
+        ({"population__vary": (("latent_dim", (2, 3)),)}, "names 'latent_dim'"),
+        ({"population__vary": (("optimizer.generator.b1", ("a", "b")),)}, "must be numbers"),
+        ({"population__vary": ("optimizer.generator.b1",)}, "must be a key and its values"),
+        ({"population__seeds": 2, "parallel": "pmap"}, "needs config.parallel = 'mesh'"),
+    ],
+)
+def test_what_cannot_be_trained_at_once_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        game.prepare(config_of("mixture", **values))
+
+
+def test_the_spread_of_members_leaves_out_those_that_are_no_numbers():
+    found = population.spread(
+        [{"modes": 1.0, "n_test": 9.0}, {"modes": np.nan, "n_test": 9.0}, {"modes": 4.0, "n_test": 9.0}]
+    )
+    assert (found["modes"], found["modes/std"]) == (2.5, pytest.approx(3 / 2**0.5))
+    assert (found["modes/low"], found["modes/high"]) == (1.0, 4.0)
+    assert (found["modes/0"], found["modes/2"]) == (1.0, 4.0)
+    assert np.isnan(found["modes/1"])
+    assert found["n_test"] == 9.0
+    assert "n_test/std" not in found
+    assert population.is_of_member("raw/modes/12")
+    assert not population.is_of_member("modes/std")
+
+
+def test_the_bootstrap_interval_is_that_of_the_mean():
+    """Of 40 members it is close to mean +- 1.96 standard errors."""
+    values = np.random.default_rng(1).normal(size=40)
+    found = population.spread([{"v": float(v)} for v in values])
+    half = 1.96 * values.std(ddof=1) / 40**0.5
+    np.testing.assert_allclose(
+        [found["v/low"], found["v/high"]], values.mean() + np.array([-half, half]), atol=0.03
+    )
