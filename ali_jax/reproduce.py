@@ -352,7 +352,7 @@ def _of_members(setting: Setting, folder: str, name: str) -> np.ndarray:
 
 
 def _five_by_four(columns: Sequence[tuple[str, Game, TrainState]]) -> np.ndarray:
-    """Draw the paper's figure: held-out points, codes, reconstructions, prior draws, samples of each model."""
+    """Draw the paper's figure: test points, codes, reconstructions, prior draws, samples of each model."""
     drawn = []
     for title, game, state in columns:
         variables: Variables = state.variables if state.ema is None else state.ema
