@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ali_jax import model, networks
@@ -64,6 +65,20 @@ def game(
     if config.dataset.labelled:
         label = jnp.arange(batch_size, dtype=jnp.int32) % 3 - 1
     return ali, config, Batch(x, y, label)
+
+
+def draw(ali: ALI, x: Array, y: Array | None = None, *, seed: int = 0) -> Variables:
+    """Draw variables on the host, where their distribution does not matter: nothing is compiled."""
+    shapes = jax.eval_shape(partial(model.init, ali), jax.random.PRNGKey(0), x, y)
+    generator = np.random.default_rng(seed)
+
+    def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> Array:
+        name, noise = path[-1].key, generator.standard_normal(shape.shape)
+        fan_in = max(int(np.prod(shape.shape[:-1])), 1)
+        drawn = {"kernel": noise * (2 / fan_in) ** 0.5, "gamma": 1 + 0.1 * noise, "std": np.ones(shape.shape)}
+        return jnp.asarray(drawn.get(name, 0.1 * noise), shape.dtype)
+
+    return jax.tree.map_with_path(leaf, shapes)
 
 
 @partial(jax.jit, static_argnums=0)

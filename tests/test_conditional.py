@@ -39,7 +39,7 @@ def test_the_frozen_projection_never_changes():
 
 def test_y_reaches_all_three_networks(key):
     ali, _, batch = small.game("mnist:conditional", maps=8)
-    variables = small.init(ali, key, batch.x, batch.y)
+    variables = small.draw(ali, batch.x, batch.y)
     other = batch.y[::-1] + 1
     z = jax.random.normal(key, (4, model.latent_dim(ali)))
     for function, argument in ((model.encode, batch.x), (model.decode, z)):
@@ -52,7 +52,7 @@ def test_y_reaches_all_three_networks(key):
 def test_both_kinds_of_pairs_see_the_same_y(key):
     """A D that reads y alone gives both the same logit, and nobody learns."""
     ali, _, batch = small.game("mnist:conditional")
-    variables = small.init(ali, key, batch.x, batch.y)
+    variables = small.draw(ali, batch.x, batch.y)
     noise = model.draw_noise(ali, key, 4)
     pairs, _ = model.generate(ali, *variables, batch, noise)
     np.testing.assert_array_equal(pairs.y, batch.y)

@@ -16,7 +16,7 @@ STEP = jnp.zeros((), jnp.int32)
 def held(key):
     """Give networks, variables, and pairs drawn from them."""
     ali, _, batch = small.game("digits")
-    variables = small.init(ali, key, batch.x)
+    variables = small.draw(ali, batch.x)
     noise = model.draw_noise(ali, key, 4)
     pairs, _ = model.generate(ali, *variables, batch, noise)
     return ali, variables, batch, noise, pairs
@@ -117,7 +117,7 @@ def test_a_penalty_on_the_generator_reaches_it_through_the_pairs(held):
 
 def test_a_discriminator_with_batch_norm_is_refused(key):
     ali, _, batch = small.game("svhn")
-    variables = small.init(ali, key, batch.x)
+    variables = small.draw(ali, batch.x)
     pairs, _ = jax.eval_shape(lambda: model.generate(ali, *variables, batch, model.draw_noise(ali, key, 4)))
     with pytest.raises(ValueError, match="without batch norm"):
         penalties.r1(ali, variables, pairs, key, STEP, gamma=1.0)
@@ -157,7 +157,7 @@ def test_r1_through_convolutions_is_the_same_in_both_lowerings(key):
     found = []
     for lowering in ("native", "cpu"):
         ali, config, batch = small.game("images", edit=lambda c, to=lowering: setattr(c, "lowering", to))
-        variables = small.init(ali, key, batch.x)
+        variables = small.draw(ali, batch.x)
         noise = model.draw_noise(ali, key, 4)
         penalty = train.make_penalties(config)
         run = lambda v, ali=ali: train.game_gradients(ali, v, losses.ali, penalty, batch, noise)[0]  # noqa: B023, E731
