@@ -178,7 +178,8 @@ def conditional(setting: Setting) -> Result:
         game, _ = _trained(setting, _config(setting, "celeba_conditional.py"), "celeba_conditional")
         picture = _picture(setting, "celeba_conditional", "attribute_grid")
         return Result("Conditional samples of CelebA", (), _provenance(setting, game), (picture,))
-    config = _config(setting, "mnist.py:conditional")
+    shown = ("conditional_samples", "condition_agreement")
+    config = _config(setting, "mnist.py:conditional", evaluators=shown)
     game, _ = _trained(setting, config, "mnist_conditional")
     found = _metrics(setting, "mnist_conditional")
     whole, worst = (100 * found[key] for key in ("condition_agreement", "condition_agreement_min"))
@@ -269,10 +270,8 @@ def _config(setting: Setting, spec: str, **values: Any) -> Config:
     changed = dict(values)
     if steps is not None:
         per_call = min(config.steps_per_call, steps)
-        every = dict.fromkeys(
-            ("log_every", "checkpoint_every", "evaluate_every"), per_call * max(1, 200 // per_call)
-        )
-        changed |= {**every, "num_steps": steps, "steps_per_call": per_call}
+        every = dict.fromkeys(("log_every", "checkpoint_every"), per_call * max(1, 200 // per_call))
+        changed |= {**every, "evaluate_every": 0, "num_steps": steps, "steps_per_call": per_call}
     if setting.path and len(config.dataset.shape) == 3:
         changed["dataset.path"] = os.path.abspath(os.path.expanduser(setting.path))
     return configs.with_values(config, changed).lock()
