@@ -65,6 +65,7 @@ def base() -> Config:
     config.instance_noise = 0.0  # std of noise on the x that D sees; it falls linearly to 0 at num_steps
     config.frozen = ()  # networks that are not trained, such as ("decoder",); they run as in evaluation
     config.init_from = ""  # the folder of a run whose trained decoder this one starts from
+    config.init_member = 0  # which one, where that run is a population and this one is not
 
     config.dataset = ConfigDict()
     config.dataset.name = "digits"  # a function of ali_jax.data, or a TFDS name it lists
@@ -384,6 +385,7 @@ def validate(config: Config) -> None:
         "condition.size",
         "condition.embedding",
         "population.seeds",
+        "init_member",
         "labelled_weight",
         "dataset.dequantize",
         "dataset.device_bytes",

@@ -313,7 +313,8 @@ def code_panel(ali: ALI, variables: Variables, dataset: Dataset) -> tuple[figure
     mean, components = pca(z, 2)
     points = (z - mean[None]) @ components
     share = float(points.var(axis=0).sum() / max(z.var(axis=0).sum(), np.finfo(z.dtype).tiny))
-    return figures.Panel("mean codes", points, labels, 1.05 * float(np.abs(points).max())), share
+    limit = 1.05 * float(np.abs(points[np.isfinite(points)]).max(initial=1.0))  # codes may have diverged
+    return figures.Panel("mean codes", points, labels, limit), share
 
 
 def plane_panels(

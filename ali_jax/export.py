@@ -19,7 +19,7 @@ from jax import export as jax_export
 
 from ali_jax import model, networks
 from ali_jax.convolutions import compiler_options
-from ali_jax.game import Game
+from ali_jax.game import Game, member_of
 from ali_jax.types import ALI, Array, TrainState, Variables
 from ali_jax.workdir import RunError, write_text
 
@@ -50,13 +50,14 @@ def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
         raise ValueError(f"Exporting needs {' and '.join(missing)}: pip install 'ali_jax[export]'.")
     from safetensors.numpy import save_file
 
+    if game.members:
+        game, state = game.members[0], member_of(state, 0)
     config = game.config.copy_and_resolve_references()
     config.lowering = "native"  # the forms for a CPU depend on sizes that other platforms do not have
     split = game.dataset.test
     ali = networks.build(config, x_shape=split.shape)
     held = state.variables if state.ema is None else state.ema
-    first = (lambda leaf: leaf[0]) if state.step.ndim else (lambda leaf: leaf)
-    variables = jax.tree.map(lambda leaf: first(np.asarray(leaf.addressable_data(0))), held)
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), held)
     batch = split.rows(np.arange(min(GOLDEN_ROWS, len(split))))
     y = () if batch.y is None else (np.asarray(batch.y),)
     x = np.asarray(batch.x)
@@ -75,7 +76,7 @@ def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
     golden: dict[str, Any] = {"x": x, "z": z, "x_hat": x_hat, **dict(zip(("y",), y, strict=False))}
     np.savez(folder / "golden.npz", **golden)
     save_file(flat_weights(variables), folder / "weights.safetensors")
-    write_text(folder / "README.md", _readme(game, int(np.max(state.step)), golden, paths[0]))
+    write_text(folder / "README.md", _readme(game, int(state.step), golden, paths[0]))
     return [*paths, *(folder / name for name in ("golden.npz", "weights.safetensors", "README.md"))]
 
 

@@ -361,24 +361,42 @@ def _evaluate_one(game: Game, state: TrainState, name: str, raw_beside: bool) ->
     return report._replace(scalars={**report.scalars, **raw, **unlike})
 
 
+def evaluation_key(config: Config) -> Array:
+    """Return the key of a run's evaluations, apart from those of its steps."""
+    return jax.random.fold_in(jax.random.PRNGKey(config.seed), 2**31 - 2)
+
+
 def _evaluate(game: Game, variables: Variables, name: str) -> Report:
     variables = jax.tree.map(
         lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else jnp.asarray(leaf),
         variables,
     )
-    key = jax.random.fold_in(jax.random.PRNGKey(game.config.seed), 2**31 - 2)
+    key = evaluation_key(game.config)
     evaluator = evaluators.named(name)
     accepted = inspect.signature(evaluator).parameters
     options = {name: value for name, value in game.config.evaluation.to_dict().items() if name in accepted}
     return evaluator(game.ali, variables, key, game.dataset, **options)
 
 
+def trained_state(game: Game, workdir: pathlib.Path) -> tuple[TrainState, dict[int, str]]:
+    """Read the newest sound checkpoint of the run in a folder, and what is wrong with newer ones, by step."""
+    with contextlib.closing(checkpoint.open_manager(workdir / "checkpoints")) as manager:
+        state, _, damaged = checkpoint.restore(manager, abstract_state(game))
+    return state, damaged
+
+
 def _with_decoder_of(game: Game, state: TrainState) -> TrainState:
     """Return the state with the trained decoder of the run that `config.init_from` names."""
     folder = pathlib.Path(game.config.init_from).expanduser()
-    other = prepare(read_config(folder), None if game.members else game.dataset)
-    with contextlib.closing(checkpoint.open_manager(folder / "checkpoints")) as manager:
-        trained, *_ = checkpoint.restore(manager, abstract_state(other))
+    other = prepare(read_config(folder))
+    trained, _ = trained_state(other, folder)
+    if other.members and not game.members:
+        if not 0 <= game.config.init_member < len(other.members):
+            raise ValueError(
+                f"config.init_member is {game.config.init_member}; {folder} has the members 0 to "
+                f"{len(other.members) - 1}."
+            )
+        trained = member_of(trained, game.config.init_member)
     params, stats = jax.device_get(trained.variables if trained.ema is None else trained.ema)
     shapes = [
         jax.tree.map(lambda leaf: leaf.shape, held.decoder)

@@ -341,8 +341,7 @@ def _assess(session: _Session, state: TrainState) -> None:
     session.records.images(step, images)
     session.records.scalars(step, scalars)
     if scalars:
-        shown = {name: value for name, value in scalars.items() if not population.is_of_member(name)}
-        session.reporter.table(f"Evaluation at step {step}", shown)
+        session.reporter.table(f"Evaluation at step {step}", scalars)
     session.clock.restart()
 
 

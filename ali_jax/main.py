@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import logging as absl_logging
@@ -34,7 +34,7 @@ from ali_jax.workdir import (
 STARTED = time.monotonic()
 
 # What may differ from the run's config once it is trained: where data lie and what is made of the model.
-FREE_AFTER_TRAINING = (*configs.FREE, "dataset.test_split")
+FREE_AFTER_TRAINING = (*configs.FREE, "dataset.train_split", "dataset.test_split")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,10 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or {"-h", "-help", "--help"} & set(arguments):
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
+    return guarded(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    with _talkative() if options.verbosity >= absl_logging.DEBUG else contextlib.nullcontext():
+        return _run(options)
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command without the libraries' noise; return its status, with one message for what goes wrong."""
     try:
-        options = parse(arguments)
-        with _quiet() if options.verbosity < absl_logging.DEBUG else _talkative():
-            return _run(options)
+        with _quiet():
+            return command()
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
@@ -77,7 +87,8 @@ def _run(options: Options) -> int:
     if path and _needs_data(config, options) and not os.path.exists(os.path.expanduser(path)):
         raise UsageError(f"config.dataset.path is {path!r}: there is no such file or folder.")
 
-    _set_up_jax(options)
+    set_up_jax(on_cpu=options.mode in UNTRAINED)
+    _meet(options)
     from ali_jax.data import DataError
 
     try:
@@ -208,15 +219,13 @@ _MODES = {
 
 def _restore(config: Config, options: Options) -> tuple:
     """Make the game of a trained run and read its newest checkpoint."""
-    from ali_jax import checkpoint
-    from ali_jax.game import abstract_state, blank_data, prepare
+    from ali_jax.game import blank_data, prepare, trained_state
 
     if options.mode in PICTURES:
         with config.unlocked():
             config.evaluators = (PICTURES[options.mode],)
     game = prepare(config, blank_data(config) if _draws_from_prior(config, options) else None)
-    with contextlib.closing(checkpoint.open_manager(options.workdir / "checkpoints")) as manager:
-        state, _, damaged = checkpoint.restore(manager, abstract_state(game))
+    state, damaged = trained_state(game, options.workdir)
     for step, error in damaged.items():
         print(f"The checkpoint of step {step} cannot be read: {error}", file=sys.stderr)
     return game, state
@@ -248,11 +257,11 @@ def _images(options: Options) -> Path:
     return folder
 
 
-def _set_up_jax(options: Options) -> None:
-    """Choose the platform, keep compiled programs in the user's cache, meet other processes."""
+def set_up_jax(*, on_cpu: bool = False) -> None:
+    """Choose the platform, and keep compiled programs in the user's cache."""
     import jax
 
-    if options.mode in UNTRAINED:
+    if on_cpu:
         jax.config.update("jax_platforms", "cpu")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
@@ -261,6 +270,10 @@ def _set_up_jax(options: Options) -> None:
             if os.access(folder, os.W_OK | os.X_OK):
                 jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _meet(options: Options) -> None:
+    """Meet the other processes of the run, if there are any."""
     if options.coordinator:
         from ali_jax import hosts
 

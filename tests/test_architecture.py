@@ -22,6 +22,7 @@ LAYERS = [
     ["describe", "report", "export"],
     ["loop", "preflight"],
     ["main"],
+    ["reproduce"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PACKAGE = small.ROOT / "ali_jax"

@@ -379,7 +379,8 @@ def test_a_model_that_has_diverged_is_still_reported(digits, mixture, key, monke
     conditional = {"conditional_samples", "condition_agreement", "attribute_grid"}
     needs_classes = {"probes", "class_balance", "l2_svm", "frechet_distance"}
     neither = {"inception_distance", "label_error", *conditional}
-    skipped_of_mixture = {"interpolations", *needs_classes}
+    of_images = {"interpolations", "error_extremes", "traversals", "neighbours"}
+    skipped_of_mixture = {*of_images, *needs_classes}
     for dataset, skipped in ((digits, {"modes", *neither}), (mixture, {*skipped_of_mixture, *neither})):
         ali, variables = copier(dataset)
         broken = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), variables)

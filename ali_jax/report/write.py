@@ -13,7 +13,7 @@ import numpy as np
 
 from ali_jax import evaluate as evaluators
 from ali_jax.figures import Panel
-from ali_jax.game import Game, evaluate
+from ali_jax.game import Game, evaluate, member_of
 from ali_jax.report import html, svg
 from ali_jax.report.curves import evaluation_curves, training_curves
 from ali_jax.report.html import Cell, Row
@@ -83,8 +83,8 @@ class _Look:
     """The model of a run, and what evaluators show of it."""
 
     def __init__(self, game: Game, state: TrainState) -> None:
-        if state.step.ndim:  # a population: all leaves have a leading axis of members
-            state = jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], state)
+        if game.members:
+            game, state = game.members[0], member_of(state, 0)
         self.game, self.state = game, state
         self.dataset, self.shape = game.dataset, game.dataset.test.shape
         held = state.variables if state.ema is None else state.ema

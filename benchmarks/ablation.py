@@ -1,0 +1,161 @@
+"""What each ingredient of a stable recipe does: the recipe with one of them taken out or changed at a time.
+
+    python -m benchmarks.ablation --config experiments/mixture_stable.py --seeds 0 1 2 3 4 5 6 7
+        [--workdir DIR] [--variants recipe,"no penalty",...] [--num-steps N] [--config.KEY=VALUE ...]
+
+Each variant trains once per seed, in a folder of its own under --workdir; a run that is finished there is not
+repeated, so that a stopped ablation goes on with the same command. The table has mean and standard deviation
+over seeds, of the averaged parameters and, in rows marked raw, of the parameters themselves: raw recipe is
+the recipe without the average.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from ali_jax import config as configs
+from ali_jax import loop
+from ali_jax.command import load_config, override
+from ali_jax.config import Config
+from ali_jax.workdir import RunError
+from benchmarks.compare import markdown
+
+EVALUATOR = "modes"
+COLUMNS = ("modes_strict", "high_quality", "reverse_kl", "mode_spread", "mode_kept")
+RAW = "raw/"  # before the names of the raw parameters' numbers
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is not trained yet, print the table in Markdown, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablation",
+        description="Take one ingredient at a time out of a recipe.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="FILE or FILE:VARIANT")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each variant per seed")
+    parser.add_argument("--variants", default="", help="names of rows, separated by commas; all where empty")
+    parser.add_argument("--num-steps", type=int, default=0, help="instead of the config's")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"), help="the folder of all runs")
+    options, overrides = parser.parse_known_args(argv)
+    try:
+        config = load_config(options.config)
+        override(config, overrides)
+        config.num_steps = options.num_steps or config.num_steps
+        variants = choose(make_variants(config), options.variants)
+        results = {
+            name: [measure(variant, seed, folder(options.workdir, name, seed)) for seed in options.seeds]
+            for name, variant in variants.items()
+        }
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"\n{options.config}, {config.num_steps} steps, seeds {', '.join(map(str, options.seeds))}\n")
+    print(table(results))
+    return 0
+
+
+def make_variants(config: Config) -> dict[str, Config]:
+    """Return the recipe and what differs from it in one ingredient, by name.
+
+    A variant that would be the recipe itself is left out.
+
+    Raises:
+      ValueError: the recipe has no gradient penalty, so that there is nothing to take out.
+    """
+    gamma, gamma_z = config.penalties.r1.gamma, config.penalties.r1.gamma_z
+    if not gamma > 0:
+        raise ValueError(
+            f"config.penalties.r1.gamma is {gamma}: an ablation starts from a recipe with a penalty, such as "
+            "experiments/mixture_stable.py."
+        )
+    changes: dict[str, dict[str, Any]] = {
+        "recipe": {},
+        "no penalty": {"penalties.r1.gamma": 0.0, "penalties.r1.gamma_z": 0.0},
+        "penalty on x only": {"penalties.r1.gamma_z": 0.0},
+        "penalty on z only": {
+            "penalties.r1.gamma": 0.0,
+            "penalties.r1.gamma_z": gamma_z if gamma_z >= 0 else gamma,
+        },
+        "penalty at both pairs": {"penalties.r1.at": "both"},
+        "penalty not annealed": {"penalties.r1.gamma_final": -1.0},
+        "b1 0.5": {"optimizer.generator.b1": 0.5, "optimizer.discriminator.b1": 0.5},
+        "b2 0.999": {"optimizer.generator.b2": 0.999, "optimizer.discriminator.b2": 0.999},
+        "constant learning rate": {"optimizer.constant_fraction": 1.0},
+    }
+    variants = {name: _changed(config, change) for name, change in changes.items()}
+    return {
+        name: variant
+        for name, variant in variants.items()
+        if name == "recipe" or configs.differences(variants["recipe"], variant)
+    }
+
+
+def choose(variants: Mapping[str, Config], text: str) -> dict[str, Config]:
+    """Return the variants that a text names, or all.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    names = text.split(",") if text else list(variants)
+    for name in names:
+        if name not in variants:
+            raise ValueError(f"--variants: there is no {name!r}, but {', '.join(variants)}.")
+    return {name: variants[name] for name in names}
+
+
+def folder(workdir: Path, name: str, seed: int) -> Path:
+    """Return the folder of the run of a variant with a seed."""
+    return workdir / name.replace(" ", "_") / f"seed_{seed}"
+
+
+def measure(variant: Config, seed: int, workdir: Path) -> dict[str, float]:
+    """Train a variant with a seed in a folder, unless that is done, and return its numbers.
+
+    Raises:
+      ValueError: bad input, or the folder holds another run.
+      RunError: the training failed or was stopped.
+    """
+    config = variant.copy_and_resolve_references()
+    config.seed, config.evaluators, config.evaluate_every = seed, (EVALUATOR,), 0
+    with redirect_stdout(sys.stderr):
+        status = loop.run(config, workdir)
+    if status:
+        raise RunError("The ablation was stopped; the same command goes on with it.")
+    return json.loads((workdir / "summary.json").read_text())["metrics"]
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Return the Markdown table: two rows per variant, mean and standard deviation over its runs."""
+    rows = [["variant", "weights", *COLUMNS], ["---"] * 2 + ["---:"] * len(COLUMNS)]
+    for name, runs in results.items():
+        for weights, prefix in (("averaged", ""), ("raw", RAW)):
+            found = [[run[prefix + column] for run in runs if prefix + column in run] for column in COLUMNS]
+            if all(found):  # raw numbers stand beside averaged ones only
+                rows.append([name, weights, *map(mean_and_deviation, found)])
+    return markdown(rows)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Return "mean +- standard deviation" (n - 1), or the value alone where there is one."""
+    deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation}"
+
+
+def _changed(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return a copy of a config with other values, by their dotted keys."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""PacGAN's ring of 8 Gaussians with the settings of experiments/mixture_stable.py.
+
+    python -m ali_jax.main --config experiments/ring_stable.py --workdir runs/ring_stable
+
+The training set is the 100,000 fixed points of `ring`, times 4. Nothing was tuned on the ring.
+
+Result of one run, seed 100, averaged parameters, 2,500 samples: modes_strict 8, high_quality 0.944,
+reverse_kl 0.005, mode_spread 0.79, mode_kept 0.851; raw parameters: 8, 0.926, 0.006, 0.88, 0.843. 40 CPU
+seconds on one core.
+"""
+
+from ml_collections import ConfigDict
+
+from ali_jax import config as defaults
+
+
+def get_config() -> ConfigDict:
+    """Return the configuration."""
+    config = defaults.base()
+    defaults.stable_recipe(config)
+    config.batch_size = 128
+    config.num_steps = 16_000
+    config.steps_per_call = 500
+    config.log_every = 500
+    config.checkpoint_every = 4_000
+    config.latent_dim = 2
+
+    config.dataset.name = "ring"
+    config.dataset.shape = (2,)
+    config.dataset.scale = 4.0
+
+    config.encoder.layers = (64, 64, 64)
+    config.decoder.layers = (128, 128, 128, 128)
+    config.decoder.output = "linear"
+    config.discriminator.joint_layers = (128, 128, 128)
+    config.encoder.center = config.discriminator.center = False
+
+    config.penalties.r1.gamma_final = 0.01
+    config.optimizer.generator.learning_rate = 2e-3
+    config.optimizer.discriminator.learning_rate = 3e-3
+    config.optimizer.constant_fraction = 0.4
+
+    config.evaluators = ("samples", "reconstructions", "modes")
+    return config

@@ -1,0 +1,125 @@
+"""The reproductions: each name works from training to table, on small copies of the experiments."""
+
+import json
+import textwrap
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+from ali_jax import reproduce
+from ali_jax.reproduce import main
+
+
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory):
+    """Give a folder of experiments with the structure of ours, a few units wide."""
+    folder = tmp_path_factory.mktemp("experiments")
+    for name, variants in (("mixture", True), ("svhn", False)):
+        text = f"""
+            import sys
+            sys.path.insert(0, {str(small.ROOT / "tests")!r})
+            import small
+
+            def get_config(variant="code"):
+                config = small.narrow(small.experiment({name!r} + (":" + variant) * {variants}))
+                config.batch_size, config.report = 8, False
+                config.population.vary = tuple((key, v[:2]) for key, v in config.population.vary)
+                return config
+            """
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits_of_color(tmp_path_factory):
+    """Give an .npz of labelled 32x32 images."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, number in (("train", 1600), ("test", 40)):
+        label = np.arange(number) % 10
+        noise = rng.integers(0, 50, (number, 32, 32, 3))
+        arrays[f"{part}_image"] = (20 * label[:, None, None, None] + noise).astype(np.uint8)
+        arrays[f"{part}_label"] = label
+    np.savez(path, **arrays)
+    return path
+
+
+def test_the_mixture_has_all_rows_and_the_figure_and_a_second_call_trains_nothing(
+    experiments, tmp_path, capsys
+):
+    arguments = ["mixture", "--budget", "short", "--steps", "2", "--workdir", str(tmp_path)]
+    arguments += ["--experiments", str(experiments)]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    for text in (
+        "13.4 ± 5.8",
+        "10.4 ± 9.2",
+        "b1 = 0.8",
+        "GAN + inverse mapping",
+        "post-hoc",
+        "VAE",
+        "SHORT BUDGET",
+    ):
+        assert text in first
+    image = Image.open(tmp_path / "mixture.png")
+    assert image.height / image.width == pytest.approx(5 / 4, rel=0.01)
+    gan, posthoc = (
+        json.loads((tmp_path / run / "config.json").read_text()) for run in ("gan_search", "posthoc")
+    )
+    rates = dict(gan["population"]["vary"])["optimizer.generator.learning_rate"]
+    assert posthoc["optimizer"]["generator"]["learning_rate"] == rates[posthoc["init_member"]]
+    assert main(arguments) == 0
+    again = capsys.readouterr()
+    assert "nothing to do" in again.out
+    assert "loss/generator" not in again.err
+    assert (tmp_path / "result.txt").read_text() in again.out
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("svhn_semi", "7.42 ± 0.65"), ("reconstructions", "reconstructions_2.png")]
+)
+def test_images_of_ones_own_go_all_the_way(experiments, digits_of_color, tmp_path, capsys, name, expected):
+    arguments = [name, "--budget", "short", "--steps", "2", "--workdir", str(tmp_path)]
+    assert main([*arguments, "--experiments", str(experiments), "--path", str(digits_of_color)]) == 0
+    out = capsys.readouterr().out
+    assert expected in out.replace("\n", "")
+    assert "1,600 training and 40 test rows, 2 steps" in out.replace("\n", " ")
+
+
+def test_every_table_has_a_short_budget():
+    assert set(reproduce.names()) == set(reproduce.SHORT_STEPS)
+
+
+def test_the_best_member_covers_most_modes_and_a_lost_one_none(tmp_path):
+    metrics = {"modes_paper": [20.0, None, 22.0, 22.0], "high_quality": [0.9, None, 0.1, 0.3]}
+    flat = {f"{name}/{k}": value for name, values in metrics.items() for k, value in enumerate(values)}
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "summary.json").write_text(json.dumps({"metrics": flat}))
+    config = small.experiment("mixture")
+    config.population.seeds = 4
+    (tmp_path / "search" / "config.json").write_text(reproduce.configs.to_json(config))
+    setting = reproduce.Setting("mixture", False, None, tmp_path, "", tmp_path, "svhn")
+    assert reproduce._best_member(setting, "search") == 3
+    assert reproduce._mode_counts(setting, "search") == "16.0 ± 10.7, 0 to 22"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["samples", "--steps", "0"], "--steps is 0"),
+        (["samples", "--experiments", "/absent"], "There is no folder '/absent'"),
+        (["samples", "--path", "/absent.npz", "--workdir", "/tmp/never"], "/absent.npz"),
+    ],
+)
+def test_wrong_use_is_one_message(capsys, arguments, message):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_name_lists_those_there_are(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["mixtures"])
+    assert "'svhn_semi', 'svhn_svm'" in capsys.readouterr().err
