@@ -455,9 +455,10 @@ def frechet_distance(
     """Measure how far samples are from train in the features of the reference classifier.
 
     fid_classifier              Frechet distance of n samples to train, on the last hidden layer's features
-    kid_classifier, _error      kernel distance, unbiased, and its standard error over ten blocks
-    fid_classifier_floor,       the same for n real test rows instead of samples
-    kid_classifier_floor
+    kid_classifier              kernel distance, unbiased
+    kid_classifier_error        its standard error over ten blocks
+    fid_classifier_floor, kid_classifier_floor
+                                the same for n real test rows instead of samples
     n_fid                       n: `num_samples` or, if those are fewer, the number of test rows
     fid_classifier_batch_norm   with the decoder normalising by batches of 100, where it has batch norm
     warn_fid_batch_norm         1 where that and the value with running statistics disagree, else 0
@@ -608,7 +609,8 @@ def l2_svm(
     svm_error              mean test error of machines fitted to `svm_draws` draws of `svm_labels` rows, as
                            many of every class
     svm_error_std          its standard deviation over the draws
-    svm_error_low, _high   95 % interval (Wilson) for svm_error from the number of test rows; the spread over
+    svm_error_low, svm_error_high
+                           95 % interval (Wilson) for svm_error from the number of test rows; the spread over
                            draws is no part of it
     svm_validation_error   mean validation error over ten other draws, at the same C
     svm_log_c              natural logarithm of C, chosen on validation rows with one more draw
@@ -794,6 +796,20 @@ def _class_probabilities(
 def code_distribution(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Compare q(z) with p(z) as `metrics.two_sample.code_statistics` does.
 
+    code_mmd, code_energy  squared MMD and energy distance of codes from prior draws, both with expectation 0
+                           where q(z) = p(z)
+    code_neighbor          share of rows whose nearest neighbour is of their own sample; 1/2 where q(z) = p(z)
+    code_ks                largest Kolmogorov-Smirnov distance of one dimension from N(0, 1)
+    code_mmd_p, code_energy_p, code_neighbor_p, code_ks_p
+                           their p-values; at a fixed n the distance is the finding
+    code_mean_error, code_covariance_error
+                           |mean| / sqrt(Z) and |covariance - I|_F / Z
+    code_mean_error_floor, code_covariance_error_floor
+                           what true draws of the prior have at this n
+    code_width, code_width_min, code_width_max
+                           standard deviation of q(z | x), of all dimensions, the narrowest, the widest; near
+                           1: that dimension says nothing about x
+
     One sampled code of each distinct test row, at most 2,000 (n_codes), with as many draws of the prior.
     """
     check_applicable("code_distribution", dataset, ali)
@@ -810,7 +826,8 @@ def code_distribution(ali: ALI, variables: Variables, key: Array, dataset: Datas
 def joint_divergence(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Bound the Jensen-Shannon divergence of q(x, z) and p(x, z), which ALI minimises, by a fresh critic.
 
-    joint_jsd           lower bound in nats, of log 2 at most; joint_jsd_se is its standard error
+    joint_jsd           lower bound in nats, of log 2 at most; 0 where the joints are equal
+    joint_jsd_se        its standard error
     joint_accuracy      of the critic; 1/2 where it sees no difference
 
     It is trained on 20,000 pairs of either kind with x of train, stopped by a fifth of the train rows that it
@@ -839,7 +856,9 @@ def joint_divergence(ali: ALI, variables: Variables, key: Array, dataset: Datase
 def discriminator_use_of_z(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure how much D looks at z, on both kinds of pairs of each distinct test row, at most 2,000.
 
-    d_logit_change, d_auc, d_auc_drop  as `metrics.two_sample.UseOfZ`; z is shuffled within each kind of pairs
+    d_logit_change  mean |s(x, z) - s(x, z')|, z' shuffled within each kind of pairs; 0 if D ignores z
+    d_auc           of D, telling the two kinds of pairs apart; 1/2 at the game's solution
+    d_auc_drop      what that loses when z is shuffled
     """
     check_applicable("discriminator_use_of_z", dataset, ali)
     pairs = _draw_pairs(ali, variables, key, _distinct_test(_ByIdentity(dataset)), dataset.scale)

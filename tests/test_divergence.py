@@ -51,6 +51,11 @@ def tied(rng, n):
     return Pairs(x, RHO * x + np.sqrt(1 - RHO**2) * noise, x_tilde, z)
 
 
+def test_the_known_divergences_are_those_of_the_documentation():
+    assert of_shift(2.0) == pytest.approx(0.337, abs=5e-4)
+    assert of_correlation(0.9) == pytest.approx(0.215, abs=5e-4)
+
+
 def test_the_exact_log_ratio_attains_the_divergence(rng):
     q, p = rng.standard_normal(200_000) + 1.5, rng.standard_normal(200_000)
     ratio = [1.5 * t - 1.5**2 / 2 for t in (q, p)]
