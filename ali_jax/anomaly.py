@@ -1,7 +1,7 @@
 """Anomaly detection with a trained model: scores, and thresholds that mean a false-alarm rate.
 
-`AnomalyScorer` follows scikit-learn's conventions for outlier detection; `egbad` and `ladder_error` are its
-scores as pure functions. Models take no conditions here. docs/anomaly.md shows the use.
+`AnomalyScorer` follows scikit-learn's conventions for outlier detection; `egbad`, `alad` and `ladder_error`
+are its scores as pure functions. Models take no conditions here. docs/anomaly.md shows the use.
 """
 
 import functools
@@ -17,9 +17,9 @@ from ali_jax import model
 from ali_jax.convolutions import compiler_options
 from ali_jax.metrics import conformal, ladder
 from ali_jax.metrics.blocks import map_blocks
-from ali_jax.types import ALI, Array, Variables
+from ali_jax.types import ALI, Array, PyTree, Variables
 
-SCORES = ("egbad", "egbad_logit", "ladder")
+SCORES = ("egbad", "egbad_logit", "ladder", "alad")
 
 
 def egbad(
@@ -30,12 +30,13 @@ def egbad(
         weight |x - G(z)|_1 + (1 - weight) L
 
     L is |f(x, z) - f(G(z), z)|_1, f being what D's last joint layer hands to its activation or, without
-    `match_features`, softplus(-s(x, z)): the cross-entropy of D's logit with "from the encoder". Norms are
-    sums.
+    `match_features`, softplus(-s(x, z)): the cross-entropy of D's logit with "from the encoder", which of K
+    logits is their logsumexp. Norms are sums.
 
     Raises:
-      ValueError: features are to be matched, and D has no joint layer to take them from.
+      ValueError: features are to be matched, and D has no joint layer to take them from; or D judges packs.
     """
+    _check_unpacked(ali, "egbad")
     z = model.encode(ali, variables, x)
     x_hat = model.decode(ali, variables, z)
     if match_features:
@@ -43,8 +44,30 @@ def egbad(
             _joint_features(ali, variables, x, z) - _joint_features(ali, variables, x_hat, z)
         )
     else:
-        of_discriminator = jax.nn.softplus(-model.discriminate(ali, variables, x, z))
+        of_discriminator = jax.nn.softplus(-model.encoder_logit(ali, variables, x, z))
     return weight * _absolute(x - x_hat) + (1 - weight) * of_discriminator
+
+
+def alad(ali: ALI, variables: Variables, x: Array) -> Array:
+    """Return the anomaly scores [N] of ALAD (Zenati et al., 2018, arXiv 1812.02288) for x [N, *X].
+
+        |f(x, x) - f(x, x_hat)|_1,  x_hat from the mean code
+
+    f is the last hidden layer, after its activation, of the discriminator of pairs of data that
+    `penalties.adversarial_cycle` trains. The norm is a sum.
+
+    Raises:
+      ValueError: D has no such layer, or judges packs.
+    """
+    if not getattr(ali.discriminator, "pair_layers", ()):
+        raise ValueError(
+            "score='alad' reads a discriminator of pairs (x, x_hat), trained along with the model, and this "
+            f"model has none: choose one of {', '.join(name for name in SCORES if name != 'alad')}, or train "
+            "with config.discriminator.pair_layers and config.penalties.adversarial_cycle.weight."
+        )
+    _check_unpacked(ali, "alad")
+    x_hat = model.reconstruct(ali, variables, x)
+    return _absolute(_pair_features(ali, variables, x, x) - _pair_features(ali, variables, x, x_hat))
 
 
 def ladder_error(ali: ALI, variables: Variables, x: Array, *, steps: int = 20) -> ladder.Found:
@@ -60,7 +83,8 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
       ali: the networks.
       variables: what training on normal rows gave them.
       score: `egbad`: reconstruction and feature matching; `egbad_logit`: reconstruction and D's logit;
-        `ladder`: the reconstruction's error after a few steps on the code from the encoder's start.
+        `ladder`: the reconstruction's error after a few steps on the code from the encoder's start;
+        `alad`: features of a discriminator of pairs of data, for models trained with one.
       weight: of the reconstruction in EGBAD's scores.
       steps: of the ladder.
       false_alarm_rate: alpha, the share of normal rows that `predict` may call anomalous. It needs at least
@@ -109,10 +133,7 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
         elif self.score in ("egbad", "egbad_logit"):
             scores = self._over_rows(_egbad_scores, x, (self.score == "egbad", self.weight))
         elif self.score == "alad":
-            raise ValueError(
-                "score='alad' reads a discriminator of pairs (x, x_hat), trained along with the model, and "
-                f"this model has none: choose one of {', '.join(SCORES)}."
-            )
+            scores = self._over_rows(_alad_scores, x, (None,))
         else:
             raise ValueError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}.")
         return -scores.astype(np.float64)
@@ -160,6 +181,11 @@ def _egbad_scores(ali: ALI, variables: Variables, x: Array, match_features: bool
     return egbad(ali, variables, x, weight=weight, match_features=match_features)
 
 
+def _alad_scores(ali: ALI, variables: Variables, x: Array, options: None) -> Array:
+    del options
+    return alad(ali, variables, x)
+
+
 def _ladder_scores(ali: ALI, variables: Variables, x: Array, steps: int) -> Array:
     return ladder_error(ali, variables, x, steps=steps).error
 
@@ -171,10 +197,7 @@ def _pixel_map(ali: ALI, variables: Variables, x: Array, steps: int) -> Array:
 
 
 def _joint_features(ali: ALI, variables: Variables, x: Array, z: Array) -> Array:
-    held = {
-        "params": variables.params.discriminator,
-        "batch_stats": variables.batch_stats.discriminator,
-    }
+    held = _of_discriminator(variables)
     _, sown = ali.discriminator.apply(held, x, z, None, train=False, mutable=["intermediates"])
     layers = sown.get("intermediates", {}).get("joint", {}).get("pre_activation", ())
     if not layers:
@@ -183,6 +206,41 @@ def _joint_features(ali: ALI, variables: Variables, x: Array, z: Array) -> Array
             "discriminator has none: take score='egbad_logit' or 'ladder'."
         )
     return layers[-1]
+
+
+def _pair_features(ali: ALI, variables: Variables, x: Array, x_prime: Array) -> Array:
+    _, captured = ali.discriminator.apply(
+        _of_discriminator(variables),
+        x,
+        x_prime,
+        None,
+        train=False,
+        method="pair",
+        capture_intermediates=lambda module, _: module.name == "pairs",
+        mutable=["intermediates"],
+    )
+    found = captured.get("intermediates", {}).get("pairs", {}).get("__call__", ())
+    if not found:
+        raise ValueError(
+            "alad compares what D's submodule `pairs` hands to the logit of its method `pair`, and this "
+            "discriminator has none: choose another score."
+        )
+    return found[-1]
+
+
+def _of_discriminator(variables: Variables) -> dict[str, PyTree]:
+    return {
+        "params": variables.params.discriminator,
+        "batch_stats": variables.batch_stats.discriminator,
+    }
+
+
+def _check_unpacked(ali: ALI, score: str) -> None:
+    if (m := model.packing(ali)) > 1:
+        raise ValueError(
+            f"{score} scores single rows, and this discriminator judges {m} at once "
+            "(config.discriminator.packing): take score='ladder'."
+        )
 
 
 def _absolute(difference: Array) -> Array:

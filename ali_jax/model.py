@@ -24,7 +24,7 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
       Parameters and running batch statistics of the three networks.
     """
     keys = Networks(*jax.random.split(key, 3))
-    rows = _packing(ali)
+    rows = packing(ali)
     x1, y1 = x[:rows], None if y is None else y[:rows]
     z1 = jnp.zeros((rows, latent_dim(ali)))
     held = Networks(
@@ -41,6 +41,16 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
 def latent_dim(ali: ALI) -> int:
     """Return Z, which the encoder states."""
     return ali.encoder.latent_dim
+
+
+def packing(ali: ALI) -> int:
+    """Return how many rows D judges at once, 1 where it does not say."""
+    return getattr(ali.discriminator, "packing", 1)
+
+
+def has_gaussian_encoder(ali: ALI) -> bool:
+    """Tell whether the encoder is a Gaussian, with `moments(x, y, *, train)`."""
+    return hasattr(ali.encoder, "moments") and getattr(ali.encoder, "posterior", "gaussian") == "gaussian"
 
 
 def draw_noise(ali: ALI, key: Array, size: int) -> Noise:
@@ -93,7 +103,7 @@ def judge(
     row by row, so that a batch sharded over devices stays where it is. A D with `packing` = m sees m rows of
     one kind, then m of the other. `method` is that of D which is called.
     """
-    m = _packing(ali)
+    m = packing(ali)
     logits, stats = ali.discriminator.apply(
         _held(params, batch_stats),
         _interleave(pairs.x, pairs.x_tilde, m),
@@ -271,6 +281,12 @@ def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | 
     return ali.discriminator.apply(held, x, z, y, train=False)
 
 
+def encoder_logit(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None = None) -> Array:
+    """Return the logits [B] of "(x, z) comes from the encoder": of K classes, the logsumexp of theirs."""
+    logits = discriminate(ali, variables, x, z, y)
+    return logits if logits.ndim == 1 else jax.nn.logsumexp(logits, axis=-1)
+
+
 def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) -> tuple[Array, Array]:
     """Return the moments of a Gaussian q(z | x).
 
@@ -286,7 +302,7 @@ def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) 
     Raises:
       ValueError: the encoder is no Gaussian that has `moments`.
     """
-    if not (hasattr(ali.encoder, "moments") and getattr(ali.encoder, "posterior", "gaussian") == "gaussian"):
+    if not has_gaussian_encoder(ali):
         raise ValueError(
             "posterior: this encoder is no Gaussian with `moments(x, y, *, train)`; sample it instead."
         )
@@ -325,11 +341,6 @@ def streams(key: Array) -> dict[str, Array]:
     """Give a module its random streams: `dropout` masks, and `noise` for stochastic decoders of one's own."""
     key_params, key_dropout, key_noise = jax.random.split(key, 3)
     return {"params": key_params, "dropout": key_dropout, "noise": key_noise}
-
-
-def _packing(ali: ALI) -> int:
-    """Return how many rows D judges at once, 1 where it does not say."""
-    return getattr(ali.discriminator, "packing", 1)
 
 
 def _interleave(a: Array, b: Array, m: int) -> Array:

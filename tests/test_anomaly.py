@@ -12,7 +12,8 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ali_jax.anomaly import AnomalyScorer, egbad, ladder_error
+from ali_jax import model
+from ali_jax.anomaly import AnomalyScorer, alad, egbad, ladder_error
 from ali_jax.metrics import conformal, detection
 from ali_jax.networks import Discriminator
 from ali_jax.types import Networks, Variables
@@ -108,6 +109,65 @@ def test_features_are_those_of_the_last_joint_layer(odd, key):
         egbad(ALI, EMPTY, jnp.asarray(odd))
 
 
+def test_alad_compares_the_last_features_of_the_pair_discriminator(odd, key):
+    d = Discriminator((4,), (), (5,), x_batch_norm=False, pair_layers=((3, 1, 6), 4), init_std=0.3)
+    x = jnp.asarray(odd)
+    params = d.init(key, x, x[:, 0, :2, 0])["params"]
+    ali, variables = ALI._replace(discriminator=d), Variables(Networks({}, {}, params), EMPTY.batch_stats)
+    x_hat = model.reconstruct(ali, variables, x)
+
+    def hidden(x_prime):
+        """Read the last layer's four numbers off four logits with unit weights."""
+        rows = []
+        for i in range(4):
+            logit = {"kernel": jnp.eye(4)[:, i : i + 1], "bias": jnp.zeros(1)}
+            rows.append(d.apply({"params": {**params, "pair_logit": logit}}, x, x_prime, method="pair"))
+        return jnp.stack(rows, axis=1)
+
+    expected = jnp.abs(hidden(x) - hidden(x_hat)).sum(axis=1)
+    assert expected.min() > 0
+    np.testing.assert_allclose(alad(ali, variables, x), expected, rtol=1e-4)
+    scorer = AnomalyScorer(ali, variables, score="alad", false_alarm_rate=0.1)
+    np.testing.assert_allclose(scorer.score_samples(x), -expected, rtol=1e-4)
+    assert scorer.fit(x).predict(x[:5]).shape == (5,)
+
+
+def test_a_model_that_reproduces_its_data_has_no_alad_score(normal, key):
+    class Copy(Corner):
+        def __call__(self, x, epsilon, y=None, *, train):
+            return x.reshape(len(x), -1)
+
+    class Paste(Fill):
+        def __call__(self, z, y=None, *, train):
+            return z.reshape(-1, *SHAPE)
+
+    d = Discriminator((4,), (), (5,), x_batch_norm=False, pair_layers=((3, 1, 4),))  # a convolution
+    params = d.init(key, normal, normal.reshape(99, -1))["params"]
+    variables = Variables(Networks({}, {}, params), EMPTY.batch_stats)
+    scores = alad(Networks(Copy(18), Paste(), d), variables, jnp.asarray(normal))
+    np.testing.assert_array_equal(scores, np.zeros(99, np.float32))
+
+
+def test_egbads_logit_of_classes_is_their_logsumexp(odd):
+    class Classes(Sum):
+        @nn.compact
+        def __call__(self, x, z, y=None, *, train):
+            return z.sum(axis=1)[:, None] + jnp.log(jnp.array([[0.2, 0.3, 0.5]]))
+
+    found, expected = (
+        egbad(ALI._replace(discriminator=d), EMPTY, jnp.asarray(odd), match_features=False)
+        for d in (Classes(), Sum())
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_discriminator_of_packs_scores_no_single_row(normal):
+    ali = ALI._replace(discriminator=Discriminator(packing=3, pair_layers=(4,)))
+    for score in ("egbad", "egbad_logit", "alad"):
+        with pytest.raises(ValueError, match=r"judges 3 at once .*: take score='ladder'"):
+            AnomalyScorer(ali, EMPTY, score=score).fit(normal)
+
+
 def test_the_ladder_forgives_the_encoder_but_not_the_decoder(normal, odd):
     plain = AnomalyScorer(ALI, EMPTY, score="ladder", steps=0)
     climbed = AnomalyScorer(ALI, EMPTY, score="ladder", steps=30)
@@ -148,7 +208,7 @@ def test_the_map_shows_the_odd_pixel(odd):
     [
         (
             {"score": "alad"},
-            r"'alad' reads a discriminator of pairs .* none: choose one of egbad, egbad_logit",
+            r"'alad' reads a discriminator of pairs .* choose one of egbad, egbad_logit, ladder, or train",
         ),
         ({"score": "mse"}, "score is 'mse'; it must be one of egbad, egbad_logit, ladder"),
         ({"false_alarm_rate": 0.005}, r"0.005 is below 1 / \(n \+ 1\) for n = 99 .* at least 199 rows"),

@@ -10,6 +10,7 @@ import test_evaluate
 
 from ali_jax import data, describe, evaluate, layers, model
 from ali_jax.data import ArraySplit, Dataset, tfds
+from ali_jax.evaluate import pictures
 from ali_jax.types import Networks, Variables
 
 
@@ -77,8 +78,8 @@ def painter(dataset):
 
 def test_the_attribute_grid_has_the_papers_rows_and_columns(key, monkeypatch):
     shown = []
-    decode = evaluate._decode
-    monkeypatch.setattr(evaluate, "_decode", lambda *args: shown.append(args[-2:]) or decode(*args))
+    decode = pictures.decode
+    monkeypatch.setattr(pictures, "decode", lambda *args: shown.append(args[-2:]) or decode(*args))
     y = np.zeros((3, 40), np.float32)
     faces = ArraySplit(np.zeros((3, 4, 4, 3), np.uint8), y)
     dataset = Dataset("faces", faces, faces, 255.0, attributes=tfds.CELEBA_ATTRIBUTES)

@@ -1,6 +1,8 @@
 """The evaluators on models whose results are known: codes that are the image, and a decoder that recalls."""
 
+import importlib
 import inspect
+import pkgutil
 from typing import Any
 
 import flax.linen as nn
@@ -12,9 +14,11 @@ import pytest
 from ali_jax import data, evaluate, model
 from ali_jax.config import base
 from ali_jax.data import ArraySplit, Dataset
+from ali_jax.evaluate import rows, running
 from ali_jax.metrics import divergence
 from ali_jax.networks import Encoder
-from ali_jax.types import Networks, Variables
+from ali_jax.registry import public_functions
+from ali_jax.types import Networks, Report, Variables
 
 SIGMA = 0.1
 
@@ -279,7 +283,7 @@ def test_a_decoders_noise_is_in_its_samples_and_not_in_its_means(mixture, key):
     assert not model.decode(ali, variables, z).any()
     assert model.decode(ali, variables, z, key=key).std() == pytest.approx(3, rel=0.05)
     assert model.sample(ali, variables, key, 1_000).std() == pytest.approx(np.sqrt(10), rel=0.05)
-    pairs = evaluate._draw_pairs(ali, variables, key, evaluate._test(mixture), 1.0)
+    pairs = running.draw_pairs(ali, variables, key, rows.test_rows(mixture), 1.0)
     assert len(np.unique(np.round(pairs.x_tilde - pairs.z, 4), axis=0)) > 9_990  # every block has its own
 
 
@@ -333,6 +337,40 @@ def test_a_blind_discriminator_uses_no_z_and_a_seeing_one_does(mixture, key):
     assert found["d_auc_drop"] > 0.4
 
 
+class Packed(nn.Module):
+    """A discriminator of packs of m pairs, or of two classes, whose logits follow from z.x of each pair."""
+
+    packing: int = 1
+    classes: int = 1
+
+    @nn.compact
+    def __call__(self, x, z, y=None, *, train):
+        s = self.param("one", nn.initializers.ones, ()) * jnp.sum(x * z, axis=-1)
+        s = s.reshape(-1, self.packing).mean(axis=1)
+        return s if self.classes == 1 else jnp.log(jnp.exp(s)[:, None] * jnp.array([[0.3, 0.7]]))
+
+
+def test_use_of_z_of_classes_is_that_of_their_sum_and_packs_have_one_logit(mixture, key):
+    small = mixture._replace(test=mixture.test.part(0, 601))
+    ali, variables = copier(small)
+    variables = variables._replace(params=variables.params._replace(discriminator={"one": jnp.ones(()) / 9}))
+
+    def found(discriminator):
+        judged = ali._replace(discriminator=discriminator)
+        return evaluate.discriminator_use_of_z(judged, variables, key, small).scalars
+
+    one, classes, packs = (found(Packed(*fields)) for fields in ((1, 1), (1, 2), (7, 1)))
+    assert classes == pytest.approx(one, rel=1e-5)
+    assert (one["n_pairs"], packs["n_pairs"]) == (601, 595)
+    pairs = running.draw_pairs(ali, variables, key, rows.distinct_test_rows(small), 1.0)
+    logits = running.judge(ali._replace(discriminator=Packed(7)), variables, pairs.x, pairs.z_hat, None)
+    each = np.sum(pairs.x * pairs.z_hat, axis=-1) / 9
+    np.testing.assert_allclose(logits, each[:595].reshape(85, 7).mean(axis=1), rtol=1e-4)
+    assert packs["d_auc"] > one["d_auc"] > 0.5  # of seven pairs it is easier to tell
+    with pytest.raises(ValueError, match="as many test rows as the discriminator judges at once"):
+        found(Packed(602))
+
+
 def test_coverage_of_recalled_modes_and_classes_is_known(mixture, digits, key):
     few = mixture.train.x[np.isin(mixture.train.label, range(20))][:5_000]
     found = evaluate.mode_coverage(*recaller(mixture, few), key, mixture).scalars
@@ -375,7 +413,7 @@ def test_conditions_are_those_of_the_same_rows(faces, key):
 
 
 def test_a_model_that_has_diverged_is_still_reported(digits, mixture, key, monkeypatch):
-    monkeypatch.setattr(evaluate, "TRAIN_ROWS", 2_000)
+    monkeypatch.setattr(rows, "TRAIN_ROWS", 2_000)
     conditional = {"conditional_samples", "condition_agreement", "attribute_grid"}
     needs_classes = {"probes", "class_balance", "l2_svm", "frechet_distance"}
     neither = {"inception_distance", "label_error", *conditional}
@@ -408,12 +446,12 @@ def test_what_does_not_depend_on_the_model_is_worked_out_once(digits, key):
 
 
 def test_a_large_split_is_thinned_evenly(digits, key, monkeypatch):
-    monkeypatch.setattr(evaluate, "TEST_ROWS", 100)
+    monkeypatch.setattr(rows, "TEST_ROWS", 100)
     label = np.sort(digits.test.label)  # as in a folder of folders: the first 100 rows are two classes
     test = digits.test.x[np.argsort(digits.test.label, kind="stable")]
     sorted_digits = digits._replace(test=ArraySplit(test, None, label, 10))
     assert evaluate.posterior(*copier(digits), key, sorted_digits).scalars["n_test"] == 100
-    assert len(np.unique(evaluate._test(sorted_digits).label)) == 10
+    assert len(np.unique(rows.test_rows(sorted_digits).label)) == 10
 
 
 def test_unlabelled_rows_take_no_part_in_probes(digits, key):
@@ -423,7 +461,11 @@ def test_unlabelled_rows_take_no_part_in_probes(digits, key):
     assert evaluate.memorisation(*copier(partly), key, partly).scalars["n_train"] == 1400
 
 
-def test_the_module_is_the_registry():
+def returns_report(function):
+    return inspect.signature(function).return_annotation is Report
+
+
+def test_the_modules_are_the_registry():
     assert set(evaluate.names()) == {
         "attribute_grid",
         "batch_norm",
@@ -453,11 +495,18 @@ def test_the_module_is_the_registry():
         "samples",
         "traversals",
     }
-    assert evaluate.named("modes") is evaluate.modes
+    for name in evaluate.names():
+        assert evaluate.named(name) is getattr(evaluate, name)  # the package's API has them all
+    files = pkgutil.iter_modules(evaluate.__path__, "ali_jax.evaluate.")
+    functions = [public_functions(importlib.import_module(file.name)) for file in files]
+    found = [name for public in functions for name, function in public.items() if returns_report(function)]
+    assert sorted(found) == evaluate.names()  # none twice, none in a module that is not looked at
     with pytest.raises(ValueError, match=r"no evaluator 'sample'.*mean 'samples'.*batch_norm, class_balance"):
         evaluate.named("sample")
     with pytest.raises(ValueError, match="no evaluator '_test'"):
         evaluate.named("_test")
+    with pytest.raises(ValueError, match="no evaluator 'test_rows'"):
+        evaluate.named("test_rows")
 
 
 def test_options_of_evaluators_are_keys_of_the_config():

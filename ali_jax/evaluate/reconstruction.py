@@ -1,0 +1,97 @@
+"""Evaluators of reconstructions: their error, and whose fault it is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ali_jax import model
+from ali_jax.data import Dataset
+from ali_jax.evaluate.needs import TWO_TEST_ROWS, needs
+from ali_jax.evaluate.rows import test_rows, unit
+from ali_jax.evaluate.running import compiled, over_rows, platform_of
+from ali_jax.metrics import reconstruction
+from ali_jax.metrics.blocks import map_blocks
+from ali_jax.metrics.ladder import Ladder, code_error, ladder
+from ali_jax.types import ALI, Array, Report, Variables
+
+LADDER_SAMPLES = 10  # of each row's posterior
+LADDER_ROWS_PER_BLOCK = 100
+LADDER_STARTS = 2  # random codes of each row from which a better one is sought
+
+
+@needs(TWO_TEST_ROWS)
+def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure the error of reconstructions of at most 10,000 test rows, per pixel, x in [0, 1].
+
+    reconstruction_mse              mean squared error, from the mean code
+    reconstruction_mse_sampled      the same, from a sampled code
+    reconstruction_mse_random_pair  between two different test images, as scale
+    """
+    test = test_rows(dataset)
+    x = unit(test.x, dataset.scale)
+    reconstruct = functools.partial(over_rows, model.reconstruct, ali, variables, test, dataset.scale)
+    scalars = {
+        "reconstruction_mse": reconstruction.mean_squared_error(x, reconstruct()),
+        "reconstruction_mse_sampled": reconstruction.mean_squared_error(x, reconstruct(key=key)),
+        "reconstruction_mse_random_pair": reconstruction.random_pair_error(x),
+        "n_test": float(len(x)),
+    }
+    return Report(scalars, {})
+
+
+@needs(TWO_TEST_ROWS)
+def reconstruction_ladder(
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    dataset: Dataset,
+    *,
+    ladder_rows: int = 300,
+    ladder_steps: int = 100,
+) -> Report:
+    """Measure whose fault the error of reconstructions is: mean squared errors per pixel, x in [0, 1].
+
+    ladder_random_pair  between two different test rows, as scale
+    ladder_sample       from a sampled code
+    ladder_mean         from the mean code
+    ladder_best_of_k    from the best of 10 sampled codes
+    ladder_refined      after `ladder_steps` Adam steps on the code from the mean one; the best iterate counts
+    ladder_searched     likewise from codes of the prior, the better of two
+    ladder_decoder_gap  with the best code found: the decoder's share is at most that
+    ladder_encoder_gap  the rest of ladder_mean: the encoder's share is at least that
+    ladder_code         of z -> x -> z, per dimension and z ~ N(0, I): 2 for a random pair, 1 for code 0
+
+    The first `ladder_rows` of the test rows that evaluators use are taken, with their conditions.
+    """
+    test = jax.tree.map(lambda array: array[:ladder_rows], test_rows(dataset))
+    run = compiled(_climb, platform_of(variables), static=(0, 5))
+
+    def on_block(index: np.ndarray, x: np.ndarray, y: np.ndarray | None) -> tuple[Ladder, Array]:
+        key_block = jax.random.fold_in(key, index[0])
+        return run(ali, variables, key_block, unit(x, dataset.scale), y, ladder_steps)
+
+    found, code = map_blocks(on_block, np.arange(len(test.x)), test.x, test.y, size=LADDER_ROWS_PER_BLOCK)
+    scalars = {f"ladder_{name}": float(np.mean(error)) for name, error in found._asdict().items()}
+    scalars |= {
+        "ladder_random_pair": reconstruction.random_pair_error(unit(test.x, dataset.scale)),
+        "ladder_decoder_gap": float(np.mean(np.minimum(found.refined, found.searched))),
+        "ladder_code": float(np.mean(code)),
+        "n_ladder": float(len(test.x)),
+    }
+    scalars["ladder_encoder_gap"] = scalars["ladder_mean"] - scalars["ladder_decoder_gap"]
+    return Report(scalars, {})
+
+
+def _climb(
+    ali: ALI, variables: Variables, key: Array, x: Array, y: Array | None, steps: int
+) -> tuple[Ladder, Array]:
+    """Climb the ladder for x [N, *X], and return beside it the errors [N] of z -> x -> z."""
+    key_samples, key_starts, key_prior = jax.random.split(key, 3)
+    encode = functools.partial(model.encode, ali, variables, y=y)
+    decode = functools.partial(model.decode, ali, variables, y=y)
+    samples = jnp.stack([encode(x, key=k) for k in jax.random.split(key_samples, LADDER_SAMPLES)])
+    starts = jax.random.normal(key_starts, (LADDER_STARTS, len(x), model.latent_dim(ali)))
+    z = jax.random.normal(key_prior, starts.shape[1:])
+    return ladder(decode, x, encode(x), samples, starts, steps=steps), code_error(encode, decode, z)

@@ -1,0 +1,141 @@
+"""What evaluators know of a data set: its rows, and the reference classifier that is trained on them.
+
+Rows are those of a split as stored, thinned evenly where it is large. What does not depend on the trained
+model is worked out once per data set and process.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+from ali_jax.data import Dataset, Split
+from ali_jax.metrics.classifier import Classifier, Predict, fit_classifier
+from ali_jax.types import Array
+
+P = ParamSpec("P")
+T = TypeVar("T")
+TRAIN_ROWS = 60_000
+TEST_ROWS = 10_000
+PICTURE_ROWS = 5_000  # pictures show rows drawn from the first 5,000 of test, as the authors' scripts do
+CODE_ROWS = 2_000  # distinct test rows, whose codes are tested: the tests hold the square of that
+
+
+class Rows(NamedTuple):
+    """Rows of a split, on the host."""
+
+    x: np.ndarray  # [N, *X] as stored
+    y: np.ndarray | None  # [N, A]
+    label: np.ndarray  # [N] int, -1 where there is none
+
+
+class _ByIdentity:
+    """A data set as a key: equal where the splits are the same objects, which it keeps alive."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _ByIdentity)
+            and self.dataset.train is other.dataset.train
+            and self.dataset.test is other.dataset.test
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.dataset.train), id(self.dataset.test)))
+
+
+def cached_by_data(
+    maxsize: int,
+) -> Callable[[Callable[Concatenate[Dataset, P], T]], Callable[Concatenate[Dataset, P], T]]:
+    """Cache a function of a data set, which is the same one where its splits are the same objects."""
+
+    def with_cache(function: Callable[Concatenate[Dataset, P], T]) -> Callable[Concatenate[Dataset, P], T]:
+        @functools.lru_cache(maxsize)
+        def found(data: _ByIdentity, *args: P.args, **kwargs: P.kwargs) -> T:
+            return function(data.dataset, *args, **kwargs)
+
+        @functools.wraps(function)
+        def look_up(dataset: Dataset, *args: P.args, **kwargs: P.kwargs) -> T:
+            return found(_ByIdentity(dataset), *args, **kwargs)
+
+        return look_up
+
+    return with_cache
+
+
+@cached_by_data(maxsize=4)
+def _stored(dataset: Dataset, split_name: str, most: int) -> Rows:
+    split = getattr(dataset, split_name)
+    number = min(len(split), most)
+    return read_rows(split, np.arange(number) * len(split) // number)
+
+
+def train_rows(dataset: Dataset) -> Rows:
+    """Return at most TRAIN_ROWS rows of train, spread evenly."""
+    return _stored(dataset, "train", TRAIN_ROWS)
+
+
+def test_rows(dataset: Dataset) -> Rows:
+    """Return at most TEST_ROWS rows of test, spread evenly."""
+    return _stored(dataset, "test", TEST_ROWS)
+
+
+@cached_by_data(maxsize=4)
+def distinct_test_rows(dataset: Dataset) -> Rows:
+    """Return at most CODE_ROWS test rows, none twice, spread evenly."""
+    test = test_rows(dataset)
+    _, first = np.unique(test.x.reshape(len(test.x), -1), axis=0, return_index=True)
+    number = min(len(first), CODE_ROWS)
+    chosen = np.sort(first)[np.arange(number) * len(first) // number]
+    return jax.tree.map(lambda array: array[chosen], test)
+
+
+def picture_rows(dataset: Dataset, key: Array, number: int) -> Rows:
+    """Draw distinct test rows; all that there are, if those are fewer."""
+    candidates = jax.random.permutation(key, min(len(dataset.test), PICTURE_ROWS))
+    return read_rows(dataset.test, np.asarray(candidates[:number]))
+
+
+@cached_by_data(maxsize=4)
+def all_labels(dataset: Dataset, split_name: str) -> np.ndarray:
+    """Return the labels of every row, -1 where there is none, holding x of few rows at a time."""
+    split = getattr(dataset, split_name)
+    parts = np.array_split(np.arange(len(split)), -(-len(split) // TEST_ROWS))
+    return np.concatenate([read_rows(split, indices).label for indices in parts])
+
+
+def read_rows(split: Split, indices: np.ndarray) -> Rows:
+    """Read rows of a split."""
+    x, y, label = split.rows(indices)
+    label = np.full(len(indices), -1) if label is None else np.asarray(label)
+    return Rows(np.asarray(x), None if y is None else np.asarray(y), label)
+
+
+def labelled(rows: Rows) -> Rows:
+    """Return those rows that have a label."""
+    known = rows.label >= 0
+    return rows if known.all() else jax.tree.map(lambda array: array[known], rows)
+
+
+def unit(x: np.ndarray, scale: float) -> np.ndarray:
+    """Turn stored x into what networks see."""
+    return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32) / np.float32(scale)
+
+
+@cached_by_data(maxsize=2)
+def reference_predict(dataset: Dataset) -> tuple[Predict, float]:
+    """Return what gives images the reference classifier's labels, and its test accuracy."""
+    test = labelled(test_rows(dataset))
+    predict = reference_classifier(dataset).predict
+    return predict, float(np.mean(predict(unit(test.x, dataset.scale)) == test.label))
+
+
+@cached_by_data(maxsize=2)
+def reference_classifier(dataset: Dataset) -> Classifier:
+    """Train the reference classifier on the labelled rows of train."""
+    train = labelled(train_rows(dataset))
+    return fit_classifier(train.x, train.label, dataset.num_classes, scale=dataset.scale)

@@ -1,0 +1,124 @@
+"""The model, run over many rows in blocks: encode, decode, sample, draw pairs. Results are on the host."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ali_jax import model
+from ali_jax.convolutions import compiler_options
+from ali_jax.data import Dataset
+from ali_jax.evaluate.rows import Rows, test_rows, unit
+from ali_jax.metrics.blocks import ROWS_PER_BLOCK, map_blocks
+from ali_jax.types import ALI, Array, Pairs, PyTree, Variables
+
+BATCH_STATISTICS_ROWS = 100  # samples per batch where the decoder normalises by the batch
+
+
+def over_rows(
+    function: Callable[..., PyTree],
+    ali: ALI,
+    variables: Variables,
+    rows: Rows,
+    scale: float,
+    *,
+    key: Array | None = None,
+) -> PyTree:
+    """Apply a function of the model to rows, in blocks; with a key, each block has its own noise."""
+    run = compiled(function, platform_of(variables))
+
+    def on_block(index: np.ndarray, x: np.ndarray, y: np.ndarray | None) -> PyTree:
+        noise = {} if key is None else {"key": jax.random.fold_in(key, index[0])}
+        return run(ali, variables, unit(x, scale), y, **noise)
+
+    return map_blocks(on_block, np.arange(len(rows.x)), rows.x, rows.y)
+
+
+def decode(
+    ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None, *, key: Array | None = None
+) -> np.ndarray:
+    """Decode in blocks; with a key, a decoder with noise of its own has other noise in each."""
+    run = compiled(model.decode, platform_of(variables))
+
+    def on_block(index: np.ndarray, z: np.ndarray, y: np.ndarray | None) -> Array:
+        noise = {} if key is None else {"key": jax.random.fold_in(key, index[0])}
+        return run(ali, variables, z, y, **noise)
+
+    return map_blocks(on_block, np.arange(len(z)), z, y)
+
+
+def draw_samples(ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset) -> np.ndarray:
+    """Draw x_tilde [number, *X] in blocks; conditions are those of the first test rows, over and over."""
+    y = test_rows(dataset).y
+    z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
+    y = None if y is None else y[np.arange(number) % len(y)]
+    return decode(ali, variables, z, y, key=jax.random.fold_in(key, 1))
+
+
+def draw_samples_by_batch(
+    ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset
+) -> np.ndarray:
+    """Draw the codes of `draw_samples`, and decode them in full batches with the statistics of each batch."""
+    z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
+    rows = np.arange(-(-number // BATCH_STATISTICS_ROWS) * BATCH_STATISTICS_ROWS)
+    y = test_rows(dataset).y
+    run = functools.partial(compiled(_decode_by_batch, platform_of(variables)), ali, variables, key)
+    conditions = None if y is None else y[rows % number % len(y)]
+    return map_blocks(run, z[rows % number], conditions, size=BATCH_STATISTICS_ROWS)[:number]
+
+
+def _decode_by_batch(ali: ALI, variables: Variables, key: Array, z: Array, y: Array | None) -> Array:
+    """Decode in training mode; what is random in the decoder besides z is the same in every batch."""
+    held = {"params": variables.params.decoder, "batch_stats": variables.batch_stats.decoder}
+    streams = {"dropout": key, "noise": key}
+    x, _ = ali.decoder.apply(held, z, y, train=True, rngs=streams, mutable=["batch_stats"])
+    return x
+
+
+def draw_pairs(ali: ALI, variables: Variables, key: Array, rows: Rows, scale: float) -> Pairs:
+    """Draw z_hat ~ q(z | x) for every row, and as many pairs of the decoder; arrays of the host."""
+    key_codes, key_prior, key_decoder = jax.random.split(key, 3)
+    z_hat = over_rows(model.encode, ali, variables, rows, scale, key=key_codes)
+    z: Any = np.asarray(jax.random.normal(key_prior, z_hat.shape))
+    x: Any = unit(rows.x, scale)
+    y: Any = rows.y
+    x_tilde: Any = decode(ali, variables, z, y, key=key_decoder)
+    return Pairs(x, z_hat, x_tilde, z, y)
+
+
+def judge(ali: ALI, variables: Variables, x: Any, z: Any, y: Any) -> np.ndarray:
+    """Return D's logits of "from the encoder" for pairs of one kind: x [N, *X], z [N, Z], y [N, A] or None.
+
+    They are [N], or [N // m] for a D that judges packs of m pairs; what does not fill a pack is left out.
+    """
+    m = model.packing(ali)
+    packs = jax.tree.map(lambda array: array[: len(x) // m * m].reshape(-1, m, *array.shape[1:]), (x, z, y))
+    run = functools.partial(compiled(_judge_packs, platform_of(variables)), ali, variables)
+    return map_blocks(run, *packs, size=max(ROWS_PER_BLOCK // m, 1))
+
+
+def _judge_packs(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None) -> Array:
+    x, z, y = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (x, z, y))
+    return model.encoder_logit(ali, variables, x, z, y)
+
+
+@functools.cache
+def compiled(
+    function: Callable[..., PyTree], platform: str, *, static: tuple[int, ...] = (0,)
+) -> Callable[..., PyTree]:
+    """Compile a function of (ali, ...) for a platform, once; the arguments at `static` are no arrays."""
+    return jax.jit(function, static_argnums=static, compiler_options=compiler_options(platform))
+
+
+def platform_of(variables: Variables) -> str:
+    """Return the platform that holds the variables, for which programs are compiled."""
+    leaf = jax.tree.leaves(variables)[0]
+    return next(iter(leaf.devices())).platform if isinstance(leaf, jax.Array) else default_platform()
+
+
+def default_platform() -> str:
+    """Return the platform on which new arrays are placed."""
+    return next(iter(jnp.zeros(()).devices())).platform
