@@ -2,8 +2,8 @@
 
 The Python blocks of a page run in order, in one namespace, in a folder that holds the experiments. A block
 that begins with a comment that names a file is also written there. The commands of a page are parsed and
-their configs checked, not run. A block below a line `<!-- not run: reason -->` is left out. To print the table of
-docs/evaluating.md anew: `python tests/test_docs.py`.
+their configs checked, not run. A block below a line `<!-- not run: reason -->` is left out. To print the
+table of docs/evaluating.md anew: `python tests/test_docs.py`.
 """
 
 import importlib
@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 import small
@@ -42,7 +43,9 @@ def commands(page):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Work in a folder with the experiments."""
+    """Work in a folder with the experiments, and on one device, which is fastest for what is so small."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
     shutil.copytree(small.ROOT / "experiments", tmp_path / "experiments")
     monkeypatch.chdir(tmp_path)
     return tmp_path
