@@ -5,8 +5,8 @@
 The training set is the 100,000 fixed points of `mixture`. Learning rates are constant for 40 % of the steps,
 then fall to 0 along a cosine.
 
-Result over seeds 0 to 7 (--config.population.seeds=8; the recipe was chosen among some twenty settings on seed
-100, and 101), mean +- standard deviation, 2,500 samples, a fifth of the fair share for the strict count:
+Result over seeds 0 to 7 (--config.population.seeds=8; the recipe was chosen among some twenty settings on
+seeds 100 and 101), mean +- standard deviation, 2,500 samples, a fifth of the fair share for the strict count:
 
     weights   modes_strict    high_quality    reverse_kl      mode_spread   mode_kept
     averaged  25 on all       0.930 +- 0.008  0.008 +- 0.004  0.80 +- 0.03  0.91 +- 0.02
