@@ -4,9 +4,13 @@
 
 The training set is the 100,000 fixed points of `ring`, times 4. Nothing was tuned on the ring.
 
-Result of one run, seed 100, averaged parameters, 2,500 samples: modes_strict 8, high_quality 0.944,
-reverse_kl 0.005, mode_spread 0.79, mode_kept 0.851; raw parameters: 8, 0.926, 0.006, 0.88, 0.843. 40 CPU
-seconds on one core.
+Result over seeds 0 to 7 (--config.population.seeds=8), mean +- standard deviation, 2,500 samples:
+
+    weights   modes_strict  high_quality    reverse_kl      mode_spread   mode_kept
+    averaged  8 on all      0.942 +- 0.011  0.005 +- 0.004  0.76 +- 0.05  0.84 +- 0.02
+    raw       8 on all      0.933 +- 0.010  0.007 +- 0.005  0.87 +- 0.07  0.84 +- 0.02
+
+The averaged modes are narrower than the true ones (0.974). 38 CPU seconds a seed.
 """
 
 from ml_collections import ConfigDict
