@@ -25,6 +25,10 @@ def experiments(tmp_path_factory):
             def get_config(variant="code"):
                 config = small.narrow(small.experiment({name!r} + (":" + variant) * {variants}))
                 config.batch_size, config.report = 8, False
+                if {variants}:  # what takes long to compile
+                    config.encoder.layers = config.decoder.layers = (4,)
+                    config.discriminator.joint_layers = config.discriminator.joint_layers[:1]
+                    config.discriminator.activation = "leaky_relu"
                 config.population.vary = tuple((key, v[:2]) for key, v in config.population.vary)
                 return config
             """
