@@ -38,7 +38,7 @@ SHORT_STEPS = {  # of the short budget, where the experiment's are many
     "samples": 200,
     "reconstructions": 200,
     "interpolations": 200,
-    "conditional": 1_000,
+    "conditional": 3_000,
 }
 IMAGE_EXPERIMENTS = ("svhn", "cifar10", "celeba", "tiny_imagenet")
 LABELS = (1000, 2000, 4000, 8000)  # of the paper's table for CIFAR-10
