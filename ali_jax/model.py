@@ -283,7 +283,11 @@ def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | 
 
 def encoder_logit(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None = None) -> Array:
     """Return the logits [B] of "(x, z) comes from the encoder": of K classes, the logsumexp of theirs."""
-    logits = discriminate(ali, variables, x, z, y)
+    return of_encoder(discriminate(ali, variables, x, z, y))
+
+
+def of_encoder(logits: Array) -> Array:
+    """Return the logit [B] of "from the encoder": of [B], themselves, of [B, K] classes their logsumexp."""
     return logits if logits.ndim == 1 else jax.nn.logsumexp(logits, axis=-1)
 
 

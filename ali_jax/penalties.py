@@ -59,7 +59,7 @@ def r1(
             "batch_stats": variables.batch_stats.discriminator,
         }
         logits = ali.discriminator.apply(held, x, z, pairs.y, train=True, rngs={"dropout": key})
-        return jnp.sum(logits if logits.ndim == 1 else jax.nn.logsumexp(logits, axis=-1))
+        return jnp.sum(model.of_encoder(logits))
 
     places = {
         "encoder": [(pairs.x, pairs.z_hat)],

@@ -42,7 +42,6 @@ SHORT_STEPS = {  # of the short budget, where the experiment's are many
 }
 IMAGE_EXPERIMENTS = ("svhn", "cifar10", "celeba", "tiny_imagenet")
 LABELS = (1000, 2000, 4000, 8000)  # of the paper's table for CIFAR-10
-SPREAD = "mean and standard deviation"
 
 
 class Setting(NamedTuple):
@@ -83,7 +82,8 @@ def svhn_svm(setting: Setting) -> Result:
     found = games.evaluate(game, state, "l2_svm").scalars
     error, std = 100 * found["svm_error"], 100 * found["svm_error_std"]
     low, high = 100 * found["svm_error_low"], 100 * found["svm_error_high"]
-    ours = f"{error:.2f} ± {std:.2f} ({SPREAD} over {found['n_svm_draws']:.0f} draws)"
+    draws = f"mean and standard deviation over {found['n_svm_draws']:.0f} draws"
+    ours = f"{error:.2f} ± {std:.2f} ({draws})"
     rows = (
         *_OTHERS_ON_SVHN,
         Row("ALI + L2-SVM", "19.14 ± 0.50", ours),
