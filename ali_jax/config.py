@@ -97,6 +97,7 @@ def base() -> Config:
     config.encoder.log_sigma_bias = 0.0  # initial value
     config.encoder.log_sigma_init = 1.0  # factor on the initial weights of log sigma
     config.encoder.center = False  # networks see 2x - 1
+    config.encoder.frequencies = ()  # (count, std) of random Fourier features on a perceptron's x
     config.encoder.width = 0  # instead of layers: they follow the image size, from this many maps
 
     config.decoder = ConfigDict()
@@ -221,8 +222,10 @@ def stable_recipe(config: Config) -> None:
         adam.b2 = 0.99
 
 
-def semi_supervised_recipe(config: Config, maps: int) -> None:
-    """Set the networks and the optimiser of semi-supervised ALI, in place; `maps` is D's first width.
+def semi_supervised_recipe(config: Config, maps: int, *, decoder_maps: int = 64) -> None:
+    """Set the networks and the optimiser of semi-supervised ALI, in place.
+
+    `maps` is D's first width, `decoder_maps` the decoder's last; other widths are multiples of them.
 
     As in OpenAI's improved-gan script for 32x32 images, from which the paper's unpublished experiment was
     made: D(x) of nine convolutions with a mean over space, dropout of 0.2 on its input and 0.5 after each
@@ -234,9 +237,10 @@ def semi_supervised_recipe(config: Config, maps: int) -> None:
     config.ema_decay = 0.9999
     config.loss = "semi_supervised"
     config.latent_dim = 100
-    config.encoder.layers = ((4, 2, 128, 1), (4, 2, 256, 1), (4, 2, 512, 1), (4, 1, 512))
+    m = decoder_maps
+    config.encoder.layers = ((4, 2, 2 * m, 1), (4, 2, 4 * m, 1), (4, 2, 8 * m, 1), (4, 1, 8 * m))
     config.encoder.activation = "relu"
-    config.decoder.layers = ((4, 1, 512), (4, 2, 256, 1), (4, 2, 128, 1), (4, 2, 64, 1))
+    config.decoder.layers = ((4, 1, 8 * m), (4, 2, 4 * m, 1), (4, 2, 2 * m, 1), (4, 2, m, 1))
     config.decoder.activation = "relu"
     config.discriminator.x_layers = (
         *((3, 1, maps, 1), (3, 1, maps, 1), (3, 2, maps, 1)),

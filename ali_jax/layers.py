@@ -187,11 +187,27 @@ class Embedding(nn.Module):
 
 @functools.cache
 def frozen_projection(attributes: int, width: int) -> np.ndarray:
-    """Return the kernel [attributes, width] of the frozen embedding, N(0, 0.01^2); its bias is zero.
+    """Return the kernel [attributes, width] of the frozen embedding, N(0, 0.01^2); its bias is zero."""
+    return EMBEDDING_STD * _normal_matrix(attributes, width)
+
+
+@functools.cache
+def _normal_matrix(rows: int, columns: int) -> np.ndarray:
+    """Return a constant matrix of standard normal entries.
 
     Checkpoints do not hold it, so it comes from a generator whose stream numpy guarantees for ever.
     """
-    return EMBEDDING_STD * np.random.RandomState(0).standard_normal((attributes, width))
+    return np.random.RandomState(0).standard_normal((rows, columns))
+
+
+def fourier_features(x: Array, count: int, std: float) -> Array:
+    """Append sines and cosines of `count` random projections to x: [B, D] -> [B, D + 2 count].
+
+    A perceptron on them resolves what is small beside the range of x (Tancik et al., 2020). The projections
+    x W, W ~ N(0, std^2), are in radians and the same in every run.
+    """
+    angles = x @ jnp.asarray(std * _normal_matrix(x.shape[-1], count), x.dtype)
+    return jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class BatchNorm(nn.Module):

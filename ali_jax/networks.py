@@ -42,6 +42,7 @@ class Encoder(nn.Module):
       log_sigma_clip: (low, high); () = no limits.
       log_sigma_bias, log_sigma_init: initial value of log sigma, and a factor on its initial weights.
       center: whether the network sees 2x - 1.
+      frequencies: (count, std) of `layers.fourier_features` on the input of a perceptron; () = none.
       embedding, embedding_learned: width of y's linear embedding, 0 = y itself, and whether it is learned.
       lowering, axis_name, dtype: form of convolutions, named axis of batch norm, type of computations; see
         `build`.
@@ -58,6 +59,7 @@ class Encoder(nn.Module):
     log_sigma_bias: float = 0.0
     log_sigma_init: float = 1.0
     center: bool = False
+    frequencies: tuple[float, ...] = ()
     embedding: int = 0
     embedding_learned: bool = False
     lowering: convolutions.Lowering = "native"
@@ -101,8 +103,11 @@ class Encoder(nn.Module):
         return self.mu(h), log_sigma
 
     def _hidden(self, x: Array, y: Array | None, train: bool) -> Array:
-        h = self.stack(_centered(x) if self.center else x, train=train)
-        return _join(h, self.embed(y))
+        x = _centered(x) if self.center else x
+        if self.frequencies:
+            count, std = self.frequencies
+            x = layers.fourier_features(x.reshape(x.shape[0], -1), int(count), std)
+        return _join(self.stack(x, train=train), self.embed(y))
 
 
 class Decoder(nn.Module):
@@ -475,6 +480,8 @@ def _check_values(role: str, section: Mapping[str, Any]) -> None:
     for key, value in section.items():
         if key in _RULES and not _RULES[key].holds(value):
             raise ValueError(f"config.{role}.{key} is {value!r}; {_RULES[key].text}.")
+    if section.get("frequencies") and _is_convolutional(section["layers"]):
+        raise ValueError(f"config.{role}.frequencies are for perceptrons; its layers are convolutions.")
     # Maxout is for the network that says of how many pieces.
     activations = ("relu", "leaky_relu", "maxout") if "pieces" in section else ("relu", "leaky_relu")
     for key, choices in (("activation", activations), ("posterior", POSTERIORS), ("output", OUTPUTS)):
@@ -504,6 +511,10 @@ def _is_number(value: Any, least: float = -math.inf) -> bool:
 
 def _is_clip(value: Any) -> bool:
     return value == () or (all(map(_is_number, value)) and len(value) == 2 and value[0] < value[1])
+
+
+def _is_frequencies(value: Any) -> bool:
+    return value == () or (len(value) == 2 and _is_count(value[0]) and _is_number(value[1], 0))
 
 
 def _each(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -540,6 +551,7 @@ _RULES = {
     "log_sigma_bias": _FINITE,
     "log_sigma_init": _FINITE,
     "log_sigma_clip": _Rule(_is_clip, "it must be (), or (low, high) with low < high"),
+    "frequencies": _Rule(_is_frequencies, "it must be (), or (count, std), such as (64, 3.0)"),
     "width": _Rule(lambda value: _is_count(value, 0), "it must not be negative"),
     "num_classes": _Rule(_is_count, "it must be positive"),
     "packing": _Rule(_is_count, "it must be positive"),

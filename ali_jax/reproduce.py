@@ -32,8 +32,8 @@ from ali_jax.workdir import RunError, read_config, write_text
 
 SHORT_STEPS = {  # of the short budget, where the experiment's are many
     "svhn_svm": 300,
-    "svhn_semi": 200,
-    "cifar10_semi": 200,
+    "svhn_semi": 600,
+    "cifar10_semi": 600,
     "mixture": 1_000,
     "samples": 200,
     "reconstructions": 200,
@@ -312,14 +312,11 @@ def _figure(setting: Setting, name: str) -> Result:
 
 
 def _semi_supervised(setting: Setting, name: str, labels: int) -> tuple[Game, str]:
-    """Train the K + 1 experiment of a data set, with the appendix's cheaper networks for a short budget."""
-    if setting.full:
-        config = _config(setting, f"{name}_semi.py:{labels}")
-    else:
-        splits = {"dataset.train_split": "train", "dataset.test_split": "test"}
-        classes = {"loss": "semi_supervised", "dataset.labelled": labels, "discriminator.num_classes": 10}
-        average = {"ema_decay": 0.99, "evaluators": ("samples", "reconstructions", "label_error")}
-        config = _config(setting, f"{name}.py", **splits, **classes, **average)
+    """Train the K + 1 experiment of a data set; for a short budget with narrow networks."""
+    config = _config(setting, f"{name}_semi.py:{labels}")
+    if not setting.full:
+        with config.unlocked():
+            configs.semi_supervised_recipe(config, maps=16, decoder_maps=16)
     folder = f"{name}_{labels}"
     game, _ = _trained(setting, config, folder)
     found = _metrics(setting, folder)

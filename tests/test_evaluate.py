@@ -169,6 +169,30 @@ def test_a_lossless_code_probes_as_its_pixels_do(digits, key):
     assert (found["n_train_labelled"], found["n_test_labelled"]) == (1400, 397)
 
 
+def test_hidden_probe_is_the_nearest_neighbour_of_the_encoders_last_layer(digits, key):
+    ali = Networks(Encoder(64, (16, 8), batch_norm=False, init_std=0.0), Paste((8, 8, 1)), Blind())
+    x = {
+        name: getattr(digits, name).rows(np.arange(len(getattr(digits, name)))) for name in ("train", "test")
+    }
+    params = ali.encoder.init(key, jnp.ones((1, 64)), jnp.zeros((1, 64)))["params"]
+    held = Variables(Networks(params, {"one": jnp.ones(())}, {}), Networks({}, {}, {}))
+    found = evaluate.hidden_probe(ali, held, key, digits).scalars
+
+    def hidden(rows):
+        first, second = (params["stack"][f"layer_{i}"]["kernel"] for i in range(2))
+        h = rows[0].reshape(-1, 64) / 16 @ first
+        return np.asarray(np.maximum(h, 0.01 * h) @ second)  # the biases are zero
+
+    reference, queries = hidden(x["train"]), hidden(x["test"])
+    nearest = np.argmin(((queries[:, None] - reference[None]) ** 2).sum(-1), axis=1)
+    expected = np.mean(x["train"][2][nearest] == x["test"][2])
+    assert found["hidden_knn_accuracy"] == pytest.approx(expected, abs=2 / 397)
+    assert found["hidden_knn_accuracy_low"] < expected < found["hidden_knn_accuracy_high"]
+    assert found["hidden_knn_accuracy_untrained"] != found["hidden_knn_accuracy"]
+    with pytest.raises(ValueError, match="an encoder with hidden layers"):
+        evaluate.check_applicable("hidden_probe", digits, copier(digits)[0])
+
+
 def test_controls_are_what_the_weights_have_no_part_in(digits, key):
     ali, variables = copier(digits)
     other = jax.tree.map(lambda array: 0.5 + 0 * array, variables)
@@ -416,7 +440,7 @@ def test_a_model_that_has_diverged_is_still_reported(digits, mixture, key, monke
     monkeypatch.setattr(rows, "TRAIN_ROWS", 2_000)
     conditional = {"conditional_samples", "condition_agreement", "attribute_grid"}
     needs_classes = {"probes", "class_balance", "l2_svm", "frechet_distance"}
-    neither = {"inception_distance", "label_error", *conditional}
+    neither = {"hidden_probe", "inception_distance", "label_error", *conditional}
     of_images = {"interpolations", "error_extremes", "traversals", "neighbours"}
     skipped_of_mixture = {*of_images, *needs_classes}
     for dataset, skipped in ((digits, {"modes", *neither}), (mixture, {*skipped_of_mixture, *neither})):
@@ -478,6 +502,7 @@ def test_the_modules_are_the_registry():
         "effective_support",
         "error_extremes",
         "frechet_distance",
+        "hidden_probe",
         "inception_distance",
         "interpolations",
         "joint_divergence",

@@ -267,6 +267,9 @@ def test_what_does_not_fit_is_refused_with_a_remedy(config, shape, message):
         ("encoder.log_sigma_clip", ("a", "b"), "low < high"),
         ("encoder.log_sigma_bias", float("-inf"), "finite"),
         ("encoder.log_sigma_init", float("nan"), "finite"),
+        ("encoder.frequencies", (64,), "count, std"),
+        ("encoder.frequencies", (1.5, 3.0), "count, std"),
+        ("encoder.frequencies", (64, -1.0), "count, std"),
         ("encoder.slope", float("inf"), "finite"),
         ("decoder.init_std", -0.1, "not negative"),
         ("encoder.batch_norm", ("x",), "True or False"),
@@ -327,3 +330,23 @@ def test_dropout_keeps_the_mean():
     h = jnp.full((100, 100), 3.0)
     dropped = layers.Dropout(0.5).apply({}, h, train=True, rngs={"dropout": jax.random.PRNGKey(0)})
     assert set(np.unique(dropped)) == {0.0, 6.0}
+
+
+def test_fourier_features_are_sines_and_cosines_beside_the_input():
+    x = jnp.asarray([[0.0, 0.0], [0.5, -1.0]])
+    found = np.asarray(layers.fourier_features(x, 3, 2.0))
+    w = 2.0 * np.random.RandomState(0).standard_normal((2, 3))
+    np.testing.assert_allclose(found, np.concatenate([x, np.sin(x @ w), np.cos(x @ w)], -1), atol=1e-6)
+
+
+def test_an_encoder_sees_its_frequencies_and_needs_none():
+    x, epsilon = jnp.ones((4, 2)), jnp.zeros((4, 3))
+    for frequencies, inputs in (((), 2), ((5, 3.0), 12)):
+        encoder = networks.Encoder(3, (8,), batch_norm=False, frequencies=frequencies)
+        params = jax.eval_shape(encoder.init, jax.random.key(0), x, epsilon)["params"]
+        assert params["stack"]["layer_0"]["kernel"].shape == (inputs, 8)
+
+
+def test_frequencies_of_a_convolutional_encoder_are_refused():
+    with pytest.raises(ValueError, match=r"config\.encoder\.frequencies are for perceptrons"):
+        networks.build(edited("svhn", **{"encoder.frequencies": (64, 3.0)}))

@@ -11,7 +11,14 @@ as the paper does, and says so in names of its own.
 `joint`. Below these, `needs` owns when they apply, `rows` the data and `running` the model over many rows.
 """
 
-from ali_jax.evaluate.classes import class_balance, condition_agreement, l2_svm, label_error, probes
+from ali_jax.evaluate.classes import (
+    class_balance,
+    condition_agreement,
+    hidden_probe,
+    l2_svm,
+    label_error,
+    probes,
+)
 from ali_jax.evaluate.coverage import effective_support, mode_coverage, modes
 from ali_jax.evaluate.distances import (
     Extractor,
@@ -66,6 +73,7 @@ __all__ = [
     "frechet_distance",
     "frechet_measurements",
     "glossary",
+    "hidden_probe",
     "inception_distance",
     "inception_extractor",
     "interpolations",

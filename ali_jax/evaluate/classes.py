@@ -29,6 +29,11 @@ CLASS_LOGITS = Need(
     lambda _, ali: getattr(ali.discriminator, "num_classes", 1) < 2,
     of_data=False,
 )
+HIDDEN_LAYERS = Need(
+    "an encoder with hidden layers",
+    lambda _, ali: not getattr(ali.encoder, "layers", ()),
+    of_data=False,
+)
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 
 
@@ -143,6 +148,35 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
     return Report(scalars, {})
 
 
+@needs(LABELS, HIDDEN_LAYERS)
+def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Measure how far the encoder's last hidden layer tells the classes apart, where `probes` takes codes.
+
+    hidden_knn_accuracy            1-nearest neighbour, Euclidean, unscaled; reference is train, queries test
+    hidden_knn_accuracy_low, hidden_knn_accuracy_high
+                                   95 % interval (Wilson) for it from the number of test rows
+    hidden_knn_accuracy_untrained  the same of the untrained encoder
+    knn_accuracy_pixels            the same of raw pixels
+
+    The layer is taken before its nonlinearity, as in `model.features`. Rows are those of `probes`; nothing is
+    drawn from `key`.
+    """
+    del key
+    accuracy = _hidden_knn_accuracy(ali, variables, dataset)
+    number = len(labelled(test_rows(dataset)).x)
+    low, high = wilson_interval(accuracy * number, number)
+    scalars = {
+        "hidden_knn_accuracy": accuracy,
+        "hidden_knn_accuracy_low": low,
+        "hidden_knn_accuracy_high": high,
+        "hidden_knn_accuracy_untrained": _untrained_hidden_knn_accuracy(dataset, ali),
+        "knn_accuracy_pixels": _pixel_accuracies(dataset)["knn_accuracy"],
+        "n_train_labelled": float(len(labelled(train_rows(dataset)).x)),
+        "n_test_labelled": float(number),
+    }
+    return Report(scalars, {})
+
+
 @needs(LABELS)
 def l2_svm(
     ali: ALI,
@@ -233,10 +267,31 @@ def _pca_accuracies(dataset: Dataset, size: int) -> dict[str, float]:
 
 @cached_by_data(maxsize=2)
 def _untrained_accuracies(dataset: Dataset, ali: ALI) -> dict[str, float]:
+    return _code_accuracies(ali, _untrained(dataset, ali), dataset)
+
+
+@cached_by_data(maxsize=2)
+def _untrained_hidden_knn_accuracy(dataset: Dataset, ali: ALI) -> float:
+    return _hidden_knn_accuracy(ali, _untrained(dataset, ali), dataset)
+
+
+def _untrained(dataset: Dataset, ali: ALI) -> Variables:
     train = train_rows(dataset)
     x, y = unit(train.x[:500], dataset.scale), None if train.y is None else train.y[:500]
-    variables = compiled(model.init, default_platform())(ali, jax.random.key(UNTRAINED_SEED), x, y)
-    return _code_accuracies(ali, variables, dataset)
+    return compiled(model.init, default_platform())(ali, jax.random.key(UNTRAINED_SEED), x, y)
+
+
+def _hidden_knn_accuracy(ali: ALI, variables: Variables, dataset: Dataset) -> float:
+    train, test = (labelled(rows) for rows in (train_rows(dataset), test_rows(dataset)))
+    reference, queries = (over_rows(_last_hidden, ali, variables, r, dataset.scale) for r in (train, test))
+    return knn_accuracy(reference, train.label, queries, test.label)
+
+
+def _last_hidden(
+    ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, key: Array | None = None
+) -> Array:
+    del key
+    return model.features(ali, variables, x, y, layers=1)[:, model.latent_dim(ali) :]
 
 
 def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[str, float]:

@@ -18,6 +18,7 @@ COUNTS = {
     "error_extremes": ("n_test",),
     "reconstruction_error": ("n_test",),
     "class_balance": ("n_samples", "n_test_labelled"),
+    "hidden_probe": ("n_train_labelled", "n_test_labelled"),
     "probes": ("n_train_labelled", "n_test_labelled"),
     "posterior": ("n_test",),
     "memorisation": ("n_memorisation", "n_train"),
@@ -35,6 +36,8 @@ SHARES = {
         for probe in ("knn", "linear_probe")
         for of in ("", "_pixels", "_pca", "_untrained")
     },
+    "hidden_knn_accuracy": "n_test_labelled",
+    "hidden_knn_accuracy_untrained": "n_test_labelled",
     "mode_kept": "n_test",
 }
 
