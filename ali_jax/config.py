@@ -74,6 +74,7 @@ def base() -> Config:
     config.dataset.train_split = "train"  # e.g. extra, train[:45000]; files that lack it: their train, test
     config.dataset.test_split = "test"
     config.dataset.conditional = False  # whether networks are given y: the data's attributes, else the class
+    config.dataset.stack = 0  # 3: an x is three random grey-scale images, one per channel; 0: no stacks
     config.dataset.labelled = 0  # labels that are kept, as many of each class, for semi-supervised training
     config.dataset.shape = ()  # of one x: (H, W, C) or (D,); () = as the data say
     config.dataset.feed = "auto"  # device: resident; host: streamed; auto: by size
@@ -436,6 +437,7 @@ def validate(config: Config) -> None:
         "a decoder that is not trained needs config.init_from, the folder of the run that trained it",
     )
     _check_labelled(config)
+    _check_stack(config)
     _check_intervals(config)
 
 
@@ -446,6 +448,16 @@ def _check_labelled(config: Config) -> None:
             f"config.loss is {config.loss!r} and config.dataset.labelled {labelled}: the loss "
             "'semi_supervised' needs labelled rows, for example --config.dataset.labelled=1000, and no other "
             "loss uses them."
+        )
+
+
+def _check_stack(config: Config) -> None:
+    stack = config.dataset.stack
+    _require(stack in (0, 3), "dataset.stack", stack, "it must be 3, one image per channel, or 0")
+    if stack and (config.dataset.conditional or config.dataset.labelled):
+        raise ValueError(
+            f"config.dataset.stack is {stack}, but stacks have too many classes to be conditions or to be "
+            "learnt from few labels: config.dataset.conditional must be False and config.dataset.labelled 0."
         )
 
 

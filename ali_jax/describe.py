@@ -78,7 +78,8 @@ def data_shape(config: Config) -> tuple[int, ...]:
     if source.shape:
         return tuple(source.shape)
     try:
-        return data.load(source.name, path=source.path, directory=source.directory).train.shape
+        loaded = data.load(source.name, path=source.path, directory=source.directory, stack=source.stack)
+        return loaded.train.shape
     except data.DataError as error:
         raise ValueError(
             "The shape of the data is in neither the config nor loadable data: set config.dataset.shape, "

@@ -171,6 +171,7 @@ def load_data(config: Config) -> data.Dataset:
         seed=config.seed,
         scale=source.scale,
         conditional=source.conditional,
+        stack=source.stack,
     )
 
 

@@ -440,7 +440,7 @@ def test_a_model_that_has_diverged_is_still_reported(digits, mixture, key, monke
     monkeypatch.setattr(rows, "TRAIN_ROWS", 2_000)
     conditional = {"conditional_samples", "condition_agreement", "attribute_grid"}
     needs_classes = {"probes", "class_balance", "l2_svm", "frechet_distance"}
-    neither = {"hidden_probe", "inception_distance", "label_error", *conditional}
+    neither = {"hidden_probe", "inception_distance", "label_error", "stacked_modes", *conditional}
     of_images = {"interpolations", "error_extremes", "traversals", "neighbours"}
     skipped_of_mixture = {*of_images, *needs_classes}
     for dataset, skipped in ((digits, {"modes", *neither}), (mixture, {*skipped_of_mixture, *neither})):
@@ -518,6 +518,7 @@ def test_the_modules_are_the_registry():
         "reconstruction_ladder",
         "reconstructions",
         "samples",
+        "stacked_modes",
         "traversals",
     }
     for name in evaluate.names():

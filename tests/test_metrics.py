@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.metrics.classes import class_histogram, class_kl, class_kl_floor
 from ali_jax.metrics.classifier import train_classifier
-from ali_jax.metrics.modes import mode_kept, mode_statistics, paper_mode_count
+from ali_jax.metrics.modes import count_statistics, mode_kept, mode_statistics, paper_mode_count
 from ali_jax.metrics.neighbors import nearest
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, logistic_regression, pca
 from ali_jax.metrics.reconstruction import mean_squared_error, memorisation_ratio, random_pair_error
@@ -66,6 +66,35 @@ def test_a_strict_mode_has_a_fifth_of_its_fair_share():
     counts[0], counts[1], counts[2] = 20, 19, 261  # of 2,500 samples; the fair share is 100
     found = mode_statistics(np.repeat(MODES, counts, axis=0), MODES, STD)
     assert (found["modes"], found["modes_strict"]) == (25, 24)
+
+
+def test_counts_are_scored_exactly():
+    counts = np.zeros(1000, int)
+    counts[:5] = 5, 6, 1, 0, 25_988  # of 26,000; a fifth of the fair share is 5.2
+    found = count_statistics(counts, 26_000)
+    shares = np.array([5, 6, 1, 25_988]) / 26_000
+    assert found.keys() == {"modes", "modes_strict", "reverse_kl"}
+    assert (found["modes"], found["modes_strict"]) == (4, 2)
+    assert found["reverse_kl"] == pytest.approx(np.sum(shares * np.log(1000 * shares)))
+    fair = count_statistics(np.full(1000, 26), 26_000)
+    assert fair == pytest.approx({"modes": 1000, "modes_strict": 1000, "reverse_kl": 0}, abs=1e-12)
+    assert count_statistics(np.array([5, 0]), 52)["modes_strict"] == 0  # 47 samples are of no mode
+
+
+def test_misread_digits_add_modes_to_the_lenient_count_above_all(rng):
+    """The example of docs/evaluating.md: 16 modes of three digits, an error of 1 % for each."""
+    digits = rng.integers(10, size=(16, 3))[rng.integers(16, size=26_000)]
+    misread = np.where(rng.random(digits.shape) < 0.01, rng.integers(1, 10, size=digits.shape), 0)
+    counts = np.bincount((digits + misread) % 10 @ np.array([100, 10, 1]), minlength=1000)
+    found = count_statistics(counts, 26_000)
+    assert found["modes"] == pytest.approx(320, rel=0.1)
+    assert found["modes_strict"] == pytest.approx(30, abs=10)
+
+
+@pytest.mark.parametrize(("counts", "number"), [([[1]], 1), ([3, 4], 6), ([-1, 2], 3), ([0, 0], 0)])
+def test_counts_that_cannot_be_are_refused(counts, number):
+    with pytest.raises(ValueError, match=r"give \[K\], none negative, of at least one sample"):
+        count_statistics(np.array(counts), number)
 
 
 def test_samples_away_from_all_modes_count_only_for_the_paper():

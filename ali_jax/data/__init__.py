@@ -27,6 +27,7 @@ from ali_jax.data.feeds import (
     make_feed,
     shuffled_rows,
 )
+from ali_jax.data.stacks import Stacked, stacked, stacked_label
 from ali_jax.registry import public_functions
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "SemiSupervisedFeed",
     "SourceSplit",
     "Split",
+    "Stacked",
     "class_balanced",
     "depends_on_seed",
     "load",
@@ -49,6 +51,8 @@ __all__ = [
     "names",
     "scaled",
     "shuffled_rows",
+    "stacked",
+    "stacked_label",
 ]
 
 
@@ -62,6 +66,7 @@ def load(
     seed: int = 0,
     scale: float = 1.0,
     conditional: bool = False,
+    stack: int = 0,
 ) -> Dataset:
     """Load a data set by its name, or from `path` where one is given.
 
@@ -74,10 +79,11 @@ def load(
         seed: of the points of synthetic data.
         scale: factor on data that are no images.
         conditional: whether rows have y: the data's attributes or, where they have none, the class, one-hot.
+        stack: how many images, one per channel, are one x; 0 for data as they are. See `stacked`.
 
     Raises:
-        DataError: the name is unknown, the data are absent or lack conditions that were asked for, or a file
-            is not what it should be.
+        DataError: the name is unknown, the data are absent or lack conditions that were asked for or what
+            stacks need, or a file is not what it should be.
     """
     options = Options(directory, train_split, test_split, seed, scale, conditional)
     dataset = files.load(path, options) if path else _by_name(name, options)
@@ -85,6 +91,7 @@ def load(
         raise DataError(
             f"scale is {scale:g}, but {dataset.name} holds images, which always become [0, 1]: leave it at 1"
         )
+    dataset = stacked(dataset, stack) if stack else dataset
     return _conditional(dataset) if conditional and not dataset.attributes else dataset
 
 

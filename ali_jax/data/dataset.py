@@ -74,6 +74,7 @@ class Dataset(NamedTuple):
     mode_std: float = 0.0  # standard deviation of each of its components
     attributes: tuple[str, ...] = ()  # names of the A columns of y
     splits: tuple[str, str] = ("train", "test")  # which parts of the data are train and test
+    parts: "Dataset | None" = None  # of single images, where x is a stack of them
 
 
 @dataclass(frozen=True)

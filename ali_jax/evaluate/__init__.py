@@ -19,7 +19,7 @@ from ali_jax.evaluate.classes import (
     label_error,
     probes,
 )
-from ali_jax.evaluate.coverage import effective_support, mode_coverage, modes
+from ali_jax.evaluate.coverage import effective_support, mode_coverage, modes, stacked_modes
 from ali_jax.evaluate.distances import (
     Extractor,
     classifier_extractor,
@@ -94,5 +94,6 @@ __all__ = [
     "reconstruction_ladder",
     "reconstructions",
     "samples",
+    "stacked_modes",
     "traversals",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ali_jax import model
 from ali_jax.data import Dataset, Split
-from ali_jax.evaluate.needs import CLASS_CONDITIONS, LABELS, Need, needs
+from ali_jax.evaluate.needs import CLASS_CONDITIONS, LABELS, SINGLE_IMAGES, Need, needs
 from ali_jax.evaluate.rows import (
     all_labels,
     cached_by_data,
@@ -37,7 +37,7 @@ HIDDEN_LAYERS = Need(
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 
 
-@needs(LABELS)
+@needs(LABELS, SINGLE_IMAGES)
 def class_balance(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
 ) -> Report:
@@ -77,7 +77,7 @@ def class_balance(
     return Report(scalars, {})
 
 
-@needs(LABELS, CLASS_CONDITIONS)
+@needs(LABELS, SINGLE_IMAGES, CLASS_CONDITIONS)
 def condition_agreement(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
 ) -> Report:
@@ -102,7 +102,7 @@ def condition_agreement(
     return Report(scalars, {})
 
 
-@needs(LABELS, CLASS_LOGITS)
+@needs(LABELS, SINGLE_IMAGES, CLASS_LOGITS)
 def label_error(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_codes: int = 10
 ) -> Report:
@@ -122,7 +122,7 @@ def label_error(
     return Report(scalars, {})
 
 
-@needs(LABELS)
+@needs(LABELS, SINGLE_IMAGES)
 def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure how far mean codes tell the classes apart: reference is train, queries are test.
 
@@ -148,7 +148,7 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
     return Report(scalars, {})
 
 
-@needs(LABELS, HIDDEN_LAYERS)
+@needs(LABELS, SINGLE_IMAGES, HIDDEN_LAYERS)
 def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure how far the encoder's last hidden layer tells the classes apart, where `probes` takes codes.
 
@@ -177,7 +177,7 @@ def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
     return Report(scalars, {})
 
 
-@needs(LABELS)
+@needs(LABELS, SINGLE_IMAGES)
 def l2_svm(
     ali: ALI,
     variables: Variables,

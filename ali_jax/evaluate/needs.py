@@ -63,6 +63,11 @@ IMAGES = Need("images", lambda data, _: _is_no_image(data))
 PICTURES = Need("images or points in the plane", lambda data, _: _is_no_image(data) and not is_planar(data))
 TWO_TEST_ROWS = Need("two test rows or more", lambda data, _: len(data.test) < 2)
 LABELS = Need("labels of two classes or more", lambda data, _: data.num_classes < 2)
+SINGLE_IMAGES = Need(
+    "classes of single images (those of stacks are for 'stacked_modes')",
+    lambda data, _: data.parts is not None,
+)
+STACKS = Need("stacks of images (config.dataset.stack=3)", lambda data, _: data.parts is None)
 CLASS_CONDITIONS = Need(
     "classes as conditions (config.dataset.conditional)",
     lambda data, _: not data.num_classes or len(data.attributes) != data.num_classes,

@@ -179,7 +179,7 @@ def neighbours(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> 
 
 @needs(Need("three test rows or more", lambda data, _: len(data.test) < 3))
 def codes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Show the mean codes of at most 2,500 test rows in the plane, coloured by class.
+    """Show the mean codes of at most 2,500 test rows in the plane, coloured by class if x is no stack.
 
     Codes of more than two dimensions are projected on the two principal components of theirs that vary most.
     Nothing is drawn from `key`.
@@ -222,7 +222,7 @@ def code_panel(ali: ALI, variables: Variables, dataset: Dataset) -> tuple[figure
     """Return the points that `codes` shows, and the share of the codes' variance that the plane holds."""
     rows = jax.tree.map(lambda array: array[:SCATTER_POINTS], test_rows(dataset))
     z = over_rows(model.encode, ali, variables, rows, dataset.scale)
-    labels = rows.label if dataset.num_classes else None
+    labels = rows.label if dataset.num_classes and dataset.parts is None else None
     if z.shape[1] == 2:
         return figures.Panel("mean codes", z, labels), 1.0
     mean, components = pca(z, 2)

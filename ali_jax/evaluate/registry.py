@@ -23,11 +23,13 @@ CONTROLS = (  # numbers that are the same whatever the weights
     "*_pca",
     "*_untrained",
     "classifier_accuracy",
+    "classifier_error",
     "*_floor",
     "reconstruction_mse_random_pair",
     "ladder_random_pair",
     "code_*_floor",
     "effective_support_real",
+    "stacked_*_real",
 )
 _ENTRY = r"^(\w+(?:, \w+)*)(?:  +|\n +)(\S.*(?:\n +\S.*)*)"  # NAME, NAME  meaning, over indented lines
 

@@ -136,6 +136,11 @@ def reference_predict(dataset: Dataset) -> tuple[Predict, float]:
 
 @cached_by_data(maxsize=2)
 def reference_classifier(dataset: Dataset) -> Classifier:
-    """Train the reference classifier on the labelled rows of train."""
+    """Train the reference classifier on the labelled rows of train, which are no stacks."""
+    if dataset.parts is not None:
+        raise ValueError(
+            f"The reference classifier is one of single images, and {dataset.name!r} has stacks: give the "
+            "data set's `parts`."
+        )
     train = labelled(train_rows(dataset))
     return fit_classifier(train.x, train.label, dataset.num_classes, scale=dataset.scale)

@@ -1,4 +1,4 @@
-"""Coverage of a mixture whose components are known.
+"""Coverage of a mixture whose components are known, and of modes that samples have been read as.
 
 Points go to the component with the nearest mean, which is the one with the largest responsibility when
 weights and covariances are equal. Points that are not finite belong to no component.
@@ -41,16 +41,32 @@ def mode_statistics(
     index, distance = _nearest_mode(samples, modes)
     good = distance <= sigmas * std
     counts = np.bincount(index[good], minlength=len(modes))
-    total = counts.sum()
-    shares = counts[counts > 0] / max(total, 1)
-    reverse_kl = np.log(len(modes)) + np.sum(shares * np.log(shares))
-    mean_square = np.sum(distance[good] ** 2) / (max(total, 1) * modes.shape[1])
+    mean_square = np.sum(distance[good] ** 2) / (max(counts.sum(), 1) * modes.shape[1])
+    return {
+        **count_statistics(counts, len(samples), strict_fraction=strict_fraction),
+        "high_quality": float(np.mean(good)),
+        "mode_spread": float(np.sqrt(mean_square) / std),
+    }
+
+
+def count_statistics(counts: np.ndarray, number: int, *, strict_fraction: float = 0.2) -> dict[str, float]:
+    """Score how many of `number` samples fell on each of K modes that are equally likely: counts [K].
+
+    modes         number of modes with at least one
+    modes_strict  number of modes with at least `strict_fraction` of the fair share, number / K
+    reverse_kl    KL(counts, as shares || uniform); log K when they are all 0
+    """
+    if counts.ndim != 1 or not 0 <= counts.sum() <= number or not number or counts.min(initial=0) < 0:
+        raise ValueError(
+            f"Counts of shape {counts.shape} that sum to {counts.sum()} are not those of {number} samples: "
+            "give [K], none negative, of at least one sample."
+        )
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    reverse_kl = np.log(len(counts)) + np.sum(shares * np.log(shares))
     return {
         "modes": float(np.sum(counts > 0)),
-        "modes_strict": float(np.sum(counts >= strict_fraction * len(samples) / len(modes))),
-        "high_quality": float(np.mean(good)),
+        "modes_strict": float(np.sum(counts >= strict_fraction * number / len(counts))),
         "reverse_kl": float(max(reverse_kl, 0.0)),
-        "mode_spread": float(np.sqrt(mean_square) / std),
     }
 
 

@@ -23,6 +23,7 @@ COUNTS = {
     "posterior": ("n_test",),
     "memorisation": ("n_memorisation", "n_train"),
     "modes": ("n_test",),
+    "stacked_modes": ("n_stacked", "n_stacked_real", "n_test_labelled"),
     "batch_norm": ("n_batch_norm",),
 }
 
@@ -31,6 +32,7 @@ SHARES = {
     "class_kept": "n_test_labelled",
     "class_kept_sampled": "n_test_labelled",
     "classifier_accuracy": "n_test_labelled",
+    "classifier_error": "n_test_labelled",
     **{
         f"{probe}_accuracy{of}": "n_test_labelled"
         for probe in ("knn", "linear_probe")
@@ -173,6 +175,12 @@ def concerns(metrics: Mapping[str, float | None], last: Row, classes: int, modes
             f"{{0:.3g}} of {modes} modes get a fifth of their fair share of samples.",
             "The others are missing or nearly so (mode collapse), or their samples lie far from them.",
         )
+    check(
+        ("stacked_modes_strict", "stacked_modes_strict_real"),
+        lambda count, real: count < real,
+        "{0:.4g} classes of stacks get a fifth of their fair share of samples; of real stacks {1:.4g} do.",
+        "The others are missing or nearly so (mode collapse).",
+    )
     check(
         ("reconstruction_mse", "reconstruction_mse_random_pair"),
         lambda error, pair: error > 0.8 * pair,

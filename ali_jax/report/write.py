@@ -25,6 +25,7 @@ from ali_jax.writers import Spread, format_seconds, spreads
 HEADLINES = {  # the first four that there are stand at the top
     "class_kl": "class KL",
     "modes_strict": "modes, strictly counted",
+    "stacked_modes_strict": "classes of stacks, strictly counted",
     "high_quality": "samples of high quality",
     "class_kept": "class kept",
     "mode_kept": "mode kept",
@@ -37,6 +38,7 @@ WIDE = "46rem"  # of pictures with many columns
 
 SCALES = {  # what a headline is read against
     "class_kl": {"class_kl_floor": "for perfect samples"},
+    "stacked_modes_strict": {"stacked_modes_strict_real": "for real stacks"},
     "knn_accuracy": {"knn_accuracy_pixels": "for raw pixels"},
     "reconstruction_mse": {"reconstruction_mse_random_pair": "for a random pair"},
 }
