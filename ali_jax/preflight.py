@@ -32,15 +32,16 @@ class Chip(NamedTuple):
     bandwidth: float  # of HBM, bytes per second
     interconnect: float  # bytes per second that a chip sends over all its links within a slice
     dimensions: int  # of the torus
+    pod: int  # chips in the largest one
     options: dict[str, str]  # of the topology
 
 
 # cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e. Two cores of v4 are one device, as on a real slice.
 CHIPS = {
-    "v4": Chip(32 * 2**30, 275e12, 1.228e12, 300e9, 3, {"chip_config_name": "megacore"}),
-    "v5e": Chip(16 * 2**30, 197e12, 0.819e12, 200e9, 2, {}),
-    "v5p": Chip(95 * 2**30, 459e12, 2.765e12, 600e9, 3, {}),
-    "v6e": Chip(32 * 2**30, 918e12, 1.64e12, 400e9, 2, {}),
+    "v4": Chip(32 * 2**30, 275e12, 1.228e12, 300e9, 3, 4096, {"chip_config_name": "megacore"}),
+    "v5e": Chip(16 * 2**30, 197e12, 0.819e12, 200e9, 2, 256, {}),
+    "v5p": Chip(95 * 2**30, 459e12, 2.765e12, 600e9, 3, 8960, {}),
+    "v6e": Chip(32 * 2**30, 918e12, 1.64e12, 400e9, 2, 256, {}),
 }
 
 # To compile takes no TPU, so that libtpu needs to look for none, nor to be alone on the machine.
@@ -126,6 +127,11 @@ def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
         raise ValueError(
             f"--topology is {topology!r}; slices of {kind} have {CHIPS[kind].dimensions} sides, such as "
             f"{kind}:{'x'.join('4' * CHIPS[kind].dimensions)}."
+        )
+    if math.prod(dimensions) > CHIPS[kind].pod:
+        raise ValueError(
+            f"--topology is {topology!r}, {math.prod(dimensions)} chips; a pod of {kind} has "
+            f"{CHIPS[kind].pod}."
         )
     return CHIPS[kind], dimensions
 

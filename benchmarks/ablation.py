@@ -90,6 +90,8 @@ def make_variants(config: Config) -> dict[str, Config]:
         "b1 0.5": {"optimizer.generator.b1": 0.5, "optimizer.discriminator.b1": 0.5},
         "b2 0.999": {"optimizer.generator.b2": 0.999, "optimizer.discriminator.b2": 0.999},
         "constant learning rate": {"optimizer.constant_fraction": 1.0},
+        "no cycle": {"penalties.cycle_x.weight": 0.0},
+        "no Fourier features": {"encoder.frequencies": ()},
     }
     variants = {name: _changed(config, change) for name, change in changes.items()}
     return {

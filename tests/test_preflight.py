@@ -31,7 +31,7 @@ def test_collectives_are_counted_with_their_bytes():
 
 
 def test_the_bound_is_the_slowest_of_three_and_efficiency_follows():
-    chip = preflight.Chip(1e9, 100.0, 10.0, 5.0, 2, {})
+    chip = preflight.Chip(1e9, 100.0, 10.0, 5.0, 2, 256, {})
     found = {"all-reduce": {"count": 1, "bytes": 20.0}}
     report = preflight.bounds(chip, 4, 300.0, 20.0, found)
     assert report["seconds"] == {"compute": 3.0, "memory": 2.0, "interconnect": 2 * 20 * 0.75 / 5}
@@ -49,6 +49,7 @@ def test_the_bound_is_the_slowest_of_three_and_efficiency_follows():
         ("v5e:0x4", "must be KIND:SIDES"),
         ("v5e:4x4x4", "slices of v5e have 2 sides, such as v5e:4x4"),
         ("v5p:4x4", "slices of v5p have 3 sides, such as v5p:4x4x4"),
+        ("v5e:16x32", "512 chips; a pod of v5e has 256"),
         ("v5e:3x3", "no multiple of the 9 chips of v5e:3x3: set it to 63 or 72"),
     ],
 )
