@@ -40,6 +40,7 @@ SHORT_STEPS = {  # of the short budget, where the experiment's are many
     "interpolations": 200,
     "conditional": 3_000,
 }
+SHORT_MAPS = 16  # of semi-supervised networks in the short budget, where the experiments have 64 and 96
 IMAGE_EXPERIMENTS = ("svhn", "cifar10", "celeba", "tiny_imagenet")
 LABELS = (1000, 2000, 4000, 8000)  # of the paper's table for CIFAR-10
 
@@ -316,7 +317,7 @@ def _semi_supervised(setting: Setting, name: str, labels: int) -> tuple[Game, st
     config = _config(setting, f"{name}_semi.py:{labels}")
     if not setting.full:
         with config.unlocked():
-            configs.semi_supervised_recipe(config, maps=16, decoder_maps=16)
+            configs.semi_supervised_recipe(config, SHORT_MAPS, decoder_maps=SHORT_MAPS)
     folder = f"{name}_{labels}"
     game, _ = _trained(setting, config, folder)
     found = _metrics(setting, folder)

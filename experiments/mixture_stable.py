@@ -2,17 +2,19 @@
 
     python -m ali_jax.main --config experiments/mixture_stable.py --workdir runs/mixture_stable
 
-The training set is the 100,000 fixed points of `mixture`. Learning rates are constant for 40 % of the steps,
-then fall to 0 along a cosine.
+The training set is the 100,000 fixed points of `mixture`. The encoder has random Fourier features, and
+ALICE's cycle on x is added with a small weight. Learning rates are constant for 20 % of the steps, then fall
+to 0 along a cosine.
 
-Result over seeds 0 to 7 (--config.population.seeds=8; the recipe was chosen among some twenty settings on
+Result over seeds 0 to 7 (--config.population.seeds=8; the recipe was chosen among some fifty settings on
 seeds 100 and 101), mean +- standard deviation, 2,500 samples, a fifth of the fair share for the strict count:
 
-    weights   modes_strict    high_quality    reverse_kl      mode_spread   mode_kept
-    averaged  25 on all       0.930 +- 0.008  0.008 +- 0.004  0.80 +- 0.03  0.91 +- 0.02
-    raw       25 on 7, 24     0.887 +- 0.023  0.023 +- 0.016  1.00 +- 0.08  0.82 +- 0.04
+    weights   modes_strict  high_quality    reverse_kl      mode_spread   mode_kept
+    averaged  25 on all     0.961 +- 0.005  0.006 +- 0.002  0.85 +- 0.04  0.987 +- 0.002
+    raw       25 on all     0.951 +- 0.011  0.007 +- 0.002  0.92 +- 0.05  0.978 +- 0.007
 
-The averaged modes are narrower than the true ones (0.974). 43 CPU seconds a seed.
+Lowest high_quality of a seed 0.949 and 0.933, lowest mode_spread 0.81 and 0.87; for the data these are 0.989
+and 0.974. 200 CPU seconds a seed.
 """
 
 from ml_collections import ConfigDict
@@ -24,26 +26,28 @@ def get_config() -> ConfigDict:
     """Return the configuration."""
     config = defaults.base()
     defaults.stable_recipe(config)
-    config.batch_size = 128
-    config.num_steps = 16_000
+    config.batch_size = 256
+    config.num_steps = 30_000
     config.steps_per_call = 500
     config.log_every = 500
-    config.checkpoint_every = 4_000
+    config.checkpoint_every = 5_000
     config.latent_dim = 2
 
     config.dataset.name = "mixture"
     config.dataset.shape = (2,)
 
     config.encoder.layers = (64, 64, 64)
+    config.encoder.frequencies = (64, 3.0)
     config.decoder.layers = (128, 128, 128, 128)
     config.decoder.output = "linear"
     config.discriminator.joint_layers = (128, 128, 128)
     config.encoder.center = config.discriminator.center = False
 
-    config.penalties.r1.gamma_final = 0.01
+    config.penalties.r1.gamma_final = 0.005
+    config.penalties.cycle_x.weight = 0.003
     config.optimizer.generator.learning_rate = 2e-3
     config.optimizer.discriminator.learning_rate = 3e-3
-    config.optimizer.constant_fraction = 0.4
+    config.optimizer.constant_fraction = 0.2
 
     config.evaluators = ("samples", "reconstructions", "modes")
     return config
