@@ -30,6 +30,8 @@ def test_every_row_changes_one_ingredient_of_the_recipe():
         "b1 0.5": {"b1"},
         "b2 0.999": {"b2"},
         "constant learning rate": {"constant_fraction"},
+        "no cycle": {"weight"},
+        "no Fourier features": {"frequencies"},
     }
 
 
