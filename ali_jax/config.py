@@ -223,10 +223,8 @@ def stable_recipe(config: Config) -> None:
         adam.b2 = 0.99
 
 
-def semi_supervised_recipe(config: Config, maps: int, *, decoder_maps: int = 64) -> None:
-    """Set the networks and the optimiser of semi-supervised ALI, in place.
-
-    `maps` is D's first width, `decoder_maps` the decoder's last; other widths are multiples of them.
+def semi_supervised_recipe(config: Config, maps: int) -> None:
+    """Set the networks and the optimiser of semi-supervised ALI, in place; `maps` is D's first width.
 
     As in OpenAI's improved-gan script for 32x32 images, from which the paper's unpublished experiment was
     made: D(x) of nine convolutions with a mean over space, dropout of 0.2 on its input and 0.5 after each
@@ -238,10 +236,9 @@ def semi_supervised_recipe(config: Config, maps: int, *, decoder_maps: int = 64)
     config.ema_decay = 0.9999
     config.loss = "semi_supervised"
     config.latent_dim = 100
-    m = decoder_maps
-    config.encoder.layers = ((4, 2, 2 * m, 1), (4, 2, 4 * m, 1), (4, 2, 8 * m, 1), (4, 1, 8 * m))
+    config.encoder.layers = ((4, 2, 128, 1), (4, 2, 256, 1), (4, 2, 512, 1), (4, 1, 512))
     config.encoder.activation = "relu"
-    config.decoder.layers = ((4, 1, 8 * m), (4, 2, 4 * m, 1), (4, 2, 2 * m, 1), (4, 2, m, 1))
+    config.decoder.layers = ((4, 1, 512), (4, 2, 256, 1), (4, 2, 128, 1), (4, 2, 64, 1))
     config.decoder.activation = "relu"
     config.discriminator.x_layers = (
         *((3, 1, maps, 1), (3, 1, maps, 1), (3, 2, maps, 1)),
