@@ -6,7 +6,8 @@ The benchmark is BiGAN's (Donahue et al., 2017, table 1): accuracy of the neares
 last hidden layer, with all 60,000 training rows as references and all 10,000 test rows as queries. BiGAN's
 published accuracy is 97.39 %.
 
-Result: not measured yet.
+Not run to its end yet. With --config.num_steps=3000, seed 0, averaged parameters: 0.964 (pixels 0.969,
+untrained encoder 0.960). 20,000 steps take 11 minutes on two quiet cores.
 """
 
 from ml_collections import ConfigDict
