@@ -480,8 +480,6 @@ def _check_values(role: str, section: Mapping[str, Any]) -> None:
     for key, value in section.items():
         if key in _RULES and not _RULES[key].holds(value):
             raise ValueError(f"config.{role}.{key} is {value!r}; {_RULES[key].text}.")
-    if section.get("frequencies") and _is_convolutional(section["layers"]):
-        raise ValueError(f"config.{role}.frequencies are for perceptrons; its layers are convolutions.")
     # Maxout is for the network that says of how many pieces.
     activations = ("relu", "leaky_relu", "maxout") if "pieces" in section else ("relu", "leaky_relu")
     for key, choices in (("activation", activations), ("posterior", POSTERIORS), ("output", OUTPUTS)):
@@ -597,6 +595,8 @@ def _check_fit(sections: Mapping[str, dict[str, Any]], shape: tuple[int, ...]) -
         "discriminator.pair_layers": sections["discriminator"].get("pair_layers", ()),
     }
     convolutional = [role for role, table in tables.items() if _is_convolutional(table)]
+    if sections["encoder"].get("frequencies") and "encoder" in convolutional:
+        raise ValueError("config.encoder.frequencies are for perceptrons; its layers are convolutions.")
     decoder = sections["decoder"]["layers"]
     if not convolutional and not _is_convolutional(decoder):
         return

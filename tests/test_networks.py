@@ -347,6 +347,7 @@ def test_an_encoder_sees_its_frequencies_and_needs_none():
         assert params["stack"]["layer_0"]["kernel"].shape == (inputs, 8)
 
 
-def test_frequencies_of_a_convolutional_encoder_are_refused():
+@pytest.mark.parametrize(("name", "shape"), [("svhn", None), ("images", (16, 16, 3))])
+def test_frequencies_of_a_convolutional_encoder_are_refused(name, shape):
     with pytest.raises(ValueError, match=r"config\.encoder\.frequencies are for perceptrons"):
-        networks.build(edited("svhn", **{"encoder.frequencies": (64, 3.0)}))
+        networks.build(edited(name, **{"encoder.frequencies": (64, 3.0)}), shape)
