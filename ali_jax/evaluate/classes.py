@@ -1,13 +1,14 @@
 """Evaluators by labels: which classes the model makes and keeps, and how well codes tell them apart."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from ali_jax import model
 from ali_jax.data import Dataset, Split
-from ali_jax.evaluate.needs import CLASS_CONDITIONS, LABELS, SINGLE_IMAGES, Need, needs
+from ali_jax.evaluate.needs import CLASS_CONDITIONS, CLASSES, Need, needs
 from ali_jax.evaluate.rows import (
     all_labels,
     cached_by_data,
@@ -37,7 +38,7 @@ HIDDEN_LAYERS = Need(
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 
 
-@needs(LABELS, SINGLE_IMAGES)
+@needs(*CLASSES)
 def class_balance(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
 ) -> Report:
@@ -77,7 +78,7 @@ def class_balance(
     return Report(scalars, {})
 
 
-@needs(LABELS, SINGLE_IMAGES, CLASS_CONDITIONS)
+@needs(*CLASSES, CLASS_CONDITIONS)
 def condition_agreement(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
 ) -> Report:
@@ -102,7 +103,7 @@ def condition_agreement(
     return Report(scalars, {})
 
 
-@needs(LABELS, SINGLE_IMAGES, CLASS_LOGITS)
+@needs(*CLASSES, CLASS_LOGITS)
 def label_error(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_codes: int = 10
 ) -> Report:
@@ -122,7 +123,7 @@ def label_error(
     return Report(scalars, {})
 
 
-@needs(LABELS, SINGLE_IMAGES)
+@needs(*CLASSES)
 def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure how far mean codes tell the classes apart: reference is train, queries are test.
 
@@ -148,7 +149,7 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
     return Report(scalars, {})
 
 
-@needs(LABELS, SINGLE_IMAGES, HIDDEN_LAYERS)
+@needs(*CLASSES, HIDDEN_LAYERS)
 def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure how far the encoder's last hidden layer tells the classes apart, where `probes` takes codes.
 
@@ -177,7 +178,7 @@ def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
     return Report(scalars, {})
 
 
-@needs(LABELS, SINGLE_IMAGES)
+@needs(*CLASSES)
 def l2_svm(
     ali: ALI,
     variables: Variables,
@@ -246,10 +247,7 @@ def _class_probabilities(
 
 
 def _code_accuracies(ali: ALI, variables: Variables, dataset: Dataset) -> dict[str, float]:
-    train, test = (
-        over_rows(model.encode, ali, variables, labelled(rows), dataset.scale)
-        for rows in (train_rows(dataset), test_rows(dataset))
-    )
+    train, test = _of_labelled_rows(model.encode, ali, variables, dataset)
     return _accuracies(dataset, train, test)
 
 
@@ -282,9 +280,20 @@ def _untrained(dataset: Dataset, ali: ALI) -> Variables:
 
 
 def _hidden_knn_accuracy(ali: ALI, variables: Variables, dataset: Dataset) -> float:
-    train, test = (labelled(rows) for rows in (train_rows(dataset), test_rows(dataset)))
-    reference, queries = (over_rows(_last_hidden, ali, variables, r, dataset.scale) for r in (train, test))
-    return knn_accuracy(reference, train.label, queries, test.label)
+    train, test = _of_labelled_rows(_last_hidden, ali, variables, dataset)
+    train_label, test_label = labelled(train_rows(dataset)).label, labelled(test_rows(dataset)).label
+    return knn_accuracy(train, train_label, test, test_label)
+
+
+def _of_labelled_rows(
+    function: Callable[..., Array], ali: ALI, variables: Variables, dataset: Dataset
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply a function of x and y to the labelled rows of train and of test."""
+    train, test = (
+        over_rows(function, ali, variables, labelled(rows), dataset.scale)
+        for rows in (train_rows(dataset), test_rows(dataset))
+    )
+    return train, test
 
 
 def _last_hidden(

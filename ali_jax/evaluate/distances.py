@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ali_jax.data import Dataset
-from ali_jax.evaluate.needs import IMAGES, LABELS, SINGLE_IMAGES, needs
+from ali_jax.evaluate.needs import CLASSES, IMAGES, needs
 from ali_jax.evaluate.rows import (
     TEST_ROWS,
     cached_by_data,
@@ -25,7 +25,7 @@ from ali_jax.types import ALI, Array, Report, Variables
 MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
 
 
-@needs(LABELS, SINGLE_IMAGES)
+@needs(*CLASSES)
 def frechet_distance(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
 ) -> Report:

@@ -67,6 +67,7 @@ SINGLE_IMAGES = Need(
     "classes of single images (those of stacks are for 'stacked_modes')",
     lambda data, _: data.parts is not None,
 )
+CLASSES = (LABELS, SINGLE_IMAGES)  # of what is told apart or counted by class
 STACKS = Need("stacks of images (config.dataset.stack=3)", lambda data, _: data.parts is None)
 CLASS_CONDITIONS = Need(
     "classes as conditions (config.dataset.conditional)",
