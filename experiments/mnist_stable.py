@@ -6,8 +6,15 @@ The benchmark is BiGAN's (Donahue et al., 2017, table 1): accuracy of the neares
 last hidden layer, with all 60,000 training rows as references and all 10,000 test rows as queries. BiGAN's
 published accuracy is 97.39 %.
 
-Not run to its end yet. With --config.num_steps=3000, seed 0, averaged parameters: 0.964 (pixels 0.969,
-untrained encoder 0.960). 20,000 steps take 11 minutes on two quiet cores.
+Result of one seed, 0, with --config.dataset.path=mnist.npz, averaged parameters (raw ones agree to 0.02):
+
+    steps   class_kl  class_kept  reconstruction_mse  hidden_knn_accuracy
+    20,000  0.006     0.806       0.044               0.961 (0.957 to 0.964)
+    3,000   -         -           -                   0.964
+    scale   0.00045   1           0.135 (random)      0.969 (pixels), 0.960 (untrained encoder)
+
+Samples have all classes in nearly equal shares (0.076 to 0.121), and are clean digits with a few specks. The features are
+no better than those of an untrained encoder, and fall short of BiGAN's. 24 CPU minutes.
 """
 
 from ml_collections import ConfigDict
