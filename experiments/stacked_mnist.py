@@ -10,10 +10,10 @@ VEEGAN reports 16 modes and a KL of 5.4 for ALI, with networks and a classifier 
 with a single sample (`stacked_modes`, not `stacked_modes_strict`).
 
 Result of the perceptrons, one seed, 0, with --config.dataset.path=mnist.npz, averaged parameters (raw ones in
-brackets), 26,000 samples: 998 modes strictly (998), 1,000 (1,000) counting a single sample, KL 0.122 (0.127); real
-stacks have 1,000, 1,000 and 0.026. The classifier errs on 0.58 % of single digits. Reconstructions keep little:
-reconstruction_mse 0.063, random pairs 0.135. D pulls ahead as its penalty falls (its loss is 1.24 after 4,000
-steps, 0.86 at the end). The convolutional networks have not been run.
+brackets), 26,000 samples: 998 modes strictly (998), 1,000 (1,000) counting a single sample, KL 0.122 (0.127);
+real stacks have 1,000, 1,000 and 0.026. The classifier errs on 0.58 % of single digits. Reconstructions keep
+little: reconstruction_mse 0.063, random pairs 0.135. D pulls ahead as its penalty falls (its loss is 1.24
+after 4,000 steps, 0.86 at the end). The convolutional networks have not been run.
 """
 
 from typing import Any
