@@ -10,6 +10,7 @@ from ali_jax import model
 from ali_jax.data import Dataset, Split
 from ali_jax.evaluate.needs import CLASS_CONDITIONS, CLASSES, Need, needs
 from ali_jax.evaluate.rows import (
+    Rows,
     all_labels,
     cached_by_data,
     labelled,
@@ -281,7 +282,7 @@ def _untrained(dataset: Dataset, ali: ALI) -> Variables:
 
 def _hidden_knn_accuracy(ali: ALI, variables: Variables, dataset: Dataset) -> float:
     train, test = _of_labelled_rows(_last_hidden, ali, variables, dataset)
-    train_label, test_label = labelled(train_rows(dataset)).label, labelled(test_rows(dataset)).label
+    train_label, test_label = (rows.label for rows in _labelled_rows(dataset))
     return knn_accuracy(train, train_label, test, test_label)
 
 
@@ -290,10 +291,13 @@ def _of_labelled_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply a function of x and y to the labelled rows of train and of test."""
     train, test = (
-        over_rows(function, ali, variables, labelled(rows), dataset.scale)
-        for rows in (train_rows(dataset), test_rows(dataset))
+        over_rows(function, ali, variables, rows, dataset.scale) for rows in _labelled_rows(dataset)
     )
     return train, test
+
+
+def _labelled_rows(dataset: Dataset) -> tuple[Rows, Rows]:
+    return labelled(train_rows(dataset)), labelled(test_rows(dataset))
 
 
 def _last_hidden(
@@ -304,7 +308,7 @@ def _last_hidden(
 
 
 def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
-    train_label, test_label = labelled(train_rows(dataset)).label, labelled(test_rows(dataset)).label
+    train_label, test_label = (rows.label for rows in _labelled_rows(dataset))
     linear = linear_probe_accuracy(train, train_label, test, test_label, dataset.num_classes)
     return {
         "knn_accuracy": knn_accuracy(train, train_label, test, test_label),
@@ -313,9 +317,7 @@ def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[s
 
 
 def _pixels(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    train, test = (
-        unit(labelled(rows).x, dataset.scale) for rows in (train_rows(dataset), test_rows(dataset))
-    )
+    train, test = (unit(rows.x, dataset.scale) for rows in _labelled_rows(dataset))
     return train.reshape(len(train), -1), test.reshape(len(test), -1)
 
 
