@@ -13,7 +13,7 @@ Result of one seed, 0, with --config.dataset.path=mnist.npz, averaged parameters
     3,000   -         -           -                   0.964
     scale   0.00045   1           0.135 (random)      0.969 (pixels), 0.960 (untrained encoder)
 
-Samples have all classes in nearly equal shares (0.076 to 0.121), and are clean digits with a few specks. The
+Samples have all classes in nearly equal shares (0.076 to 0.121); about one in ten is broken or blurred. The
 features are no better than those of an untrained encoder, and fall short of BiGAN's. 24 CPU minutes.
 """
 
