@@ -80,24 +80,41 @@ def conv_transpose(
     return _crop_or_pad(_input_gradient(stride, (height, width), x, kernel.swapaxes(2, 3)), -padding)
 
 
+def cut(x: Array, lowering: Lowering) -> Array:
+    """Return x, and let "cpu" compute it before whatever reads it, its gradient likewise.
+
+    XLA:CPU fuses elementwise work into the transpositions and sums that read it, where it goes through memory
+    in strides, once for each reader: up to 50 times slower than on its own. `compiler_options` are needed for
+    this to have an effect. On other platforms fusion is what makes such work cheap.
+    """
+    return lax.optimization_barrier(x) if lowering == "cpu" else x
+
+
 def compiler_options(platform: str) -> dict[str, Any]:
     """Return the options for `jax.jit(..., compiler_options=)` that suit programs with these convolutions.
 
-    On CPU: keep YNNPACK for dots but not for convolutions, which it makes 1.7 to 4 times slower; only where
-    the installed jaxlib knows the option.
+    On CPU: keep YNNPACK for dots but not for convolutions, which it makes 1.7 to 4 times slower; and keep
+    what `cut` puts in, which XLA:CPU otherwise drops before it fuses. Only what the installed jaxlib knows.
     """
     return dict(_cpu_options()) if platform == "cpu" else {}
 
 
 @functools.cache
 def _cpu_options() -> dict[str, Any]:
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    wanted = {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    }
+    return {name: value for name, value in wanted.items() if _compiles({name: value})}
+
+
+def _compiles(options: dict[str, Any]) -> bool:
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            jax.jit(lambda: jnp.zeros(()), compiler_options=options).lower().compile()
+            jax.jit(lambda: cut(jnp.zeros(()), "cpu"), compiler_options=options).lower().compile()
     except RuntimeError:  # an unknown option, or no CPU backend to ask
-        return {}
-    return options
+        return False
+    return True
 
 
 def _check(x: Array, kernel: Array, stride: int, padding: int, lowering: str) -> None:
@@ -140,7 +157,7 @@ def _conv(stride: int, x: Array, w: Array) -> Array:
     if k == stride == 1:
         return jnp.einsum("bijc,cf->bijf", x, w[0, 0])
     if _output_size(x.shape, k, stride) == (1, 1):
-        return jnp.einsum("bijc,ijcf->bf", x[:, :k, :k], w)[:, None, None]
+        return (_rows(x[:, :k, :k]) @ w.reshape(-1, w.shape[3]))[:, None, None]
     return _lax_conv(x, w, stride, 0)
 
 
@@ -151,7 +168,7 @@ def _input_gradient(stride: int, size: tuple[int, int], g: Array, w: Array) -> A
     if k == stride == 1:
         return jnp.einsum("bijf,cf->bijc", g, w[0, 0])
     if g.shape[1:3] == (1, 1):
-        x = jnp.einsum("bf,ijcf->bijc", g[:, 0, 0], w)
+        x = (g[:, 0, 0] @ w.reshape(-1, w.shape[3]).T).reshape(-1, k, k, w.shape[2])
     elif stride == 1:
         x = _spread(g, w)
     else:
@@ -165,7 +182,7 @@ def _kernel_gradient(stride: int, k: int, x: Array, g: Array) -> Array:
     if k == stride == 1:
         return jnp.einsum("bijc,bijf->cf", x, g)[None, None]
     if g.shape[1:3] == (1, 1):
-        return jnp.einsum("bijc,bf->ijcf", x[:, :k, :k], g[:, 0, 0])
+        return (_rows(x[:, :k, :k]).T @ g[:, 0, 0]).reshape(k, k, x.shape[3], -1)
     w = jax.ShapeDtypeStruct((k, k, x.shape[3], g.shape[3]), x.dtype)
     return jax.linear_transpose(lambda w: _lax_conv(x, w, stride, 0), w)(g)[0]
 
@@ -217,8 +234,9 @@ def _spread(g: Array, w: Array) -> Array:
 
 def _spread_by_dots(g: Array, w: Array) -> Array:
     """Take all taps of a pixel in one dot, then add them where they overlap."""
-    taps = range(w.shape[0])
-    x = jnp.einsum("nijf,abcf->nijabc", g, w)
+    k, _, channels, features = w.shape
+    taps = range(k)
+    x = (g.reshape(-1, features) @ w.reshape(-1, features).T).reshape(*g.shape[:3], k, k, channels)
     return _overlap_add([_overlap_add([x[:, :, :, a, b] for b in taps], 1, 2) for a in taps], 1, 1)
 
 
@@ -278,6 +296,10 @@ def _depth_to_space(x: Array, rows: int, columns: int) -> Array:
     batch, height, width, depth = x.shape
     x = x.reshape(batch, height, width, rows, columns, depth // (rows * columns)).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height * rows, width * columns, -1)
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(x.shape[0], -1)
 
 
 def _adjoint(w: Array) -> Array:

@@ -40,10 +40,10 @@ def maxout(h: Array, pieces: int) -> Array:
 
 
 def activation(name: str, *, slope: float = 0.01, pieces: int = 2) -> Callable[[Array], Array]:
-    """Return relu, leaky_relu (max(h, slope h)) or maxout; other names are a ValueError."""
+    """Return relu, leaky_relu (slope h where h < 0) or maxout; other names are a ValueError."""
     functions = {
         "relu": jax.nn.relu,
-        "leaky_relu": lambda h: jnp.maximum(h, slope * h),
+        "leaky_relu": lambda h: jax.nn.leaky_relu(h, slope),
         "maxout": lambda h: maxout(h, pieces),
     }
     if name not in functions:
@@ -300,11 +300,16 @@ class Stack(nn.Module):
                 h = h[:, None, None, :]
             h = Dropout(dropout)(h, train=train)
             h = self._linear(layer, f"layer_{i}")(h, train=train)
+            shape = h.shape
+            if len(shape) == 4:
+                h = convolutions.cut(h.reshape(-1, shape[-1]), self.lowering)
             if batch_norm:
                 norm = BatchNorm(self.axis_name, self.dtype, name=f"norm_{i}")
                 h = norm(h, train=train)
             elif self.bias:
                 h = Bias(h.shape[-1:], name=f"bias_{i}")(h)
+            if len(shape) == 4:
+                h = convolutions.cut(h, self.lowering).reshape(shape)
             if beside is not None:
                 added = self._linear(h.shape[-1], f"beside_{i}")(beside, train=train)
                 h = h + added.reshape(-1, *(1,) * (h.ndim - 2), h.shape[-1])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ali_jax import convolutions
-from ali_jax.convolutions import compiler_options, conv, conv_transpose, lowering_for
+from ali_jax.convolutions import compiler_options, conv, conv_transpose, cut, lowering_for
 
 # (height, width), kernel, stride, padding, channels, features
 CASES = [
@@ -197,3 +197,24 @@ def test_arguments_that_do_not_fit_are_refused(function, x, kernel, options, mes
 def test_mixed_dtypes_are_refused():
     with pytest.raises(ValueError, match="cast one"):
         conv(jnp.zeros((1, 5, 5, 2)), jnp.zeros((3, 3, 2, 1), jnp.bfloat16))
+
+
+def test_a_cut_keeps_elementwise_work_out_of_what_reads_it():
+    def gradient(x, lowering):
+        rows = lambda x: jnp.sum(jnp.sin(cut(jnp.exp(x), lowering)), axis=0)  # noqa: E731
+        y, pullback = jax.vjp(rows, x)
+        return y, *pullback(y)
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 8)), jnp.float32)
+    options = compiler_options("cpu")
+    assert "xla_disable_hlo_passes" in options
+    programs = {
+        lowering: jax.jit(functools.partial(gradient, lowering=lowering), compiler_options=options)
+        .lower(x)
+        .compile()
+        for lowering in ("native", "cpu")
+    }
+    cuts = {lowering: program.as_text().count("opt-barrier(") for lowering, program in programs.items()}
+    assert cuts == {"native": 0, "cpu": 2}  # one forward, one backward
+    for expected, found in zip(programs["native"](x), programs["cpu"](x), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
