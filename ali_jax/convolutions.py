@@ -84,7 +84,7 @@ def cut(x: Array, lowering: Lowering) -> Array:
     """Return x, and let "cpu" compute it before whatever reads it, its gradient likewise.
 
     XLA:CPU fuses elementwise work into the transpositions and sums that read it, where it goes through memory
-    in strides, once for each reader: up to 50 times slower than on its own. `compiler_options` are needed for
+    in strides, once for each reader: ten times slower than on its own. `compiler_options` are needed for
     this to have an effect. On other platforms fusion is what makes such work cheap.
     """
     return lax.optimization_barrier(x) if lowering == "cpu" else x
