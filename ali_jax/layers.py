@@ -301,7 +301,7 @@ class Stack(nn.Module):
             h = Dropout(dropout)(h, train=train)
             h = self._linear(layer, f"layer_{i}")(h, train=train)
             shape = h.shape
-            if len(shape) == 4:
+            if len(shape) == 4:  # pixels become rows, so that a sum over them is over one axis
                 h = convolutions.cut(h.reshape(-1, shape[-1]), self.lowering)
             if batch_norm:
                 norm = BatchNorm(self.axis_name, self.dtype, name=f"norm_{i}")
