@@ -10,8 +10,8 @@ import pytest
 import small
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ali_jax import convolutions, losses, model, train
 from ali_jax import data as data_module
-from ali_jax import losses, model, train
 from ali_jax.data import ArraySplit
 from ali_jax.types import Batch, Logits, Losses, Networks, TrainState, Variables
 
@@ -66,7 +66,8 @@ def compared(name, factor=1.0):
     )
     own_loss = train.make_loss(config)
     # Optimising the machine code takes longer than running it once.
-    jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    options = convolutions.compiler_options("cpu") | {"xla_backend_optimization_level": 0}
+    jit = partial(jax.jit, compiler_options=options)
 
     def loss(logits, batch):
         largest = jnp.maximum(jnp.abs(logits.q).max(), jnp.abs(logits.p).max())
