@@ -212,6 +212,7 @@ def test_recalled_training_data_are_balanced_kept_by_copies_and_found_out(digits
     found = evaluate.class_balance(ali, variables, key, digits, num_samples=5_000).scalars
     assert found["class_kl_floor"] == pytest.approx(9e-4)
     assert found["class_kl"] < 5e-3
+    assert 9 < found["class_score"] <= found["class_score_data"] + 0.3 <= 10.3
     assert 0.08 < found["class_share_min"] < 0.1 < found["class_share_max"] < 0.12
     assert found["classifier_accuracy"] > 0.97
     assert evaluate.memorisation(ali, variables, key, digits).scalars["memorisation"] == 0

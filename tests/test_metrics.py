@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from ali_jax.metrics.blocks import map_blocks
-from ali_jax.metrics.classes import class_histogram, class_kl, class_kl_floor
+from ali_jax.metrics.classes import class_histogram, class_kl, class_kl_floor, class_score
 from ali_jax.metrics.classifier import train_classifier
 from ali_jax.metrics.modes import count_statistics, mode_kept, mode_statistics, paper_mode_count
 from ali_jax.metrics.neighbors import nearest
@@ -135,6 +135,15 @@ def test_class_kl_of_true_labels_is_the_floor(rng):
     frequencies = np.arange(1, 11) / 55
     draws = [class_kl(rng.choice(10, size=2_000, p=frequencies), frequencies) for _ in range(300)]
     assert np.mean(draws) == pytest.approx(class_kl_floor(10, 2_000), rel=0.1)
+
+
+def test_class_score_counts_clear_and_evenly_shared_classes():
+    assert class_score(np.tile(np.eye(4), (5, 1))) == pytest.approx(4)
+    assert class_score(np.eye(4)[[0, 0, 1, 1]]) == pytest.approx(2)
+    assert class_score(np.full((6, 4), 0.25)) == pytest.approx(1)
+    p = np.array([[0.9, 0.1], [0.3, 0.7]])
+    mean = p.mean(axis=0)
+    assert class_score(p) == pytest.approx(np.exp(np.mean(np.sum(p * np.log(p / mean), axis=1))))
 
 
 @pytest.mark.parametrize("labels", [[], [0, 3], [-1, 0]])

@@ -15,6 +15,7 @@ from ali_jax.evaluate.rows import (
     cached_by_data,
     labelled,
     read_rows,
+    reference_classifier,
     reference_predict,
     test_rows,
     train_rows,
@@ -48,6 +49,7 @@ def class_balance(
     class_kl                          KL(classes of `num_samples` samples || classes of train)
     class_kl_floor                    its expectation for perfect samples, (K - 1) / 2n
     class_share_min, class_share_max  the smallest and the largest share among the samples
+    class_score, class_score_data     the inception score of the samples and of test, by that classifier
     class_kept, class_kept_sampled    share of test images whose reconstruction, from the mean code and from
                                       a sampled one, is given their true label
     classifier_accuracy               of the classifier on test; it is trained on train only
@@ -58,7 +60,9 @@ def class_balance(
     predict, accuracy = reference_predict(dataset)
     test = labelled(test_rows(dataset))
     frequencies = classes.class_histogram(labelled(train_rows(dataset)).label, dataset.num_classes)
-    sampled = predict(draw_samples(ali, variables, key_samples, num_samples, dataset))
+    probabilities = reference_classifier(dataset).probabilities
+    of_samples = probabilities(draw_samples(ali, variables, key_samples, num_samples, dataset))
+    sampled = of_samples.argmax(axis=-1)
     shares = classes.class_histogram(sampled, dataset.num_classes)
 
     def kept(key: Array | None) -> float:
@@ -70,6 +74,8 @@ def class_balance(
         "class_kl_floor": classes.class_kl_floor(dataset.num_classes, num_samples),
         "class_share_min": float(shares.min()),
         "class_share_max": float(shares.max()),
+        "class_score": classes.class_score(of_samples),
+        "class_score_data": classes.class_score(probabilities(unit(test.x, dataset.scale))),
         "class_kept": kept(None),
         "class_kept_sampled": kept(key_codes),
         "classifier_accuracy": accuracy,

@@ -24,6 +24,7 @@ CONTROLS = (  # numbers that are the same whatever the weights
     "*_untrained",
     "classifier_accuracy",
     "classifier_error",
+    "class_score_data",
     "*_floor",
     "reconstruction_mse_random_pair",
     "ladder_random_pair",

@@ -1,4 +1,4 @@
-"""Balance of the classes among generated images, as a classifier sees them."""
+"""Balance and clarity of the classes among generated images, as a classifier sees them."""
 
 import numpy as np
 
@@ -29,3 +29,14 @@ def class_kl(labels: np.ndarray, reference_frequencies: np.ndarray) -> float:
 def class_kl_floor(num_classes: int, num_samples: int) -> float:
     """Return (K - 1) / 2n, the leading term of E[class_kl] for n samples drawn from the reference."""
     return (num_classes - 1) / (2 * num_samples)
+
+
+def class_score(probabilities: np.ndarray) -> float:
+    """Return exp(E_x KL(p(y | x) || E_x p(y | x))) of probabilities p(y | x) [N, K], between 1 and K.
+
+    The inception score (Salimans et al., 2016) with the classifier that gave the probabilities: scores by
+    different classifiers are not comparable.
+    """
+    p = np.asarray(probabilities, np.float64)
+    ratio = np.where(p > 0, p, 1) / np.where(p > 0, p.mean(axis=0), 1)
+    return float(np.exp(np.mean(np.sum(p * np.log(ratio), axis=1))))

@@ -24,9 +24,10 @@ EMA_DECAY = 0.999
 
 
 class Classifier(NamedTuple):
-    """A trained reference classifier: two functions of data [N, *X] in [0, 1], on the host."""
+    """A trained reference classifier: functions of data [N, *X] in [0, 1], on the host."""
 
     predict: Predict
+    probabilities: Callable[[np.ndarray], np.ndarray]  # [N, K]
     features: Callable[[np.ndarray], np.ndarray]  # [N, F], what the last linear layer reads
 
 
@@ -107,11 +108,10 @@ def fit_classifier(
         recipe, jit, jnp.asarray(x), jnp.asarray(labels), scale, standardise, jax.random.key(seed)
     )
     predict = jit(lambda params, x: jnp.argmax(_logits(recipe, params, standardise(x)), axis=-1))
+    probabilities = jit(lambda params, x: jax.nn.softmax(_logits(recipe, params, standardise(x))))
     features = jit(lambda params, x: jax.nn.relu(_last_hidden(recipe, params, standardise(x))))
-    return Classifier(
-        lambda x: map_blocks(functools.partial(predict, params), x),
-        lambda x: map_blocks(functools.partial(features, params), x),
-    )
+    functions = (functools.partial(f, params) for f in (predict, probabilities, features))
+    return Classifier(*(functools.partial(map_blocks, f) for f in functions))
 
 
 def _train(
