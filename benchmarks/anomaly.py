@@ -1,7 +1,7 @@
 """Anomaly detection with one digit left out of the training, beside simple detectors.
 
     python -m benchmarks.anomaly --config experiments/digits.py --steps 3000 --digits 0 1 8
-    python -m benchmarks.anomaly --config experiments/mnist_stable.py --path mnist.npz --steps 1500 --digits 0
+    python -m benchmarks.anomaly --config experiments/mnist_stable.py:ali --path mnist.npz --steps 1500
 
 For every digit and seed: the training rows of the other nine are divided at random, and the model and the
 simple detectors are trained on one part. The second part calibrates the thresholds of all of them, the third

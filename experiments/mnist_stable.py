@@ -22,12 +22,14 @@ from ml_collections import ConfigDict
 from ali_jax import config as defaults
 
 
-def get_config() -> ConfigDict:
-    """Return the configuration."""
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the configuration, or that of plain ALI."""
+    if variant not in ("", "ali"):
+        raise ValueError(f"mnist_stable.py:{variant}: the only variant is ali.")
     config = defaults.base()
     defaults.stable_recipe(config)
     config.batch_size = 128
-    config.num_steps = 20_000
+    config.num_steps = 10_000
     config.steps_per_call = 100
     config.log_every = 500
     config.checkpoint_every = 2_500
@@ -40,6 +42,13 @@ def get_config() -> ConfigDict:
     config.encoder.layers = config.decoder.layers = (512, 512)
     config.discriminator.x_layers = config.discriminator.joint_layers = (512, 512)
     config.discriminator.z_layers = (128, 128)
+
+    if variant == "ali":
+        config.num_steps = 20_000
+    else:
+        config.encoder.batch_norm = (True,)
+        config.penalties.cycle_x.weight = 0.05
+        config.penalties.r1.gamma_final = 0.3
 
     config.optimizer.generator.learning_rate = 5e-4
     config.optimizer.discriminator.learning_rate = 7.5e-4

@@ -13,6 +13,7 @@ import pytest
 import small
 
 from ali_jax import command, game, losses, model, penalties, train
+from ali_jax import config as configs
 from ali_jax.layers import SpectralNorm
 from ali_jax.registry import public_functions
 from ali_jax.types import Batch, Logits, Losses
@@ -402,3 +403,16 @@ def test_the_documentation_shows_every_loss_and_penalty():
     text = (small.ROOT / "docs" / "variants.md").read_text()
     for name in (*ONE_LOGIT, *public_functions(penalties)):
         assert f"| `{name}` |" in text, name
+
+
+def test_plain_ali_on_mnist_differs_from_the_recipe_by_its_additions_alone():
+    recipe, plain = (configs.flat(small.experiment(name)) for name in ("mnist_stable", "mnist_stable:ali"))
+    assert {key for key in recipe if recipe[key] != plain[key]} == {
+        "encoder.batch_norm",
+        "num_steps",
+        "penalties.cycle_x.weight",
+        "penalties.r1.gamma_final",
+    }
+    assert plain["penalties.cycle_x.weight"] == 0
+    with pytest.raises(ValueError, match="the only variant is ali"):
+        small.experiment("mnist_stable:plain")
