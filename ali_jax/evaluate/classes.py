@@ -60,8 +60,8 @@ def class_balance(
     predict, accuracy = reference_predict(dataset)
     test = labelled(test_rows(dataset))
     frequencies = classes.class_histogram(labelled(train_rows(dataset)).label, dataset.num_classes)
-    probabilities = reference_classifier(dataset).probabilities
-    of_samples = probabilities(draw_samples(ali, variables, key_samples, num_samples, dataset))
+    samples = draw_samples(ali, variables, key_samples, num_samples, dataset)
+    of_samples = reference_classifier(dataset).probabilities(samples)
     sampled = of_samples.argmax(axis=-1)
     shares = classes.class_histogram(sampled, dataset.num_classes)
 
@@ -75,7 +75,7 @@ def class_balance(
         "class_share_min": float(shares.min()),
         "class_share_max": float(shares.max()),
         "class_score": classes.class_score(of_samples),
-        "class_score_data": classes.class_score(probabilities(unit(test.x, dataset.scale))),
+        "class_score_data": _class_score_data(dataset),
         "class_kept": kept(None),
         "class_kept_sampled": kept(key_codes),
         "classifier_accuracy": accuracy,
@@ -244,6 +244,12 @@ def l2_svm(
         "n_svm_test": float(number),
     }
     return Report(scalars, {})
+
+
+@cached_by_data(maxsize=2)
+def _class_score_data(dataset: Dataset) -> float:
+    x = unit(labelled(test_rows(dataset)).x, dataset.scale)
+    return classes.class_score(reference_classifier(dataset).probabilities(x))
 
 
 def _class_probabilities(
