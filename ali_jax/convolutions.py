@@ -16,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ali_jax.types import Array
+from ali_jax.types import Array, PyTree
 
 Lowering: TypeAlias = Literal["native", "cpu"]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def lowering_for(platform: str) -> Lowering:
-    """Return the lowering for programs compiled for `platform`, as in `device.platform`."""
+def lowering_for(platform: str, choice: Lowering | Literal["auto"] = "auto") -> Lowering:
+    """Return `choice` or, for "auto", what suits programs for `platform`, as in `device.platform`."""
+    if choice != "auto":
+        return choice
     return "cpu" if platform == "cpu" else "native"
 
 
@@ -80,12 +82,13 @@ def conv_transpose(
     return _crop_or_pad(_input_gradient(stride, (height, width), x, kernel.swapaxes(2, 3)), -padding)
 
 
-def cut(x: Array, lowering: Lowering) -> Array:
-    """Return x, and let "cpu" compute it before whatever reads it, its gradient likewise.
+def cut(x: PyTree, lowering: Lowering) -> Any:
+    """Return x, an array or several, and let "cpu" compute all of it before what reads any of it.
 
-    XLA:CPU fuses elementwise work into the transpositions and sums that read it, where it goes through memory
-    in strides, once for each reader: ten times slower than on its own. `compiler_options` are needed for
-    this to have an effect. On other platforms fusion is what makes such work cheap.
+    The same holds for its gradient. XLA:CPU fuses elementwise work into the transpositions and sums that read
+    it, where it goes through memory in strides, once for each reader: ten times slower than on its own.
+    `compiler_options` are needed for this to have an effect. On other platforms fusion is what makes such
+    work cheap.
     """
     return lax.optimization_barrier(x) if lowering == "cpu" else x
 

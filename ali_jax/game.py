@@ -93,9 +93,8 @@ def _prepare_one(config: Config, dataset: data.Dataset, *, checked: bool = False
     """Prepare a single run, `checked` if another one of the same networks was."""
     mesh = make_mesh(config.batch_size, jax.devices())
     axis_name = train.AXIS if config.parallel == "pmap" else None
-    build = functools.partial(
-        networks.build, config, x_shape=dataset.train.shape, platform=mesh.devices.flat[0].platform
-    )
+    platform = mesh.devices.flat[0].platform
+    build = functools.partial(networks.build, config, x_shape=dataset.train.shape, platform=platform)
     ali = build(axis_name=axis_name)
     for name in config.evaluators:
         evaluators.check_applicable(name, dataset, ali)
@@ -105,7 +104,7 @@ def _prepare_one(config: Config, dataset: data.Dataset, *, checked: bool = False
         dataset,
         mesh,
         ali,
-        train.make_optimizer(config),
+        train.make_optimizer(config, platform=platform),
         train.make_loss(config, axis_name=axis_name),
         train.make_penalties(config),
         data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.scale),
@@ -295,11 +294,11 @@ def make_call(game: Game, feed: data.Feed, steps: int) -> Any:
 
 
 def _population(game: Game, feed: Any) -> train.Population:
-    config = game.config
+    config, platform = game.config, game.mesh.devices.flat[0].platform
 
     def make(values: dict[str, Array]) -> tuple[Any, Any]:
         member = configs.with_values(config, values)
-        return train.make_optimizer(member), train.make_penalties(member)
+        return train.make_optimizer(member, platform=platform), train.make_penalties(member)
 
     values = {key: jnp.asarray(numbers) for key, numbers in population.of_steps(config).items()}
     return train.Population(values, make, feed.axes)

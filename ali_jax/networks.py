@@ -427,10 +427,9 @@ def build(
     _check_fit(sections, shape)
     if config.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"config.dtype is {config.dtype!r}; it must be float32 or bfloat16.")
-    lowering = convolutions.lowering_for(platform) if config.lowering == "auto" else config.lowering
     shared = {
         "dtype": jnp.dtype(config.dtype),
-        "lowering": lowering,
+        "lowering": convolutions.lowering_for(platform, config.lowering),
         "axis_name": axis_name,
         "embedding": config.condition.embedding,
         "embedding_learned": config.condition.learned,

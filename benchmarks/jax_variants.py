@@ -33,8 +33,9 @@ class Ours:
         self.config = config
         self.unit = config.steps_per_call
         self._mesh = Mesh(jax.devices()[:1], (train.AXIS,))
-        self._ali = networks.build(config, platform=self._mesh.devices.flat[0].platform)
-        self._tx = train.make_optimizer(config)
+        platform = self._mesh.devices.flat[0].platform
+        self._ali = networks.build(config, platform=platform)
+        self._tx = train.make_optimizer(config, platform=platform)
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
         self._feed = data.make_feed(
             data.ArraySplit(_rows(config), None, None, 0),

@@ -1,5 +1,6 @@
 """The game: its gradients, the update, and that scanning, sharding and named axes change nothing."""
 
+import re
 from functools import partial
 
 import jax
@@ -266,6 +267,42 @@ def test_each_player_has_its_own_optimiser_and_a_frozen_network_stays(key):
     change = Networks(*map(distance, moved.variables.params, state.variables.params))
     assert change.encoder > 0
     assert change.decoder == change.discriminator == 0
+
+
+def _adam_step(platform):
+    config = small.experiment("svhn")
+    tx = train.make_optimizer(config, platform=platform)
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    options = convolutions.compiler_options(platform)
+    return tx, jax.jit(step, donate_argnums=(0, 1), compiler_options=options)
+
+
+def test_adam_for_a_cpu_is_optax_s_adam(key):
+    params = Networks(*(jax.random.normal(jax.random.fold_in(key, i), (5, 3)) for i in range(3)))
+    found = {}
+    for platform in ("cpu", "gpu"):
+        tx, step = _adam_step(platform)
+        moved, state = jax.tree.map(jnp.copy, params), tx.init(params)
+        for i in range(4):
+            grads = jax.tree.map(lambda leaf, i=i: jnp.sin(leaf * (1 + i)), params)
+            moved, state = step(moved, state, grads)
+        found[platform] = moved, state
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found["cpu"], found["gpu"])
+
+
+def test_adam_for_a_cpu_copies_neither_moments_nor_parameters():
+    shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    params = Networks(shape, shape, shape)
+    copies = {}
+    for platform in ("cpu", "gpu"):
+        tx, step = _adam_step(platform)
+        program = step.lower(params, jax.eval_shape(tx.init, params), params).compile().as_text()
+        copies[platform] = len(re.findall(r"f32\[64,64\]\S* copy\(", program))
+    assert copies["cpu"] == 0 < copies["gpu"]
 
 
 def test_the_learning_rate_is_constant_then_falls_on_a_cosine():
