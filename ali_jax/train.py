@@ -223,10 +223,8 @@ def _scale_by_adam_on_cpu(b1: Any, b2: Any, eps: Any) -> optax.GradientTransform
     adam = optax.scale_by_adam(b1, b2, eps)
     cut = partial(convolutions.cut, lowering="cpu")
 
-    def update(
-        grads: PyTree, state: optax.ScaleByAdamState, params: PyTree = None
-    ) -> tuple[PyTree, optax.ScaleByAdamState]:
-        _, state = adam.update(cut(grads), state, params)  # what it returns first is found from the moments
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        _, state = adam.update(cut(updates), state, params)  # what it returns first is found from the moments
         state = state._replace(mu=jax.tree.map(cut, state.mu), nu=jax.tree.map(cut, state.nu))
         mu = optax.tree.bias_correction(state.mu, b1, state.count)
         nu = optax.tree.bias_correction(state.nu, b2, state.count)
