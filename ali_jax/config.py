@@ -58,7 +58,7 @@ def base() -> Config:
     config.dtype = "float32"  # compute type of the networks: float32 | bfloat16; state is always float32
     config.ema_decay = 0.0  # of the averaged variables, with warm-up; 0 = off. Evaluation uses them where on
     config.parallel = "mesh"  # mesh: one program over all devices; pmap: the named axis
-    config.lowering = "auto"  # convolutions: auto (by platform) | native | cpu
+    config.lowering = "auto"  # convolutions, and the order of Adam: auto (by platform) | native | cpu
     config.gradient = "auto"  # auto (one pass where exact) | one_pass | two_pullbacks
     config.loss = "ali"  # a function of ali_jax.losses
     config.labelled_weight = 1.0  # of the labelled term in config.loss = "semi_supervised"
