@@ -221,15 +221,18 @@ def _spread(g: Array, w: Array) -> Array:
 
     The padded convolution multiplies (H + k - 1)^2 / H^2 as much as needed. What the other forms take of its
     CPU-seconds (2 Zen 5 cores, float32, batch 64): dots 0.6 for 2x2 taps on 4x4x256 -> 512; Toom-Cook 0.35
-    for 4x4 taps on 10x10x128 -> 64, but 1.3 for 28x28x64 -> 64 at batch 32, where its transforms
-    outgrow the cache; blocks 0.35 for 5x5 taps on 28x28x32 -> 3.
+    for 4x4 taps on 10x10x128 -> 64 and 0.6 for 5x5 on 28x28x32 -> 32, but 1.3 for 4x4 on 28x28x64 -> 64 at
+    batch 32, where its transforms outgrow the cache; blocks 0.35 for 5x5 taps on 28x28x32 -> 3.
     """
     k, _, channels, features = w.shape
     size = max(g.shape[1:3])
     if size <= 4:
         return _spread_by_dots(g, w)
-    if k == 4 and size <= 16 and min(channels, features) >= 32 and jnp.finfo(g.dtype).bits >= 32:
-        return _spread_by_toom_cook(g, w)
+    if min(channels, features) >= 32 and jnp.finfo(g.dtype).bits >= 32:
+        if k == 4 and size <= 16:
+            return _spread_by_toom_cook(g, w, tile=2)
+        if k == 5 and size <= 32:
+            return _spread_by_toom_cook(g, w, tile=4)
     if k >= 4 and channels <= 4:
         return _spread_in_blocks(g, w)
     return _lax_conv(g, _adjoint(w), 1, k - 1)
@@ -243,28 +246,39 @@ def _spread_by_dots(g: Array, w: Array) -> Array:
     return _overlap_add([_overlap_add([x[:, :, :, a, b] for b in taps], 1, 2) for a in taps], 1, 1)
 
 
-# Toom-Cook for tiles of 2 pixels and 4 taps (Lavin & Gray, arXiv 1509.09308): evaluate both polynomials at
-# 0, 1, -1, 2 and infinity, multiply, interpolate the 5 coefficients of the product. In two dimensions
-# 25 products per tile instead of 64; the rounding error in float32 is about 1e-6 of the result's deviation.
-_EVALUATE = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [1, -1, 1, -1], [1, 2, 4, 8], [0, 0, 0, 1]])
-_INTERPOLATE = (
-    np.array([[6, 0, 0, 0, 0], [-3, 6, -2, -1, 12], [-6, 3, 3, 0, -6], [3, -3, -1, 1, -12], [0, 0, 0, 0, 6]])
-    / 6
-)
-_EVALUATE_TILE = np.array([[1, 0], [1, 1], [1, -1], [1, 2], [0, 1]])
+def _spread_by_toom_cook(g: Array, w: Array, tile: int) -> Array:
+    """Multiply tiles of pixels by the taps at n x n points, then add the n x n results where they overlap.
+
+    Toom-Cook (Lavin & Gray, arXiv 1509.09308): evaluate both as polynomials, multiply, interpolate. That is
+    25 products for a tile of 2x2 and 4x4 taps instead of 64, and 64 for 4x4 and 5x5 instead of 400. In
+    float32 the rounding error is about 1e-6 and 2e-5 of the result's deviation.
+    """
+    k, height, width = w.shape[0], *g.shape[1:3]
+    evaluate_tile, evaluate, interpolate = _toom_cook(tile, k)
+    g = _fit(g, (height + -height % tile, width + -width % tile))
+    rows = _combine(evaluate_tile, [g[:, a::tile] for a in range(tile)])
+    tiles = [_combine(evaluate_tile, [row[:, :, b::tile] for b in range(tile)]) for row in rows]
+    kernels = jnp.einsum("pa,qb,abcf->pqfc", *[jnp.asarray(evaluate, w.dtype)] * 2, w)
+    products = [[part @ kernels[p, q] for q, part in enumerate(row)] for p, row in enumerate(tiles)]
+    columns = [_overlap_add(_combine(interpolate, row), tile, 2) for row in products]
+    return _fit(_overlap_add(_combine(interpolate, columns), tile, 1), (height + k - 1, width + k - 1))
 
 
-def _spread_by_toom_cook(g: Array, w: Array) -> Array:
-    """Multiply tiles of 2x2 pixels by 4x4 taps at 5x5 points, then add the 5x5 results where they overlap."""
-    _, height, width, _ = g.shape
-    g = _fit(g, (height + height % 2, width + width % 2))
-    rows = _combine(_EVALUATE_TILE, [g[:, a::2] for a in range(2)])
-    tiles = [_combine(_EVALUATE_TILE, [row[:, :, b::2] for b in range(2)]) for row in rows]
-    evaluate = jnp.asarray(_EVALUATE, w.dtype)
-    kernels = jnp.einsum("pa,qb,abcf->pqfc", evaluate, evaluate, w)
-    products = [[tile @ kernels[p, q] for q, tile in enumerate(row)] for p, row in enumerate(tiles)]
-    columns = [_overlap_add(_combine(_INTERPOLATE, row), 2, 2) for row in products]
-    return _fit(_overlap_add(_combine(_INTERPOLATE, columns), 2, 1), (height + 3, width + 3))
+@functools.cache
+def _toom_cook(tile: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return three matrices for the product of polynomials of `tile` and `taps` coefficients.
+
+    Two evaluate the factors at n = tile + taps - 1 points, of which the last is infinity; the third finds the
+    product's n coefficients from its values there (Lagrange).
+    """
+    points = np.array([0, 1, -1, 2, -2, 1 / 2, -1 / 2])[: tile + taps - 2]
+    others = [np.delete(points, i) for i in range(len(points))]
+    basis = [np.append(0, np.poly(o) / np.prod(p - o)) for p, o in zip(points, others, strict=True)]
+
+    def evaluate(length: int) -> np.ndarray:
+        return np.vstack([np.vander(points, length, increasing=True), np.eye(length)[-1]])
+
+    return evaluate(tile), evaluate(taps), np.stack([*basis, np.poly(points)], axis=1)[::-1]
 
 
 def _spread_in_blocks(g: Array, w: Array) -> Array:

@@ -61,10 +61,15 @@ class Worker:
     """The parent's end: a child process that measures."""
 
     def __init__(self, python: str = sys.executable) -> None:
-        """Start the child under a Python interpreter; torch gets our number of threads and no spin-waits."""
+        """Start the child under a Python interpreter.
+
+        All get huge pages, with which `python -m ali_jax.main` trains convolutions on a CPU; torch gets our
+        number of threads and no spin-waits.
+        """
         environment = {
             "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
             "OMP_WAIT_POLICY": "PASSIVE",
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several workers share a GPU
             **os.environ,
         }

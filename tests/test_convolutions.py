@@ -38,6 +38,7 @@ TRANSPOSED = [
     ((5, 6), 7, 2, 0, 2, 3),
     ((2, 3), 2, 3, 0, 2, 2),
     ((6, 5), 4, 1, 0, 32, 33),
+    ((9, 6), 5, 1, 0, 32, 33),
 ]
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is what takes the time here
 PAIRS = [(conv, case) for case in CASES] + [(conv_transpose, case) for case in TRANSPOSED]

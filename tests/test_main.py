@@ -15,7 +15,7 @@ from small import ROOT
 from test_loop import contents, signalling, tiny
 
 from ali_jax import config as configs
-from ali_jax.main import main
+from ali_jax.main import HUGE_PAGES, main, restart_with_huge_pages
 
 DIGITS = str(ROOT / "experiments" / "digits.py")
 
@@ -378,6 +378,63 @@ def test_a_mistake_is_reported_soon_and_without_a_traceback(tmp_path):
     out, err = command("--config", DIGITS, "--workdir", str(tmp_path / "run"), "--config.sed=3").communicate()
     assert time.monotonic() - began < 10
     assert (out, err) == ("", "ali_jax: There is no config key 'sed' to set. Did you mean seed?\n")
+
+
+@pytest.mark.parametrize(
+    ("pages", "tunables", "backend", "restarts"),
+    [
+        ("always [madvise] never\n", None, "cpu", True),
+        ("always [madvise] never\n", None, "gpu", False),
+        ("always [madvise] never\n", "", "cpu", False),
+        ("[always] madvise never\n", None, "cpu", False),
+        ("always madvise [never]\n", None, "cpu", False),
+        (None, None, "cpu", False),
+    ],
+)
+def test_the_program_restarts_with_huge_pages_where_linux_leaves_them_to_it(
+    tmp_path, monkeypatch, pages, tunables, backend, restarts
+):
+    setting = tmp_path / "enabled"
+    if pages is not None:
+        setting.write_text(pages)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    monkeypatch.setattr("ali_jax.main.HUGE_PAGES", setting)
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: calls.append(arguments))
+    restart_with_huge_pages()
+    assert len(calls) == restarts
+    for program, arguments, environment in calls:
+        assert [program, *sys.orig_argv[1:]] == arguments
+        assert environment == {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_training_of_convolutions_restarts_once_and_goes_on(tmp_path, convolutions):
+    try:
+        expected = ["", "glibc.malloc.hugetlb=1"] if "[madvise]" in HUGE_PAGES.read_text() else [""]
+    except OSError:
+        expected = [""]
+    changes = {"decoder__width": 8, "decoder__layers": ()} if convolutions else {}
+    file, log = Path(write_config(tmp_path, **changes, evaluators=("sampls",))), tmp_path / "log"
+    note = (
+        f"import os\nwith open({str(log)!r}, 'a') as f:\n    print(os.getenv('GLIBC_TUNABLES', ''), file=f)\n"
+    )
+    file.write_text(note + file.read_text())
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    found = subprocess.run(
+        [sys.executable, "-m", "ali_jax.main", "--config", str(file), "--workdir", str(tmp_path / "run")],
+        env={**environment, "JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2
+    assert "Did you mean 'samples'?" in found.stderr
+    assert log.read_text().split("\n")[:-1] == (expected if convolutions else [""])
 
 
 def test_training_never_imports_tensorflow(tmp_path):
