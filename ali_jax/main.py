@@ -285,7 +285,7 @@ def restart_with_huge_pages() -> None:
 
     XLA:CPU takes the memory of a step's intermediate results from malloc. Linux may leave it to programs to
     ask for huge pages ("madvise"), and glibc decides at a program's start whether to. Convolutional networks
-    train 1.13 to 1.2 times as fast with them (docs/performance.md), perceptrons no faster.
+    train 1.13 to 1.22 times as fast with them (docs/performance.md), perceptrons no faster.
     """
     import jax
 
