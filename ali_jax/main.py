@@ -113,7 +113,7 @@ def _draws_from_prior(config: Config, options: Options) -> bool:
 
 
 def _train(config: Config, options: Options) -> int:
-    if __name__ == "__main__" and has_convolutions(config) and not options.coordinator:
+    if __name__ == "__main__" and _has_convolutions(config) and not options.coordinator:
         restart_with_huge_pages()
     from ali_jax.loop import run
 
@@ -275,7 +275,7 @@ def set_up_jax(*, on_cpu: bool = False) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def has_convolutions(config: Config) -> bool:
+def _has_convolutions(config: Config) -> bool:
     """Tell whether the decoder is one of convolutions, by its table of layers or by its width."""
     return bool(config.decoder.width) or any(isinstance(layer, tuple) for layer in config.decoder.layers)
 
@@ -293,7 +293,9 @@ def restart_with_huge_pages() -> None:
         left_to_programs = "[madvise]" in HUGE_PAGES.read_text()
     except OSError:  # no Linux, or one without huge pages
         return
-    if left_to_programs and "GLIBC_TUNABLES" not in os.environ and jax.default_backend() == "cpu":
+    if "GLIBC_TUNABLES" in os.environ or "ali_jax.main" not in sys.orig_argv:  # set, or run by a notebook
+        return
+    if left_to_programs and jax.default_backend() == "cpu":
         environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 

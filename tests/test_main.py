@@ -381,18 +381,19 @@ def test_a_mistake_is_reported_soon_and_without_a_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pages", "tunables", "backend", "restarts"),
+    ("pages", "tunables", "backend", "module", "restarts"),
     [
-        ("always [madvise] never\n", None, "cpu", True),
-        ("always [madvise] never\n", None, "gpu", False),
-        ("always [madvise] never\n", "", "cpu", False),
-        ("[always] madvise never\n", None, "cpu", False),
-        ("always madvise [never]\n", None, "cpu", False),
-        (None, None, "cpu", False),
+        ("always [madvise] never\n", None, "cpu", "ali_jax.main", True),
+        ("always [madvise] never\n", None, "gpu", "ali_jax.main", False),
+        ("always [madvise] never\n", None, "cpu", "a_notebook", False),
+        ("always [madvise] never\n", "", "cpu", "ali_jax.main", False),
+        ("[always] madvise never\n", None, "cpu", "ali_jax.main", False),
+        ("always madvise [never]\n", None, "cpu", "ali_jax.main", False),
+        (None, None, "cpu", "ali_jax.main", False),
     ],
 )
 def test_the_program_restarts_with_huge_pages_where_linux_leaves_them_to_it(
-    tmp_path, monkeypatch, pages, tunables, backend, restarts
+    tmp_path, monkeypatch, pages, tunables, backend, module, restarts
 ):
     setting = tmp_path / "enabled"
     if pages is not None:
@@ -402,12 +403,13 @@ def test_the_program_restarts_with_huge_pages_where_linux_leaves_them_to_it(
         monkeypatch.setenv("GLIBC_TUNABLES", tunables)
     monkeypatch.setattr("ali_jax.main.HUGE_PAGES", setting)
     monkeypatch.setattr("jax.default_backend", lambda: backend)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "-m", module, "--workdir", "a b"])
     calls = []
     monkeypatch.setattr(os, "execve", lambda *arguments: calls.append(arguments))
     restart_with_huge_pages()
     assert len(calls) == restarts
     for program, arguments, environment in calls:
-        assert [program, *sys.orig_argv[1:]] == arguments
+        assert arguments == [program, "-X", "dev", "-m", module, "--workdir", "a b"]
         assert environment == {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
