@@ -247,7 +247,7 @@ def _spread_by_dots(g: Array, w: Array) -> Array:
 
 
 def _spread_by_toom_cook(g: Array, w: Array, tile: int) -> Array:
-    """Multiply tiles of pixels by the taps at n x n points, then add the n x n results where they overlap.
+    """Multiply tiles of tile x tile pixels by the taps, then add the results where they overlap.
 
     Toom-Cook (Lavin & Gray, arXiv 1509.09308): evaluate both as polynomials, multiply, interpolate. That is
     25 products for a tile of 2x2 and 4x4 taps instead of 64, and 64 for 4x4 and 5x5 instead of 400. In
@@ -258,7 +258,8 @@ def _spread_by_toom_cook(g: Array, w: Array, tile: int) -> Array:
     g = _fit(g, (height + -height % tile, width + -width % tile))
     rows = _combine(evaluate_tile, [g[:, a::tile] for a in range(tile)])
     tiles = [_combine(evaluate_tile, [row[:, :, b::tile] for b in range(tile)]) for row in rows]
-    kernels = jnp.einsum("pa,qb,abcf->pqfc", *[jnp.asarray(evaluate, w.dtype)] * 2, w)
+    evaluate = jnp.asarray(evaluate, w.dtype)
+    kernels = jnp.einsum("pa,qb,abcf->pqfc", evaluate, evaluate, w)
     products = [[part @ kernels[p, q] for q, part in enumerate(row)] for p, row in enumerate(tiles)]
     columns = [_overlap_add(_combine(interpolate, row), tile, 2) for row in products]
     return _fit(_overlap_add(_combine(interpolate, columns), tile, 1), (height + k - 1, width + k - 1))

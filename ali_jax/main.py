@@ -113,7 +113,7 @@ def _draws_from_prior(config: Config, options: Options) -> bool:
 
 
 def _train(config: Config, options: Options) -> int:
-    if __name__ == "__main__" and _has_convolutions(config) and not options.coordinator:
+    if _has_convolutions(config) and not options.coordinator:
         restart_with_huge_pages()
     from ali_jax.loop import run
 
@@ -277,7 +277,9 @@ def set_up_jax(*, on_cpu: bool = False) -> None:
 
 def _has_convolutions(config: Config) -> bool:
     """Tell whether the decoder is one of convolutions, by its table of layers or by its width."""
-    return bool(config.decoder.width) or any(isinstance(layer, tuple) for layer in config.decoder.layers)
+    from ali_jax.networks import is_convolutional
+
+    return bool(config.decoder.width) or is_convolutional(config.decoder.layers)
 
 
 def restart_with_huge_pages() -> None:
@@ -293,7 +295,7 @@ def restart_with_huge_pages() -> None:
         left_to_programs = "[madvise]" in HUGE_PAGES.read_text()
     except OSError:  # no Linux, or one without huge pages
         return
-    if "GLIBC_TUNABLES" in os.environ or "ali_jax.main" not in sys.orig_argv:  # set, or run by a notebook
+    if "GLIBC_TUNABLES" in os.environ or "ali_jax.main" not in sys.orig_argv:  # set, or another's process
         return
     if left_to_programs and jax.default_backend() == "cpu":
         environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -366,7 +366,8 @@ def _check_choice(what: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{what} is {value!r}; it must be one of {', '.join(choices)}.")
 
 
-def _is_convolutional(table: Sequence[Layer]) -> bool:
+def is_convolutional(table: Sequence[Layer]) -> bool:
+    """Tell whether any of the layers is a convolution."""
     return any(not isinstance(layer, int) for layer in table)
 
 
@@ -593,15 +594,15 @@ def _check_fit(sections: Mapping[str, dict[str, Any]], shape: tuple[int, ...]) -
         "discriminator": sections["discriminator"].get("x_layers", ()),
         "discriminator.pair_layers": sections["discriminator"].get("pair_layers", ()),
     }
-    convolutional = [role for role, table in tables.items() if _is_convolutional(table)]
+    convolutional = [role for role, table in tables.items() if is_convolutional(table)]
     if sections["encoder"].get("frequencies") and "encoder" in convolutional:
         raise ValueError("config.encoder.frequencies are for perceptrons; its layers are convolutions.")
     decoder = sections["decoder"]["layers"]
-    if not convolutional and not _is_convolutional(decoder):
+    if not convolutional and not is_convolutional(decoder):
         return
     if len(shape) != 3 or shape[0] != shape[1]:
         raise ValueError(f"Convolutional networks need square images; the data are {_by(shape)}.")
-    made = layers.output_size(1, decoder, transpose=True) if _is_convolutional(decoder) else shape[0]
+    made = layers.output_size(1, decoder, transpose=True) if is_convolutional(decoder) else shape[0]
     if made != shape[0]:
         raise ValueError(
             f"The decoder's layers make images of {made}x{made}; the data are {_by(shape)}. Resize them "

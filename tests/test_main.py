@@ -414,28 +414,22 @@ def test_the_program_restarts_with_huge_pages_where_linux_leaves_them_to_it(
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
-def test_training_of_convolutions_restarts_once_and_goes_on(tmp_path, convolutions):
+def test_training_of_convolutions_restarts_once_and_goes_on(tmp_path, monkeypatch, convolutions):
     try:
         expected = ["", "glibc.malloc.hugetlb=1"] if "[madvise]" in HUGE_PAGES.read_text() else [""]
     except OSError:
         expected = [""]
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     changes = {"decoder__width": 8, "decoder__layers": ()} if convolutions else {}
     file, log = Path(write_config(tmp_path, **changes, evaluators=("sampls",))), tmp_path / "log"
     note = (
         f"import os\nwith open({str(log)!r}, 'a') as f:\n    print(os.getenv('GLIBC_TUNABLES', ''), file=f)\n"
     )
     file.write_text(note + file.read_text())
-    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
-    found = subprocess.run(
-        [sys.executable, "-m", "ali_jax.main", "--config", str(file), "--workdir", str(tmp_path / "run")],
-        env={**environment, "JAX_PLATFORMS": "cpu"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 2
-    assert "Did you mean 'samples'?" in found.stderr
+    process = command("--config", str(file), "--workdir", str(tmp_path / "run"), JAX_PLATFORMS="cpu")
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "Did you mean 'samples'?" in err
     assert log.read_text().split("\n")[:-1] == (expected if convolutions else [""])
 
 
