@@ -125,7 +125,7 @@ def test_distances_disagree_beyond_half_and_the_floor(a, b, differ):
 def test_the_features_of_the_classifier_are_what_its_last_layer_reads(rng):
     label = rng.integers(2, size=200)
     x = (label[:, None] + 0.1 * rng.standard_normal((200, 3))).astype(np.float32)
-    trained = fit_classifier(x, label, 2, steps=40)
+    trained = fit_classifier(x, label, 2, length=0.04)
     features = trained.features(x)
     assert features.shape == (200, 256)
     assert features.min() == 0

@@ -255,7 +255,7 @@ def test_the_convolutional_classifier_learns_from_labelled_rows_alone(rng):
     for k in range(3):  # a bar whose place tells the class, whatever the translation
         x[label == k, :, 2 + 6 * k : 4 + 6 * k] += 0.6
     given = np.where(np.arange(600) < 200, label, -1)
-    predict = train_classifier(x.astype(np.float32), given, 3, steps=60)
+    predict = train_classifier(x.astype(np.float32), given, 3, length=0.06)
     assert np.mean(predict(x[500:].astype(np.float32)) == label[500:]) > 0.95
 
 

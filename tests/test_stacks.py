@@ -13,7 +13,8 @@ from test_loop import tiny
 from ali_jax import config as configs
 from ali_jax import data, describe, evaluate, game, loop, model, networks
 from ali_jax.data import ArraySplit, DataError, Stacked
-from ali_jax.evaluate import rows
+from ali_jax.evaluate import coverage, rows
+from ali_jax.metrics.classifier import Classifier
 from ali_jax.report import records
 
 
@@ -153,8 +154,27 @@ def test_stacked_modes_needs_stacks_and_the_classifier_has_single_images_alone(s
         rows.reference_classifier(stacks)
 
 
+def test_the_reader_of_stacks_is_trained_longer_and_each_classifier_once(stacks, monkeypatch):
+    lengths = []
+
+    def fit(x, label, num_classes, *, scale, length):
+        del label, num_classes, scale
+        lengths.append(length)
+        return Classifier(*3 * (lambda x: np.zeros(len(x), int),))
+
+    parts = stacks.parts._replace(test=ArraySplit(*stacks.parts.test.rows(np.arange(20))))
+    test = ArraySplit(*stacks.test.rows(np.arange(20)))  # as for the parts' test: what is in no cache
+    monkeypatch.setattr(rows, "fit_classifier", fit)
+    rows.reference_predict(parts)
+    rows.reference_classifier(parts)
+    rows.reference_classifier(parts, length=1.0)
+    assert lengths == [1]
+    evaluate.stacked_modes(*copier(stacks), jax.random.key(0), stacks._replace(parts=parts, test=test))
+    assert lengths == [1, 2]
+
+
 def test_recalled_stacks_are_the_modes_that_are_counted(stacks, key):
-    predict, accuracy = rows.reference_predict(stacks.parts)
+    predict, accuracy = rows.reference_predict(stacks.parts, coverage.READER_LENGTH)
     digits = stacks.parts.train
     right = predict(digits.x / np.float32(16)) == digits.label
     first = [np.flatnonzero(right & (digits.label == k))[0] for k in range(10)]  # an image of each class

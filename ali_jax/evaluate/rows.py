@@ -5,6 +5,7 @@ model is worked out once per data set and process.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -51,16 +52,23 @@ class _ByIdentity:
 def cached_by_data(
     maxsize: int,
 ) -> Callable[[Callable[Concatenate[Dataset, P], T]], Callable[Concatenate[Dataset, P], T]]:
-    """Cache a function of a data set, which is the same one where its splits are the same objects."""
+    """Cache a function of a data set, which is the same one where its splits are the same objects.
+
+    An argument that is left out is the same as its default.
+    """
 
     def with_cache(function: Callable[Concatenate[Dataset, P], T]) -> Callable[Concatenate[Dataset, P], T]:
         @functools.lru_cache(maxsize)
         def found(data: _ByIdentity, *args: P.args, **kwargs: P.kwargs) -> T:
             return function(data.dataset, *args, **kwargs)
 
+        signature = inspect.signature(function)
+
         @functools.wraps(function)
         def look_up(dataset: Dataset, *args: P.args, **kwargs: P.kwargs) -> T:
-            return found(_ByIdentity(dataset), *args, **kwargs)
+            given = signature.bind(dataset, *args, **kwargs)
+            given.apply_defaults()
+            return found(_ByIdentity(dataset), *given.args[1:], **given.kwargs)
 
         return look_up
 
@@ -127,20 +135,23 @@ def unit(x: np.ndarray, scale: float) -> np.ndarray:
 
 
 @cached_by_data(maxsize=2)
-def reference_predict(dataset: Dataset) -> tuple[Predict, float]:
+def reference_predict(dataset: Dataset, length: float = 1.0) -> tuple[Predict, float]:
     """Return what gives images the reference classifier's labels, and its test accuracy."""
     test = labelled(test_rows(dataset))
-    predict = reference_classifier(dataset).predict
+    predict = reference_classifier(dataset, length).predict
     return predict, float(np.mean(predict(unit(test.x, dataset.scale)) == test.label))
 
 
 @cached_by_data(maxsize=2)
-def reference_classifier(dataset: Dataset) -> Classifier:
-    """Train the reference classifier on the labelled rows of train, which are no stacks."""
+def reference_classifier(dataset: Dataset, length: float = 1.0) -> Classifier:
+    """Train the reference classifier on the labelled rows of train, which are no stacks.
+
+    `length`: see `fit_classifier`.
+    """
     if dataset.parts is not None:
         raise ValueError(
             f"The reference classifier is one of single images, and {dataset.name!r} has stacks: give the "
             "data set's `parts`."
         )
     train = labelled(train_rows(dataset))
-    return fit_classifier(train.x, train.label, dataset.num_classes, scale=dataset.scale)
+    return fit_classifier(train.x, train.label, dataset.num_classes, scale=dataset.scale, length=length)

@@ -57,13 +57,13 @@ def train_classifier(
     *,
     seed: int = 0,
     scale: float = 1.0,
-    steps: int | None = None,
+    length: float = 1.0,
 ) -> Predict:
     """Train a reference classifier, and return its function from data in [0, 1] to labels.
 
     See `fit_classifier`.
     """
-    return fit_classifier(x, labels, num_classes, seed=seed, scale=scale, steps=steps).predict
+    return fit_classifier(x, labels, num_classes, seed=seed, scale=scale, length=length).predict
 
 
 def fit_classifier(
@@ -73,7 +73,7 @@ def fit_classifier(
     *,
     seed: int = 0,
     scale: float = 1.0,
-    steps: int | None = None,
+    length: float = 1.0,
 ) -> Classifier:
     """Train on x [N, *X] and labels [N].
 
@@ -82,7 +82,7 @@ def fit_classifier(
       labels: integers below `num_classes`; rows with a negative one are left out.
       seed: of weights, batches, translations and dropout.
       scale: see x.
-      steps: updates; None for what the network was tuned with, 1,000 or 5,000.
+      length: factor on the updates that the network was tuned with, 1,000 or 5,000.
 
     Adam with cosine decay, random translations of images, dropout, moving average of the weights.
     """
@@ -94,7 +94,7 @@ def fit_classifier(
     x, labels = x[known], np.asarray(labels)[known].astype(np.int32)
     platform = next(iter(jnp.zeros(()).devices())).platform  # that of new arrays, hence of these programs
     recipe = _recipe_for(x.shape[1:], num_classes, lowering_for(platform))
-    recipe = recipe if steps is None else recipe._replace(steps=steps)
+    recipe = recipe._replace(steps=round(recipe.steps * length))
     jit = functools.partial(jax.jit, compiler_options=compiler_options(platform))
 
     axes = 0 if x.ndim == 2 else None  # features of a vector have units of their own
