@@ -337,15 +337,18 @@ def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
     The keys in `FREE` may differ, and num_steps may grow where no schedule depends on it.
     """
-    scheduled = (
-        old.optimizer.constant_fraction < 1
-        or old.instance_noise > 0
-        or (old.penalties.r1.gamma > 0 <= old.penalties.r1.gamma_final)
-    )
+    scheduled = old.optimizer.constant_fraction < 1 or old.instance_noise > 0 or _anneals(old)
     found = differences(old, new)
     if not scheduled and new.num_steps > old.num_steps:
         found.pop("num_steps", None)
     return {key: values for key, values in found.items() if not is_free(key, FREE)}
+
+
+def _anneals(config: Config) -> bool:
+    """Tell whether the gradient penalty is on and falls, in any member of a population."""
+    r1, varied = config.penalties.r1, {key for key, _ in config.population.vary}
+    on = max(r1.gamma, r1.gamma_z) > 0 or varied & {"penalties.r1.gamma", "penalties.r1.gamma_z"}
+    return bool(on) and (r1.gamma_final >= 0 or "penalties.r1.gamma_final" in varied)
 
 
 def is_free(key: str, free: Iterable[str]) -> bool:
@@ -397,15 +400,15 @@ def validate(config: Config) -> None:
         "penalties.cycle_z.weight",
         "penalties.adversarial_cycle.weight",
         "penalties.unary_scores.weight",
+        "penalties.elbo.weight",
         "optimizer.constant_fraction",
         "optimizer.final_fraction",
     ):
         _require(0 <= values[key] < float("inf"), key, values[key], "it must not be negative")
     _require(0 <= config.ema_decay < 1, "ema_decay", config.ema_decay, "it must lie in [0, 1)")
     _require(0 <= config.seed < 2**32, "seed", config.seed, "it must lie in [0, 2^32)")
-    _require(
-        0 < config.dataset.scale < float("inf"), "dataset.scale", config.dataset.scale, "it must be positive"
-    )
+    for key in ("dataset.scale", "penalties.elbo.sigma"):
+        _require(0 < values[key] < float("inf"), key, values[key], "it must be positive")
     for key, allowed in CHOICES.items():
         _require(values[key] in allowed, key, values[key], f"it must be one of {', '.join(allowed)}")
     grid = tuple(config.evaluation.grid)

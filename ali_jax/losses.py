@@ -15,14 +15,16 @@ def ali(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
     """Return the losses of ALI's Algorithm 1: each player's in its non-saturating form.
 
     L_D = mean softplus(-s_q) + mean softplus(s_p), L_G = mean softplus(s_q) + mean softplus(-s_p), for
-    logits s of shape [B]. The metrics are the authors': how often D is right, on either kind of pair.
+    logits s of shape [B]. Metrics: `accuracy`, how often D is right on either kind of pair, and `confidence`,
+    the probability that it gives to being right, which the authors monitor.
     """
     del batch
     discriminator = jnp.mean(jax.nn.softplus(-logits.q)) + jnp.mean(jax.nn.softplus(logits.p))
     generator = jnp.mean(jax.nn.softplus(logits.q)) + jnp.mean(jax.nn.softplus(-logits.p))
     metrics = {
-        "accuracy/data": jnp.mean(jax.nn.sigmoid(logits.q)),
-        "accuracy/sample": jnp.mean(jax.nn.sigmoid(-logits.p)),
+        **_accuracy(logits.q, logits.p),
+        "confidence/data": jnp.mean(jax.nn.sigmoid(logits.q)),
+        "confidence/sample": jnp.mean(jax.nn.sigmoid(-logits.p)),
     }
     return Losses(generator, discriminator), metrics
 
@@ -44,7 +46,8 @@ def semi_supervised(
       logits: of K classes, or [B] for K = 1.
       batch: `label` [B] tells the labelled encoder pairs from the others, which have -1.
       weight: of the labelled term; improved-gan's factor 1/2 on the others is a weight of 2 here.
-      axis_name: the named axis over which the batch is split; the numbers of rows are summed over it.
+      axis_name: the named axis over which the batch is split. Means are over the rows of all its devices:
+        what is returned averages to them.
 
     Raises:
       ValueError: the batch has no labels.
@@ -56,17 +59,20 @@ def semi_supervised(
     labelled = batch.label >= 0
 
     def mean(values: Array, chosen: Array) -> Array:
-        count = jnp.sum(chosen)
-        count = count if axis_name is None else jax.lax.pmean(count, axis_name)
-        return jnp.sum(jnp.where(chosen, values, 0)) / jnp.maximum(count, 1)
+        count, devices = jnp.sum(chosen), 1
+        if axis_name is not None:
+            count, devices = jax.lax.psum((count, devices), axis_name)
+        return jnp.sum(jnp.where(chosen, values, 0)) * devices / jnp.maximum(count, 1)
 
     of_label = jnp.take_along_axis(q, jnp.maximum(batch.label, 0)[:, None], axis=-1)[:, 0]
     supervised = mean(s_q - of_label, labelled)
     discriminator = mean(jax.nn.softplus(-s_q), ~labelled) + jnp.mean(jax.nn.softplus(s_p))
     generator = mean(jax.nn.softplus(s_q), ~labelled) + jnp.mean(jax.nn.softplus(-s_p))
     metrics = {
-        "accuracy/data": mean(jax.nn.sigmoid(s_q), ~labelled),
-        "accuracy/sample": jnp.mean(jax.nn.sigmoid(-s_p)),
+        "accuracy/data": mean((s_q > 0).astype(s_q.dtype), ~labelled),
+        "accuracy/sample": jnp.mean((s_p < 0).astype(s_p.dtype)),
+        "confidence/data": mean(jax.nn.sigmoid(s_q), ~labelled),
+        "confidence/sample": jnp.mean(jax.nn.sigmoid(-s_p)),
         "accuracy/label": mean((jnp.argmax(q, axis=-1) == batch.label).astype(s_q.dtype), labelled),
         "loss/labelled": supervised,
     }

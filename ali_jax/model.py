@@ -48,6 +48,11 @@ def packing(ali: ALI) -> int:
     return getattr(ali.discriminator, "packing", 1)
 
 
+def couples(ali: ALI) -> bool:
+    """Tell whether D's logits may depend on other pairs than their own: unless it denies that."""
+    return getattr(ali.discriminator, "coupled", True)
+
+
 def has_gaussian_encoder(ali: ALI) -> bool:
     """Tell whether the encoder is a Gaussian, with `moments(x, y, *, train)`."""
     return hasattr(ali.encoder, "moments") and getattr(ali.encoder, "posterior", "gaussian") == "gaussian"
@@ -77,7 +82,7 @@ def generate(
     z_hat = G_z(x, epsilon) and x_tilde = G_x(z): the encoder sees only data, the decoder only the prior.
     """
     key_e, key_d = jax.random.split(noise.key_generator)
-    held = Networks(*map(_held, params, batch_stats))
+    held = Networks(*map(collections, params, batch_stats))
     z_hat, stats_e = ali.encoder.apply(
         held.encoder,
         batch.x,
@@ -105,7 +110,7 @@ def judge(
     """
     m = packing(ali)
     logits, stats = ali.discriminator.apply(
-        _held(params, batch_stats),
+        collections(params, batch_stats),
         _interleave(pairs.x, pairs.x_tilde, m),
         _interleave(pairs.z_hat, pairs.z, m),
         None if pairs.y is None else _interleave(pairs.y, pairs.y, m),
@@ -171,7 +176,7 @@ def encode(
     """
     shape = (x.shape[0], latent_dim(ali))
     epsilon = jnp.zeros(shape) if key is None else jax.random.normal(key, shape)
-    held = _held(variables.params.encoder, variables.batch_stats.encoder)
+    held = collections(variables.params.encoder, variables.batch_stats.encoder)
     return ali.encoder.apply(held, x, epsilon, y, train=False)
 
 
@@ -190,7 +195,7 @@ def decode(
     Returns:
       x_tilde [B, *X]; images are in [0, 1].
     """
-    held = _held(variables.params.decoder, variables.batch_stats.decoder)
+    held = collections(variables.params.decoder, variables.batch_stats.decoder)
     return ali.decoder.apply(held, z, y, train=False, rngs=None if key is None else streams(key))
 
 
@@ -277,7 +282,7 @@ def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | 
       Logits [B], or [B, K] of K classes, or one for every m rows where m pairs are packed; large means that a
       pair looks like the encoder's.
     """
-    held = _held(variables.params.discriminator, variables.batch_stats.discriminator)
+    held = collections(variables.params.discriminator, variables.batch_stats.discriminator)
     return ali.discriminator.apply(held, x, z, y, train=False)
 
 
@@ -310,7 +315,7 @@ def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) 
         raise ValueError(
             "posterior: this encoder is no Gaussian with `moments(x, y, *, train)`; sample it instead."
         )
-    held = _held(variables.params.encoder, variables.batch_stats.encoder)
+    held = collections(variables.params.encoder, variables.batch_stats.encoder)
     return ali.encoder.apply(held, x, y, train=False, method="moments")
 
 
@@ -330,14 +335,15 @@ def features(ali: ALI, variables: Variables, x: Array, y: Array | None = None, *
     Returns:
       Features [B, F], flattened.
     """
-    held = _held(variables.params.encoder, variables.batch_stats.encoder)
+    held = collections(variables.params.encoder, variables.batch_stats.encoder)
     epsilon = jnp.zeros((x.shape[0], latent_dim(ali)))
     z, sown = ali.encoder.apply(held, x, epsilon, y, train=False, mutable=["intermediates"])
     hidden = jax.tree.leaves(sown.get("intermediates", {}))[-layers:]
     return jnp.concatenate([z, *(h.reshape(x.shape[0], -1) for h in hidden)], axis=-1)
 
 
-def _held(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
+def collections(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
+    """Return a network's Flax variables."""
     return {"params": params, "batch_stats": batch_stats}
 
 

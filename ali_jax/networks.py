@@ -153,7 +153,7 @@ class Decoder(nn.Module):
             maps = self.x_shape[-1]
             h = layers.Convolution(1, 1, maps, lowering=self.lowering, name="output", **shared)(h)
         else:
-            h = Dense(_size(self.x_shape), name="output", **shared)(h).reshape(-1, *self.x_shape)
+            h = Dense(math.prod(self.x_shape), name="output", **shared)(h).reshape(-1, *self.x_shape)
         logits = Bias(self.x_shape, name="untied")(h.astype(jnp.promote_types(self.dtype, jnp.float32)))
         return jax.nn.sigmoid(logits) if self.output == "sigmoid" else logits
 
@@ -369,13 +369,6 @@ def _check_choice(what: str, value: Any, choices: Sequence[str]) -> None:
 def is_convolutional(table: Sequence[Layer]) -> bool:
     """Tell whether any of the layers is a convolution."""
     return any(not isinstance(layer, int) for layer in table)
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def pyramid(size: int, width: int, *, what: str) -> tuple[Layer, ...]:

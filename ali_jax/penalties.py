@@ -47,17 +47,14 @@ def r1(
       ValueError: a discriminator with batch statistics, unless it declares `coupled = False`: the gradient of
         the summed logits would mix examples.
     """
-    if jax.tree.leaves(variables.batch_stats.discriminator) and getattr(ali.discriminator, "coupled", True):
+    if jax.tree.leaves(variables.batch_stats.discriminator) and model.couples(ali):
         raise ValueError(
             "A gradient penalty needs a discriminator without batch norm, which would mix examples: set "
             "config.discriminator.x_batch_norm = (False,), or config.penalties.r1.gamma = 0."
         )
 
     def logit_sum(x: Array, z: Array) -> Array:
-        held = {
-            "params": variables.params.discriminator,
-            "batch_stats": variables.batch_stats.discriminator,
-        }
+        held = model.collections(variables.params.discriminator, variables.batch_stats.discriminator)
         logits = ali.discriminator.apply(held, x, z, pairs.y, train=True, rngs={"dropout": key})
         return jnp.sum(model.of_encoder(logits))
 
@@ -69,7 +66,7 @@ def r1(
     }
     if at not in places:
         raise ValueError(f"r1: at is {at!r}; it must be one of {', '.join(places)}.")
-    count = len(pairs.x) // getattr(ali.discriminator, "packing", 1)
+    count = len(pairs.x) // model.packing(ali)
     squared = jnp.zeros(2)
     for x, z in places[at]:
         gradients = jax.grad(logit_sum, argnums=(0, 1))(jax.lax.stop_gradient(x), jax.lax.stop_gradient(z))
@@ -195,7 +192,7 @@ def elbo(
       ValueError: an encoder that is no Gaussian with `moments`.
     """
     del step
-    if not hasattr(ali.encoder, "moments") or getattr(ali.encoder, "posterior", "gaussian") != "gaussian":
+    if not model.has_gaussian_encoder(ali):
         raise ValueError("elbo needs a Gaussian encoder: set config.encoder.posterior = 'gaussian'.")
     key_encoder, key_decoder = jax.random.split(key)
     params, stats = variables.params.encoder, variables.batch_stats.encoder
@@ -214,7 +211,7 @@ def _run(
     module: Any, params: PyTree, batch_stats: PyTree, inputs: tuple, key: Array, method: str | None = None
 ) -> Any:
     """Run encoder or decoder in training mode; their new batch statistics are those of the game's own run."""
-    held = {"params": params, "batch_stats": batch_stats}
+    held = model.collections(params, batch_stats)
     rngs = model.streams(key)
     return module.apply(held, *inputs, train=True, rngs=rngs, mutable=["batch_stats"], method=method)[0]
 

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
 from ali_jax import config as configs
 from ali_jax.config import Config
@@ -81,8 +82,12 @@ def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Sum up the numbers of K members.
 
     Returns, for each NAME, of the members whose number is finite: NAME, their mean; NAME/std, their standard
-    deviation; NAME/low and NAME/high, a bootstrap interval of 95 % for the mean over members; and NAME/0 to
-    NAME/K-1, the numbers themselves. Of numbers of rows, n_..., the mean alone.
+    deviation; NAME/low and NAME/high, a bootstrap interval for the mean over seeds; and NAME/0 to NAME/K-1,
+    the numbers themselves. Of numbers of rows, n_..., the mean alone.
+
+    The interval takes percentiles further out than 2.5 and 97.5, as Hesterberg (2015) does for small samples.
+    Of normal numbers it then holds the mean in 94 % of cases for K = 8 and in 92 % for 5. No bootstrap
+    reaches beyond the members' range, so that it is 88 % for 4, 75 % for 3 and 50 % for 2.
     """
     found: dict[str, float] = {}
     for name in dict.fromkeys(key for member in values for key in member):
@@ -92,7 +97,8 @@ def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
         if len(finite):
             means = finite[_draws(len(finite))].mean(axis=1)
             std = finite.std(ddof=1) if len(finite) > 1 else 0.0
-            summary = [finite.mean(), std, *np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+            tail = _tail(len(finite))
+            summary = [finite.mean(), std, *np.quantile(means, [tail, 1 - tail])]
         if name.rpartition("/")[2].startswith("n_"):
             found[name] = float(summary[0])
             continue
@@ -100,6 +106,14 @@ def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
         found |= {key: float(number) for key, number in zip(keys, summary, strict=True)}
         found |= {f"{name}/{k}": float(number) for k, number in enumerate(numbers)}
     return found
+
+
+def _tail(count: int) -> float:
+    """Return the percentile for which a bootstrap of normal numbers is as wide as their t interval."""
+    if count < 2:
+        return 0.0
+    quantile = stats.t.ppf((1 + LEVEL) / 2, count - 1)
+    return float(stats.norm.sf(quantile * (count / (count - 1)) ** 0.5))  # a bootstrap divides by count
 
 
 @functools.cache

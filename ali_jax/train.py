@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from clu import metrics as clu_metrics
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ali_jax import convolutions, losses, model, penalties
+from ali_jax import convolutions, model
+from ali_jax import losses as loss_functions
+from ali_jax import penalties as penalty_functions
 from ali_jax.config import Config
 from ali_jax.registry import public_functions
 from ali_jax.types import (
@@ -177,7 +178,7 @@ def _takes_one_pass(ali: ALI, logits: Logits, gradient: Gradient) -> bool:
     """Decide between one pass and two pullbacks; what D does not declare counts as coupled."""
     if gradient not in ("auto", "one_pass", "two_pullbacks"):
         raise ValueError(f"gradient is {gradient!r}; it must be auto, one_pass or two_pullbacks.")
-    exact = not getattr(ali.discriminator, "coupled", True) and logits.q.ndim == 1
+    exact = not model.couples(ali) and logits.q.ndim == 1
     if gradient == "one_pass" and not exact:
         raise ValueError(
             "gradient='one_pass' needs a discriminator that gives one logit per pair and declares "
@@ -251,7 +252,7 @@ def make_loss(config: Config, *, axis_name: str | None = None) -> Loss:
     Raises:
       ValueError: there is no such loss.
     """
-    known = public_functions(losses)
+    known = public_functions(loss_functions)
     if config.loss not in known:
         raise ValueError(f"config.loss is {config.loss!r}; ali_jax.losses has {', '.join(known)}.")
     accepted = inspect.signature(known[config.loss]).parameters
@@ -273,7 +274,7 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
     Raises:
       ValueError: there is no such penalty, or it has no such argument.
     """
-    known = public_functions(penalties)
+    known = public_functions(penalty_functions)
     made = []
     for name, section in config.penalties.items():
         if name not in known:
@@ -546,5 +547,5 @@ def has_convolutions(params: PyTree, members: bool = False) -> bool:
 def _summarise(metrics: Metrics) -> Metrics:
     """Average metrics of shape [steps], and count the steps before the first loss that is not finite."""
     finite = jnp.isfinite(metrics["loss/generator"]) & jnp.isfinite(metrics["loss/discriminator"])
-    means = {k: clu_metrics.Average.from_model_output(v).compute() for k, v in metrics.items()}
+    means = {k: jnp.mean(v) for k, v in metrics.items()}
     return {**means, "finite_steps": jnp.sum(jnp.cumprod(finite))}

@@ -13,7 +13,17 @@ BATCH = Batch(jnp.zeros((3, 2)))
 def test_both_losses_are_two_log_two_at_zero_logits():
     (generator, discriminator), metrics = losses.ali(Logits(jnp.zeros(3), jnp.zeros(3)), BATCH)
     np.testing.assert_allclose([generator, discriminator], 2 * np.log(2), rtol=1e-6)
-    np.testing.assert_allclose([metrics["accuracy/data"], metrics["accuracy/sample"]], 0.5)
+    np.testing.assert_allclose([metrics["confidence/data"], metrics["confidence/sample"]], 0.5)
+
+
+def test_accuracy_is_how_often_d_is_right_under_every_loss():
+    """Three data pairs of four are on D's right side of zero, and one sample of four, however sure it is."""
+    logits = Logits(jnp.array([0.1, 9.0, 0.2, -0.3]), jnp.array([0.4, -0.1, 0.2, 5.0]))
+    batch = Batch(jnp.zeros((4, 2)), label=jnp.full(4, -1))
+    for loss in (losses.ali, losses.hinge, losses.least_squares, losses.semi_supervised):
+        metrics = loss(logits, batch)[1]
+        assert (metrics["accuracy/data"], metrics["accuracy/sample"]) == (0.75, 0.25)
+    assert losses.ali(logits, batch)[1]["confidence/data"] == jnp.mean(jax.nn.sigmoid(logits.q))
 
 
 def test_swapping_the_two_kinds_of_pairs_swaps_the_losses(key):

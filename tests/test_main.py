@@ -119,6 +119,11 @@ def test_describe_prints_one_json_object_without_data_or_workdir(capsys):
         (["--config.batch_size=abc"], "--config.batch_size=abc is no int; the value in the config is 64."),
         (["--config.encoder.center=perhaps"], "is no bool"),
         (["--config.batch_size=0"], "config.batch_size is 0; it must be positive"),
+        (
+            ["--config.penalties.elbo.weight=-1.0"],
+            "config.penalties.elbo.weight is -1.0; it must not be negative",
+        ),
+        (["--config.penalties.elbo.sigma=0.0"], "config.penalties.elbo.sigma is 0.0; it must be positive"),
         (["--config.num_steps=-5"], "config.num_steps is -5"),
         (["--config.steps_per_call=0"], "config.steps_per_call is 0"),
         (["--config.latent_dim=0"], "config.latent_dim is 0"),
@@ -355,7 +360,15 @@ def test_json_that_is_no_config_is_refused(text, expected):
 
 def test_num_steps_may_grow_only_where_no_schedule_depends_on_it():
     constant = {"optimizer__constant_fraction": 1.0, "penalties__r1__gamma": 1.0}
-    for scheduled in ({}, {"optimizer__constant_fraction": 0.5}, {"penalties__r1__gamma_final": 0.1}):
+    annealed = {"penalties__r1__gamma": 0.0, "penalties__r1__gamma_final": 0.1}
+    of_members = {"population__vary": (("penalties.r1.gamma", (0.1, 1.0)),)}
+    for scheduled in (
+        {},
+        {"optimizer__constant_fraction": 0.5},
+        {"penalties__r1__gamma_final": 0.1},
+        {**annealed, "penalties__r1__gamma_z": 1.0},
+        {**annealed, **of_members},
+    ):
         changes = {**constant, "penalties__r1__gamma_final": -1.0, **scheduled}
         old, new = tiny(**changes), tiny(**changes, num_steps=40)
         assert configs.conflicts(old, new) == ({"num_steps": (30, 40)} if scheduled else {})

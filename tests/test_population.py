@@ -127,11 +127,19 @@ def test_the_spread_of_members_leaves_out_those_that_are_no_numbers():
     assert not population.is_of_member("modes/std")
 
 
+@pytest.mark.parametrize(("count", "least", "most"), [(2, 180, 240), (5, 350, 395), (8, 365, 395)])
+def test_the_interval_of_few_seeds_holds_the_mean_as_often_as_it_says(count, least, most):
+    """Of 400 draws 50, 92 and 94 %; plain percentiles have 83 % of 5, which is 332, and 88 % of 8."""
+    draws = np.random.default_rng(0).normal(size=(400, count))
+    found = [population.spread([{"v": float(v)} for v in values]) for values in draws]
+    assert least <= sum(f["v/low"] <= 0 <= f["v/high"] for f in found) <= most
+
+
 def test_the_bootstrap_interval_is_that_of_the_mean():
-    """Of 40 members it is close to mean +- 1.96 standard errors."""
+    """Of 40 members it is close to mean +- 2.02 standard errors."""
     values = np.random.default_rng(1).normal(size=40)
     found = population.spread([{"v": float(v)} for v in values])
-    half = 1.96 * values.std(ddof=1) / 40**0.5
+    half = 2.02 * values.std(ddof=1) / 40**0.5
     np.testing.assert_allclose(
         [found["v/low"], found["v/high"]], values.mean() + np.array([-half, half]), atol=0.03
     )

@@ -52,11 +52,13 @@ def test_the_labelled_term_reaches_the_discriminator_only(key):
     assert by_weight[0].discriminator < by_weight[1].discriminator
 
 
-def test_shards_with_unequal_numbers_of_labels_average_to_the_whole(key):
+@pytest.mark.parametrize("labelled", [9, 1])
+def test_shards_with_unequal_numbers_of_labels_average_to_the_whole(key, labelled):
     """Gradients of the shards' losses, averaged over the axis, are the gradient of the whole batch's."""
     logits, batch = logits_and_batch(key)
     order = jnp.argsort(batch.label)
     logits, label = jax.tree.map(lambda a: a[order], (logits, batch.label))
+    label = jnp.where(jnp.arange(12) < 12 - labelled, -1, label)
 
     def gradient(logits, label, axis_name=None):
         def loss(s):

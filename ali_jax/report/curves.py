@@ -74,7 +74,12 @@ def _line(
 
 
 def _title(group: str) -> str:
-    return {"loss": "Losses", "accuracy": "Accuracy of the discriminator"}.get(group, group)
+    titles = {
+        "loss": "Losses",
+        "accuracy": "Accuracy of the discriminator",
+        "confidence": "Probability that the discriminator gives to what is right",
+    }
+    return titles.get(group, group)
 
 
 def _drawable(lines: Sequence[Line], *, log: bool = False) -> bool:
