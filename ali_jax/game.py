@@ -84,7 +84,9 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
     games: list[Game] = []
     for member in population.members(config):
         rows = games[0].dataset if games and not drawn else dataset or load_data(member)
-        games.append(_prepare_one(member, rows, checked=bool(games)))
+        if not games:
+            _prepare_one(population.at_most(config), rows)  # for its checks
+        games.append(_prepare_one(member, rows, checked=True))
     mesh = make_mesh(len(games), jax.devices(), "members")
     return games[0]._replace(config=config, mesh=mesh, members=tuple(games))
 
@@ -151,6 +153,11 @@ def _check_labels(config: Config, dataset: data.Dataset) -> None:
         raise ValueError(
             f"config.discriminator.num_classes is {classes}; for the loss {config.loss!r} it must be the "
             f"number of classes of the data, {dataset.num_classes}."
+        )
+    if config.dataset.labelled and config.discriminator.packing > 1:
+        raise ValueError(
+            f"config.discriminator.packing is {config.discriminator.packing}; with labelled rows, each of a "
+            "class of its own, it must be 1."
         )
     if classes > 1 and config.loss != "semi_supervised":
         raise ValueError(

@@ -83,7 +83,7 @@ class SpectralNorm(nn.Module):
 
     sigma = v W u with v = W u / |W u| and u = W' v / |W' v|, constants, for W of shape [inputs, F] (Miyato et
     al., 2018). The vector u is kept among the batch statistics, though it depends on no batch; it moves in
-    training, where these may change, so by one step per training step however often a network is called.
+    training, where these may change, so by one step per training step however often penalties call a network.
     """
 
     @nn.compact

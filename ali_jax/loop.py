@@ -1,6 +1,6 @@
 """The program's run: train, or go on training, evaluate, record.
 
-The only place where a game meets files, signals and the clock.
+The only place that writes the files of a run; here a game meets signals and the clock.
 """
 
 import contextlib

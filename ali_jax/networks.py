@@ -180,7 +180,8 @@ class Discriminator(nn.Module):
     `spectral_norm` divides the kernel of every linear map by its largest singular value. `packing` = m judges
     m consecutive pairs at once, their x and their z side by side in the last dimension: one logit, or row of
     logits, for every m pairs (PacGAN). `z_everywhere` adds a linear map of z before every nonlinearity of
-    D(x) and D(x, z) (BiGAN). `unary_scores` gives D(x) and D(z) a linear score each: see `unary`.
+    D(x) and D(x, z) (BiGAN). `unary_scores` gives D(x) and D(z) a linear score each: see `unary`; it excludes
+    `z_everywhere`.
     `pair_layers` make a second, separate discriminator of pairs of data: see `pair`.
 
     Attributes:
@@ -232,6 +233,8 @@ class Discriminator(nn.Module):
     def setup(self) -> None:
         if self.blind and (self.z_everywhere or self.unary_scores):
             raise ValueError("A blind discriminator has no z: unset z_everywhere and unary_scores, or blind.")
+        if self.z_everywhere and self.unary_scores:
+            raise ValueError("A score of x alone must not see z: unset z_everywhere, or unary_scores.")
         shared = {"init_std": self.init_std, "dtype": self.dtype, "spectral_norm": self.spectral_norm}
         stack = partial(
             Stack,
@@ -265,13 +268,15 @@ class Discriminator(nn.Module):
         h = self.last_dropout(self.joint(h, train=train, beside=beside), train=train)
         logits = self.logit(h, train=train)
         if self.is_initializing() or self.spectral_norm:  # their parameters, and their power iteration
-            self._other_scores(x, z, y, train)
+            self._other_scores(h_x, h_z, x, y, train)
         return logits if self.num_classes > 1 else logits[:, 0]
 
     def unary(self, x: Array, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
         """Return the scores of x and of z alone, [B, 2], for a D with `unary_scores` (BigBiGAN)."""
         del y
-        h_x, h_z = self._towers(x, z, train)
+        return self._unary(*self._towers(x, z, train), train)
+
+    def _unary(self, h_x: Array, h_z: Array | None, train: bool) -> Array:
         assert h_z is not None  # setup refuses a blind one
         scores = [self.x_score(_join(h_x, None), train=train), self.z_score(h_z, train=train)]
         return jnp.concatenate(scores, axis=-1)
@@ -293,9 +298,9 @@ class Discriminator(nn.Module):
     def _conditions(self, y: Array | None) -> Array | None:
         return self.embed(None if y is None else _packed(y, self.packing))
 
-    def _other_scores(self, x: Array, z: Array, y: Array | None, train: bool) -> None:
+    def _other_scores(self, h_x: Array, h_z: Array | None, x: Array, y: Array | None, train: bool) -> None:
         if self.unary_scores:
-            self.unary(x, z, y, train=train)
+            self._unary(h_x, h_z, train)
         if self.pair_layers:
             self.pair(x, x, y, train=train)
 

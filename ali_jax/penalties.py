@@ -40,7 +40,7 @@ def r1(
       gamma: weight of the x part, in units of x in [0, 1]: scaling x by c means gamma c^2; None: 0.
       gamma_z: weight of the z part; None: gamma.
       gamma_final: both weights fall (or rise) geometrically by one factor over num_steps, after which the
-        larger of them is gamma_final; None: they stay.
+        larger of them is gamma_final; None: they stay, as two weights of 0 do.
       at: where the gradient is taken; `both` adds R1 and R2.
 
     Raises:
@@ -79,7 +79,9 @@ def r1(
             raise ValueError(
                 f"r1: gamma_final is {gamma_final}; weights that fall geometrically end above 0."
             )
-        anneal = jnp.exp(jnp.clip(step / num_steps, 0, 1) * jnp.log(gamma_final / weights.max()))
+        largest = weights.max()
+        ratio = jnp.where(largest > 0, gamma_final / jnp.where(largest > 0, largest, 1.0), 1.0)
+        anneal = jnp.exp(jnp.clip(step / num_steps, 0, 1) * jnp.log(ratio))
     penalty = 0.5 * anneal * jnp.sum(weights * squared)
     return Losses(jnp.zeros(()), penalty), {"r1/x": squared[0], "r1/z": squared[1]}
 

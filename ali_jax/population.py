@@ -60,6 +60,11 @@ def validate(config: Config) -> None:
             )
         if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
             raise ValueError(f"config.population.vary: the values of {key}, {values!r}, must be numbers.")
+        if min(values) < 0:
+            raise ValueError(
+                f"config.population.vary: the values of {key}, {values!r}, must not be negative, which "
+                "stands for 'not given': members cannot differ in that. A gamma_final of gamma is constant."
+            )
         lengths.add(len(values))
     if len(lengths) > 1:
         raise ValueError(
@@ -71,6 +76,19 @@ def validate(config: Config) -> None:
             "A population needs config.parallel = 'mesh', data on the device (config.dataset.feed) and no "
             "config.dataset.labelled."
         )
+    for k, member in enumerate(members(config)):
+        try:
+            configs.validate(member)
+        except ValueError as error:
+            raise ValueError(f"Member {k} of the population: {error}") from error
+
+
+def at_most(config: Config) -> Config:
+    """Return the config of one run with the largest of the varied numbers: all terms that any member has."""
+    values = {key: max(numbers) for key, numbers in varied(config).items()}
+    one = configs.with_values(config, values)
+    one.population.seeds, one.population.vary = 0, ()
+    return one.lock()
 
 
 def _may_vary(key: str) -> bool:
@@ -83,7 +101,8 @@ def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
     Returns, for each NAME, of the members whose number is finite: NAME, their mean; NAME/std, their standard
     deviation; NAME/low and NAME/high, a bootstrap interval for the mean over seeds; and NAME/0 to NAME/K-1,
-    the numbers themselves. Of numbers of rows, n_..., the mean alone.
+    the numbers themselves. Of a single one, all but the mean are NaN. Of numbers of rows, n_..., the mean
+    alone.
 
     The interval takes percentiles further out than 2.5 and 97.5, as Hesterberg (2015) does for small samples.
     Of normal numbers it then holds the mean in 94 % of cases for K = 8 and in 92 % for 5. No bootstrap
@@ -94,11 +113,11 @@ def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
         numbers = np.array([member.get(name, np.nan) for member in values], np.float64)
         finite = numbers[np.isfinite(numbers)]
         summary = np.full(4, np.nan)
-        if len(finite):
-            means = finite[_draws(len(finite))].mean(axis=1)
-            std = finite.std(ddof=1) if len(finite) > 1 else 0.0
-            tail = _tail(len(finite))
-            summary = [finite.mean(), std, *np.quantile(means, [tail, 1 - tail])]
+        if len(finite) == 1:
+            summary[0] = finite[0]
+        elif len(finite):
+            means, tail = finite[_draws(len(finite))].mean(axis=1), _tail(len(finite))
+            summary = [finite.mean(), finite.std(ddof=1), *np.quantile(means, [tail, 1 - tail])]
         if name.rpartition("/")[2].startswith("n_"):
             found[name] = float(summary[0])
             continue
@@ -110,8 +129,6 @@ def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _tail(count: int) -> float:
     """Return the percentile for which a bootstrap of normal numbers is as wide as their t interval."""
-    if count < 2:
-        return 0.0
     quantile = stats.t.ppf((1 + LEVEL) / 2, count - 1)
     return float(stats.norm.sf(quantile * (count / (count - 1)) ** 0.5))  # a bootstrap divides by count
 

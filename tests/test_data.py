@@ -189,6 +189,16 @@ class TestSplits:
         np.testing.assert_array_equal(dataset.train.rows(np.arange(6)).x, arrays["train_image"])
         np.testing.assert_array_equal(dataset.test.rows(np.arange(3)).x, arrays["test_image"])
 
+    def test_an_npz_may_have_the_names_of_keras(self, tmp_path):
+        arrays = save_npz(tmp_path / "a.npz")
+        names = {"train_image": "x_train", "test_image": "x_test", "train_label": "y_train"}
+        np.savez(tmp_path / "b.npz", **{names.get(key, key): value for key, value in arrays.items()})
+        one, other = (data.load("", path=str(tmp_path / name)) for name in ("a.npz", "b.npz"))
+        for a, b in ((one.train, other.train), (one.test, other.test)):
+            rows = np.arange(len(a))
+            np.testing.assert_array_equal(a.rows(rows).x, b.rows(rows).x)
+            np.testing.assert_array_equal(a.rows(rows).label, b.rows(rows).label)
+
     def test_files_are_sliced_as_the_splits_say(self, tmp_path):
         arrays = save_npz(tmp_path / "a.npz")
         dataset = data.load("", path=str(tmp_path / "a.npz"), train_split="train[:4]", test_split="train[4:]")
@@ -638,6 +648,7 @@ class TestPrepare:
         assert not prepare.is_reachable("http://127.0.0.1:9/file", seconds=1.0)
 
     def test_wrong_files_are_one_message(self, capsys, tmp_path, monkeypatch):
+        tensorflow_datasets.disable_progress_bar()
         monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: object())
         for name in ("train", "test", "extra"):
             (tmp_path / f"{name}_32x32.mat").write_text("not the file")

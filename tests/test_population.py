@@ -14,6 +14,11 @@ VARY = (
     ("optimizer.discriminator.b1", (0.5, 0.0)),
     ("encoder.init_std", (0.02, 0.3)),
 )
+CONVOLUTIONS = {
+    "encoder__layers": ((3, 1, 4), (6, 1, 8)),  # 8 -> 6 -> 1
+    "decoder__layers": ((6, 1, 8), (3, 1, 4)),
+    "discriminator__x_layers": ((3, 1, 4), (6, 1, 8)),
+}
 
 
 def config_of(name="mixture", **values):
@@ -43,7 +48,8 @@ def distance(a, b):
     ("name", "values"),
     [
         ("mixture", {"population__seeds": 2, "population__vary": VARY, "seed": 7}),
-        ("digits", {"population__vary": (("penalties.r1.gamma", (0.1, 2.0)),), "ema_decay": 0.9}),
+        ("digits", {"population__vary": (("penalties.r1.gamma", (0.0, 2.0)),), "ema_decay": 0.9}),
+        ("digits", {"population__seeds": 2, "num_steps": 2, **CONVOLUTIONS}),
     ],
 )
 def test_each_member_is_the_run_that_it_would_be_alone(name, values):
@@ -56,11 +62,26 @@ def test_each_member_is_the_run_that_it_would_be_alone(name, values):
         own = game.member_of(state, k)
         assert int(own.step) == config.num_steps
         assert distance(own.variables, alone.variables) < 1e-4
+        if own.ema is not None:
+            assert distance(own.ema, alone.ema) < 1e-4
+            assert distance(own.ema, own.variables) > 2e-4
         np.testing.assert_array_equal(own.key, alone.key)
         for key, value in alone_metrics.items():
             np.testing.assert_allclose(metrics[key][k], value, rtol=1e-4, err_msg=key)
     first, second = (game.member_of(state, k).variables.params for k in (0, 1))
     assert distance(first, second) > 0.01
+
+
+def test_numbers_of_members_are_those_of_their_runs():
+    config = config_of("mixture", population__seeds=2, ema_decay=0.9)
+    made, (state, _) = game.prepare(config), trained(config)
+    found = game.evaluate(made, state, "modes", raw_beside=True).scalars
+    for k, member in enumerate(population.members(config)):
+        alone = game.evaluate(
+            game.prepare(member), game.member_of(state, k), "modes", raw_beside=True
+        ).scalars
+        for name in ("high_quality", "mode_spread", "mode_kept", "raw/mode_kept"):
+            assert found[f"{name}/{k}"] == alone[name]
 
 
 def test_members_of_a_mixture_have_points_of_their_own_and_images_lie_on_the_device_once():
@@ -106,6 +127,19 @@ def test_a_population_goes_on_bit_for_bit_and_one_lost_member_stops_nothing(tmp_
         ({"population__vary": (("optimizer.generator.b1", ("a", "b")),)}, "must be numbers"),
         ({"population__vary": ("optimizer.generator.b1",)}, "must be a key and its values"),
         ({"population__seeds": 2, "parallel": "pmap"}, "needs config.parallel = 'mesh'"),
+        ({"population__vary": (("penalties.r1.gamma_z", (-1.0, 0.1)),)}, "must not be negative"),
+        (
+            {"population__vary": (("optimizer.generator.b1", (0.5, 1.5)),)},
+            "Member 1 of the population: .*b1 is 1.5",
+        ),
+        (
+            {"population__vary": (("optimizer.generator.eps", (0.0, 1e-8)),)},
+            "Member 0 of the population: .*eps is 0.0",
+        ),
+        (
+            {"population__vary": (("penalties.adversarial_cycle.weight", (0.0, 0.1)),)},
+            "needs a discriminator with pair_layers",
+        ),
     ],
 )
 def test_what_cannot_be_trained_at_once_is_refused(values, message):
@@ -125,6 +159,11 @@ def test_the_spread_of_members_leaves_out_those_that_are_no_numbers():
     assert "n_test/std" not in found
     assert population.is_of_member("raw/modes/12")
     assert not population.is_of_member("modes/std")
+    alone = population.spread([{"modes": 1.0}, {"modes": np.nan}])
+    assert alone["modes"] == 1.0
+    assert all(
+        np.isnan(alone[f"modes/{part}"]) for part in ("std", "low", "high")
+    )  # one says nothing of them
 
 
 @pytest.mark.parametrize(("count", "least", "most"), [(2, 180, 240), (5, 350, 395), (8, 365, 395)])

@@ -128,9 +128,11 @@ def test_members_are_gathered_under_their_name():
     assert found["r1/x"].members == ()
 
 
-def test_wilson_is_the_published_interval():
-    assert records.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert records.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+def test_members_that_diverged_are_a_concern():
+    last = {"step": 9, "loss/generator": 1.4, "loss/generator/0": None, "loss/generator/1": 1.4}
+    (found,) = records.concerns({}, last, 0, 0)
+    assert found.what == "1 of 2 members have diverged: 0."
+    assert records.concerns({}, {**last, "loss/generator/0": 1.3}, 0, 0) == []
 
 
 GOOD = {

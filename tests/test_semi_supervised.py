@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import small
 
-from ali_jax import data, evaluate, losses, model, train
+from ali_jax import data, evaluate, game, losses, model, train
+from ali_jax.command import override
 from ali_jax.data import DataError
 from ali_jax.types import Batch, Logits
 
@@ -153,3 +154,11 @@ def test_label_error_needs_a_discriminator_of_classes(key):
     ali, _, _ = small.game("digits")
     with pytest.raises(ValueError, match="needs a discriminator of K classes"):
         evaluate.check_applicable("label_error", data.load("digits"), ali)
+
+
+def test_packs_cannot_have_classes():
+    options = ["--config.dataset.labelled=100", "--config.loss=semi_supervised"]
+    config = small.experiment("digits")
+    override(config, [*options, "--config.discriminator.num_classes=10", "--config.discriminator.packing=2"])
+    with pytest.raises(ValueError, match=r"packing is 2; with labelled rows, .* it must be 1"):
+        game.prepare(config)

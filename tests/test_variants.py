@@ -353,8 +353,9 @@ def test_spectral_norm_divides_by_the_largest_singular_value(key):
     )  # the scale of a kernel has no effect
 
 
-def test_power_iteration_keeps_up_with_all_kernels_in_training():
-    s = setting(spectral_norm=True, unary_scores=True, pair_layers=(8,), z_everywhere=True)
+@pytest.mark.parametrize("field", ["unary_scores", "z_everywhere"])
+def test_power_iteration_keeps_up_with_all_kernels_in_training(field):
+    s = setting(spectral_norm=True, pair_layers=(8,), **{field: True})
     tx = optax.sgd(1e-2)
     state = train.TrainState(STEP, jax.random.PRNGKey(3), s.variables, None, tx.init(s.variables.params))
     step = compiled(partial(train.train_step, s.ali, tx, losses.hinge, ()))
@@ -379,6 +380,8 @@ def test_z_reaches_every_layer_of_the_discriminator():
         assert {"beside_0", "beside_1"} <= params[stack].keys()
     with pytest.raises(ValueError, match="blind discriminator has no z"):
         setting(z_everywhere=True, blind=True)
+    with pytest.raises(ValueError, match="score of x alone must not see z"):
+        setting(z_everywhere=True, unary_scores=True)
 
 
 # Configs.

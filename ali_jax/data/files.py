@@ -37,6 +37,7 @@ IMAGE_SUFFIXES = (
 EAGER_BYTES = 2**30  # directories whose decoded images are larger are decoded when rows are asked for
 _MAT_SUFFIX = "_32x32.mat"
 PARTS = ("train", "test")  # of an .npz and of a directory of images
+_KERAS = (("image", "x"), ("label", "y"))  # x_train is train_image in the files that Keras downloads
 NAME = "images"  # by which a config says that its data are the user's own images
 _FEWEST = 4  # images of a directory that is divided: two to train on and two to test
 
@@ -84,14 +85,14 @@ def _are_there(parts: Mapping[str, ArraySplit | SourceSplit], wanted: tuple[str,
 
 
 def _read_npz(path: Path, scale: float) -> dict[str, ArraySplit]:
-    """Read train_image, test_image and, where present, train_label and test_label."""
-    wanted = [f"{name}_{kind}" for name in PARTS for kind in ("image", "label")]
+    """Read train_image, test_image and, where present, train_label and test_label, or Keras' names."""
+    wanted = {f"{name}_{kind}": f"{xy}_{name}" for name in PARTS for kind, xy in _KERAS}
     arrays = _npz_arrays(path, wanted)
     missing = [f"{name}_image" for name in PARTS if f"{name}_image" not in arrays]
     if missing:
         raise DataError(
             f"{path}: no array {' or '.join(missing)}; it must hold train_image and test_image, and may hold "
-            "train_label and test_label"
+            "train_label and test_label, or x_train, x_test, y_train and y_test in their place"
         )
     labels = [name for name in PARTS if f"{name}_label" in arrays]
     if labels and len(labels) < len(PARTS):
@@ -108,14 +109,16 @@ def _read_npz(path: Path, scale: float) -> dict[str, ArraySplit]:
     return splits
 
 
-def _npz_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return those of the wanted arrays that the file holds."""
+def _npz_arrays(path: Path, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return those of the wanted arrays that the file holds, under the name or the other name of each."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not an .npz file, or cut short; write it anew with numpy.savez")
     try:
-        _check_sizes(path, wanted)
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in wanted if key in archive.files}
+            names = {key: key if key in archive.files else other for key, other in wanted.items()}
+            found = {key: name for key, name in names.items() if name in archive.files}
+            _check_sizes(path, tuple(found.values()))
+            return {key: archive[name] for key, name in found.items()}
     except DataError:
         raise
     except Exception as error:  # zip, zlib, header and pickle errors share no base class

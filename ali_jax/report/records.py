@@ -1,13 +1,13 @@
 """What the files of a run say: its config, curves, numbers and sittings, and what is suspicious there."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ali_jax import config as configs
 from ali_jax.config import Config
+from ali_jax.metrics.intervals import wilson_interval
 from ali_jax.workdir import checkpoint_steps, read_config, read_sittings
 from ali_jax.writers import TRAINING, Row, Spread, read_rows, spreads
 
@@ -128,14 +128,7 @@ def interval(
     n = metrics.get(SHARES.get(name.removeprefix("raw/"), ""))
     if spread.mean is None or not n:
         return None
-    return *wilson(spread.mean, n), "test rows"
-
-
-def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's score interval of a share seen in n independent rows; z is 1.96 for 95 %."""
-    center = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (center - half) / (1 + z * z / n)), min(1.0, (center + half) / (1 + z * z / n))
+    return *wilson_interval(spread.mean * n, int(n)), "test rows"
 
 
 def concerns(metrics: Mapping[str, float | None], last: Row, classes: int, modes: int) -> list[Concern]:
@@ -155,6 +148,12 @@ def concerns(metrics: Mapping[str, float | None], last: Row, classes: int, modes
             if is_bad(*values):
                 found.append(Concern(what.format(*values), why))
 
+    losses = spreads(last).get("loss/generator")
+    lost = [k for k, value in enumerate(losses.members if losses else ()) if value is None]
+    if losses and lost:
+        which = ", ".join(map(str, lost))
+        what = f"{len(lost)} of {len(losses.members)} members have diverged: {which}."
+        found.append(Concern(what, "Means, deviations and intervals are those of the others."))
     if classes:
         check(
             ("class_share_min",),
