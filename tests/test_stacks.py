@@ -170,7 +170,7 @@ def test_the_reader_of_stacks_is_trained_longer_and_each_classifier_once(stacks,
     rows.reference_classifier(parts, length=1.0)
     assert lengths == [1]
     evaluate.stacked_modes(*copier(stacks), jax.random.key(0), stacks._replace(parts=parts, test=test))
-    assert lengths == [1, 2]
+    assert lengths == [1, 3]
 
 
 def test_recalled_stacks_are_the_modes_that_are_counted(stacks, key):

@@ -30,7 +30,7 @@ from ali_jax.types import ALI, Array, Report, Variables
 MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are quoted at in the literature
 PAPER_MODE_SAMPLES = 10_000  # the paper's own
 STACKED_SAMPLES = 26_000  # the literature's, for the 1,000 modes of stacked MNIST
-READER_LENGTH = 2.0  # of the classifier's training: a stack is read right where all three images are
+READER_LENGTH = 3.0  # of the classifier's training: a stack is read right where all three images are
 COVERAGE_BATCHES = 8  # of MODE_SAMPLES samples each
 SUPPORT_SAMPLES = 2_000  # among which twins are looked for
 
@@ -66,8 +66,8 @@ def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repor
 def stacked_modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure how many of the K classes of stacks there are among 26,000 samples (1,000 for digits).
 
-    The reference classifier reads one channel after the other. It is trained on single images of train, twice
-    as long as for single images.
+    The reference classifier reads one channel after the other. It is trained on single images of train, three
+    times as long as for those.
 
     stacked_modes_strict       number of classes with at least a fifth of their fair share (26 for digits)
     stacked_modes              number of classes with at least one sample; the classifier's errors add to it
