@@ -89,7 +89,7 @@ def data_shape(config: Config) -> tuple[int, ...]:
 
 def layers(ali: ALI, state: TrainState, batch: Batch) -> dict[str, list[dict[str, Any]]]:
     """List the layers of each network that have parameters: name, output shape of one example, parameters."""
-    rows = getattr(ali.discriminator, "packing", 1)
+    rows = model.packing(ali)
     x, y = (None if a is None else jnp.zeros((rows, *a.shape[1:])) for a in (batch.x, batch.y))
     z = jnp.zeros((rows, model.latent_dim(ali)))
     arguments = Networks((x, z, y), (z, y), (x, z, y))
@@ -99,7 +99,7 @@ def layers(ali: ALI, state: TrainState, batch: Batch) -> dict[str, list[dict[str
     ):
         calls: list[tuple[tuple[str, ...], list[int]]] = []
         with nn.intercept_methods(partial(_note, calls)):
-            held = {"params": params, "batch_stats": stats}
+            held = model.collections(params, stats)
             jax.eval_shape(partial(module.apply, train=False), held, *inputs)
         paths = [path for path, _ in calls]
         found[role] = [

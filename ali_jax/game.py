@@ -81,12 +81,13 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
     if not population.size(config):
         return _prepare_one(config, load_data(config) if dataset is None else dataset)
     drawn = dataset is None and data.depends_on_seed(config.dataset.name)
-    games: list[Game] = []
-    for member in population.members(config):
-        rows = games[0].dataset if games and not drawn else dataset or load_data(member)
-        if not games:
-            _prepare_one(population.at_most(config), rows)  # for its checks
-        games.append(_prepare_one(member, rows, checked=True))
+    members = population.members(config)
+    first = load_data(members[0]) if dataset is None else dataset
+    _prepare_one(population.at_most(config), first)  # for its checks
+    games = [
+        _prepare_one(member, load_data(member) if drawn and k else first, checked=True)
+        for k, member in enumerate(members)
+    ]
     mesh = make_mesh(len(games), jax.devices(), "members")
     return games[0]._replace(config=config, mesh=mesh, members=tuple(games))
 

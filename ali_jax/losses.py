@@ -5,6 +5,8 @@ a logit one cotangent per player, so that one pass through D serves both (docs/p
 sources stand in docs/variants.md.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -23,8 +25,7 @@ def ali(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
     generator = jnp.mean(jax.nn.softplus(logits.q)) + jnp.mean(jax.nn.softplus(-logits.p))
     metrics = {
         **_accuracy(logits.q, logits.p),
-        "confidence/data": jnp.mean(jax.nn.sigmoid(logits.q)),
-        "confidence/sample": jnp.mean(jax.nn.sigmoid(-logits.p)),
+        **_confidence(logits.q, logits.p),
     }
     return Losses(generator, discriminator), metrics
 
@@ -64,15 +65,16 @@ def semi_supervised(
             count, devices = jax.lax.psum((count, devices), axis_name)
         return jnp.sum(jnp.where(chosen, values, 0)) * devices / jnp.maximum(count, 1)
 
+    def of_unlabelled(values: Array) -> Array:
+        return mean(values, ~labelled)
+
     of_label = jnp.take_along_axis(q, jnp.maximum(batch.label, 0)[:, None], axis=-1)[:, 0]
     supervised = mean(s_q - of_label, labelled)
-    discriminator = mean(jax.nn.softplus(-s_q), ~labelled) + jnp.mean(jax.nn.softplus(s_p))
-    generator = mean(jax.nn.softplus(s_q), ~labelled) + jnp.mean(jax.nn.softplus(-s_p))
+    discriminator = of_unlabelled(jax.nn.softplus(-s_q)) + jnp.mean(jax.nn.softplus(s_p))
+    generator = of_unlabelled(jax.nn.softplus(s_q)) + jnp.mean(jax.nn.softplus(-s_p))
     metrics = {
-        "accuracy/data": mean((s_q > 0).astype(s_q.dtype), ~labelled),
-        "accuracy/sample": jnp.mean((s_p < 0).astype(s_p.dtype)),
-        "confidence/data": mean(jax.nn.sigmoid(s_q), ~labelled),
-        "confidence/sample": jnp.mean(jax.nn.sigmoid(-s_p)),
+        **_accuracy(s_q, s_p, of_unlabelled),
+        **_confidence(s_q, s_p, of_unlabelled),
         "accuracy/label": mean((jnp.argmax(q, axis=-1) == batch.label).astype(s_q.dtype), labelled),
         "loss/labelled": supervised,
     }
@@ -136,11 +138,19 @@ def none(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
     return Losses(zero, zero), {}
 
 
-def _accuracy(q: Array, p: Array) -> Metrics:
+def _accuracy(q: Array, p: Array, mean_q: Callable[[Array], Array] = jnp.mean) -> Metrics:
     """Return how often D is on the right side of zero, on either kind of pair."""
     return {
-        "accuracy/data": jnp.mean((q > 0).astype(q.dtype)),
+        "accuracy/data": mean_q((q > 0).astype(q.dtype)),
         "accuracy/sample": jnp.mean((p < 0).astype(p.dtype)),
+    }
+
+
+def _confidence(q: Array, p: Array, mean_q: Callable[[Array], Array] = jnp.mean) -> Metrics:
+    """Return the mean probability that D gives to being right, on either kind of pair."""
+    return {
+        "confidence/data": mean_q(jax.nn.sigmoid(q)),
+        "confidence/sample": jnp.mean(jax.nn.sigmoid(-p)),
     }
 
 

@@ -5,6 +5,7 @@ Owns what the members are and how their numbers are summed up; how they are trai
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -33,13 +34,15 @@ def of_steps(config: Config) -> dict[str, tuple[float, ...]]:
 
 def members(config: Config) -> tuple[Config, ...]:
     """Return the config of each member as a run of its own: seed + k, and its numbers."""
-    found = []
-    for k in range(size(config)):
-        member = config.copy_and_resolve_references()
-        member.seed = config.seed + k
-        member.population.seeds, member.population.vary = 0, ()
-        found.append(configs.with_values(member, {key: v[k] for key, v in varied(config).items()}).lock())
-    return tuple(found)
+    return tuple(
+        _single(config, {"seed": config.seed + k, **{key: v[k] for key, v in varied(config).items()}})
+        for k in range(size(config))
+    )
+
+
+def _single(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return the config of a single run, with these values by key."""
+    return configs.with_values(config, {**values, "population.seeds": 0, "population.vary": ()}).lock()
 
 
 def validate(config: Config) -> None:
@@ -60,7 +63,7 @@ def validate(config: Config) -> None:
             )
         if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
             raise ValueError(f"config.population.vary: the values of {key}, {values!r}, must be numbers.")
-        if min(values) < 0:
+        if key.startswith("penalties.") and min(values) < 0:
             raise ValueError(
                 f"config.population.vary: the values of {key}, {values!r}, must not be negative, which "
                 "stands for 'not given': members cannot differ in that. A gamma_final of gamma is constant."
@@ -85,10 +88,7 @@ def validate(config: Config) -> None:
 
 def at_most(config: Config) -> Config:
     """Return the config of one run with the largest of the varied numbers: all terms that any member has."""
-    values = {key: max(numbers) for key, numbers in varied(config).items()}
-    one = configs.with_values(config, values)
-    one.population.seeds, one.population.vary = 0, ()
-    return one.lock()
+    return _single(config, {key: max(numbers) for key, numbers in varied(config).items()})
 
 
 def _may_vary(key: str) -> bool:

@@ -88,17 +88,14 @@ def test_r1_moves_the_discriminator_only_and_by_its_own_gradient(held):
 
 @pytest.mark.parametrize("options", [{}, {"gamma_final": 0.1, "num_steps": 10}])
 def test_a_penalty_of_weight_zero_changes_nothing(held, options):
-    """Nor does one that is annealed, whether the weight is traced, as in a population, or not."""
+    """Nor does one that is annealed, whether the weight is an array, as in a population, or a number."""
     ali, variables, batch, noise, _ = held
     without, _ = train.game_gradients(ali, variables, losses.ali, (), batch, noise)
 
-    @jax.jit
-    def with_weights(gammas):
-        terms = [functools.partial(penalties.r1, gamma=gamma, **options) for gamma in (0.0, *gammas)]
-        return [train.game_gradients(ali, variables, losses.ali, (t,), batch, noise, 5)[0] for t in terms]
-
-    for with_it in with_weights(jnp.zeros(1)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), with_it, without)
+    for gamma in (0.0, jnp.zeros(())):
+        term = functools.partial(penalties.r1, gamma=gamma, **options)
+        with_it, _ = train.game_gradients(ali, variables, losses.ali, (term,), batch, noise, 5)
+        jax.tree.map(np.testing.assert_array_equal, with_it, without)
 
 
 def test_a_penalty_on_the_generator_reaches_it_through_the_pairs(held):

@@ -199,6 +199,7 @@ def test_the_config_wants_positive_numbers(key):
 
 def test_wilsons_interval_solves_its_equation():
     assert wilson_interval(10, 100) == pytest.approx((0.05523, 0.17437), abs=1e-5)
+    assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
     assert wilson_interval(0, 10) == pytest.approx((0, 0.27753), abs=1e-5)
     assert wilson_interval(10, 10) == pytest.approx((0.72247, 1), abs=1e-5)
     for p in wilson_interval(37, 120, level=0.9):

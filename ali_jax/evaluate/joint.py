@@ -143,7 +143,7 @@ def _in_both_modes(ali: ALI, variables: Variables, key: Array, batch: Batch) -> 
     params, batch_stats = variables
     noise = model.draw_noise(ali, key, batch.x.shape[0])
     pairs, _ = model.generate(ali, params, batch_stats, batch, noise)
-    held = {"params": params.encoder, "batch_stats": batch_stats.encoder}
+    held = model.collections(params.encoder, batch_stats.encoder)
     z_hat = ali.encoder.apply(held, batch.x, noise.epsilon, batch.y, train=False)
     x_tilde = model.decode(ali, variables, noise.z, batch.y)
     flat = [a.reshape(a.shape[0], -1) for a in (pairs.z_hat, z_hat, pairs.x_tilde, x_tilde)]

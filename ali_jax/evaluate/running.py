@@ -72,7 +72,7 @@ def draw_samples_by_batch(
 
 def _decode_by_batch(ali: ALI, variables: Variables, key: Array, z: Array, y: Array | None) -> Array:
     """Decode in training mode; what is random in the decoder besides z is the same in every batch."""
-    held = {"params": variables.params.decoder, "batch_stats": variables.batch_stats.decoder}
+    held = model.collections(variables.params.decoder, variables.batch_stats.decoder)
     streams = {"dropout": key, "noise": key}
     x, _ = ali.decoder.apply(held, z, y, train=True, rngs=streams, mutable=["batch_stats"])
     return x

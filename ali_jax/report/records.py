@@ -148,11 +148,10 @@ def concerns(metrics: Mapping[str, float | None], last: Row, classes: int, modes
             if is_bad(*values):
                 found.append(Concern(what.format(*values), why))
 
-    losses = spreads(last).get("loss/generator")
-    lost = [k for k, value in enumerate(losses.members if losses else ()) if value is None]
-    if losses and lost:
-        which = ", ".join(map(str, lost))
-        what = f"{len(lost)} of {len(losses.members)} members have diverged: {which}."
+    members = spreads(last).get("loss/generator", Spread(None)).members
+    lost = [str(k) for k, value in enumerate(members) if value is None]
+    if lost:
+        what = f"{len(lost)} of {len(members)} members have diverged: {', '.join(lost)}."
         found.append(Concern(what, "Means, deviations and intervals are those of the others."))
     if classes:
         check(
