@@ -1,17 +1,17 @@
 """What each ingredient of a stable recipe does: the recipe with one of them taken out or changed at a time.
 
-    python -m benchmarks.ablation --config experiments/mixture_stable.py --seeds 0 1 2 3 4 5 6 7
+    python -m benchmarks.ablation --config experiments/mixture_stable.py --seeds 8
         [--workdir DIR] [--variants recipe,"no penalty",...] [--num-steps N] [--config.KEY=VALUE ...]
 
-Each variant trains once per seed, in a folder of its own under --workdir; a run that is finished there is not
-repeated, so that a stopped ablation goes on with the same command. The table has mean and standard deviation
-over seeds, of the averaged parameters and, in rows marked raw, of the parameters themselves: raw recipe is
-the recipe without the average.
+The seeds of a variant train as one population, in a folder of its own under --workdir; one that is finished
+there is not repeated, so that a stopped ablation goes on with the same command. The table has mean and
+standard deviation over seeds, of the averaged parameters and, in rows marked raw, of the parameters
+themselves: raw recipe is the recipe without the average.
 """
 
 import argparse
 import json
-import statistics
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -38,18 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="FILE or FILE:VARIANT")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each variant per seed")
+    parser.add_argument("--seeds", type=int, default=2, help="of each variant, from --config.seed on")
     parser.add_argument("--variants", default="", help="names of rows, separated by commas; all where empty")
     parser.add_argument("--num-steps", type=int, default=0, help="instead of the config's")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"), help="the folder of all runs")
     options, overrides = parser.parse_known_args(argv)
     try:
+        if options.seeds < 1:
+            raise ValueError(f"--seeds is {options.seeds}; it must be at least 1.")
         config = load_config(options.config)
         override(config, overrides)
         config.num_steps = options.num_steps or config.num_steps
+        config.population.seeds = options.seeds
         variants = choose(make_variants(config), options.variants)
         results = {
-            name: [measure(variant, seed, folder(options.workdir, name, seed)) for seed in options.seeds]
+            name: measure(variant, options.workdir / name.replace(" ", "_"))
             for name, variant in variants.items()
         }
     except RunError as error:
@@ -58,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"\n{options.config}, {config.num_steps} steps, seeds {', '.join(map(str, options.seeds))}\n")
+    seeds = f"{config.seed} to {config.seed + options.seeds - 1}"
+    print(f"\n{options.config}, {config.num_steps} steps, seeds {seeds}\n")
     print(table(results))
     return 0
 
@@ -114,42 +118,38 @@ def choose(variants: Mapping[str, Config], text: str) -> dict[str, Config]:
     return {name: variants[name] for name in names}
 
 
-def folder(workdir: Path, name: str, seed: int) -> Path:
-    """Return the folder of the run of a variant with a seed."""
-    return workdir / name.replace(" ", "_") / f"seed_{seed}"
-
-
-def measure(variant: Config, seed: int, workdir: Path) -> dict[str, float]:
-    """Train a variant with a seed in a folder, unless that is done, and return its numbers.
+def measure(variant: Config, workdir: Path) -> dict[str, float]:
+    """Train a variant's population in a folder, unless that is done, and return its numbers.
 
     Raises:
       ValueError: bad input, or the folder holds another run.
       RunError: the training failed or was stopped.
     """
     config = variant.copy_and_resolve_references()
-    config.seed, config.evaluators, config.evaluate_every = seed, (EVALUATOR,), 0
+    config.evaluators, config.evaluate_every = (EVALUATOR,), 0
     with redirect_stdout(sys.stderr):
         status = loop.run(config, workdir)
     if status:
         raise RunError("The ablation was stopped; the same command goes on with it.")
-    return json.loads((workdir / "summary.json").read_text())["metrics"]
+    metrics = json.loads((workdir / "summary.json").read_text())["metrics"]
+    return {key: math.nan if value is None else value for key, value in metrics.items()}
 
 
-def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Return the Markdown table: two rows per variant, mean and standard deviation over its runs."""
+def table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the Markdown table: two rows per variant, mean and standard deviation over its seeds."""
     rows = [["variant", "weights", *COLUMNS], ["---"] * 2 + ["---:"] * len(COLUMNS)]
-    for name, runs in results.items():
+    for name, found in results.items():
         for weights, prefix in (("averaged", ""), ("raw", RAW)):
-            found = [[run[prefix + column] for run in runs if prefix + column in run] for column in COLUMNS]
-            if all(found):  # raw numbers stand beside averaged ones only
-                rows.append([name, weights, *map(mean_and_deviation, found)])
+            if prefix + COLUMNS[0] in found:  # raw numbers stand beside averaged ones only
+                columns = [prefix + column for column in COLUMNS]
+                rows.append([name, weights, *(mean_and_deviation(found, column) for column in columns)])
     return markdown(rows)
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Return "mean +- standard deviation" (n - 1), or the value alone where there is one."""
-    deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{deviation}"
+def mean_and_deviation(found: Mapping[str, float], column: str) -> str:
+    """Return "mean +- standard deviation" (n - 1) of a number over seeds, or the number of a single seed."""
+    deviation = found[f"{column}/std"]
+    return f"{found[column]:.4f}" + ("" if math.isnan(deviation) else f" +- {deviation:.4f}")
 
 
 def _changed(config: Config, values: Mapping[str, Any]) -> Config:

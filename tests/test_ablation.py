@@ -6,6 +6,7 @@ import pytest
 import small
 
 from ali_jax import config as configs
+from ali_jax import population
 from ali_jax.command import load_config
 from benchmarks import ablation
 
@@ -51,22 +52,25 @@ def test_a_row_that_is_the_recipe_is_left_out():
     assert "b1 0.5" not in ablation.make_variants(config)
 
 
-def test_the_table_has_mean_and_standard_deviation_over_runs():
-    runs = [dict.fromkeys(ablation.COLUMNS, value) | {"raw/mode_kept": 1.0} for value in (1.0, 2.0, 3.0)]
-    _, _, averaged = ablation.table({"recipe": runs}).splitlines()
+def test_the_table_has_mean_and_standard_deviation_over_seeds():
+    found = population.spread([dict.fromkeys(ablation.COLUMNS, value) for value in (1.0, 2.0, 3.0)])
+    single = population.spread([dict.fromkeys(ablation.COLUMNS, 1.0)])
+    _, _, averaged, alone = ablation.table({"recipe": found, "single": single}).splitlines()
     assert averaged == f"| recipe | averaged |{' 2.0000 +- 1.0000 |' * len(ablation.COLUMNS)}"
+    assert alone == f"| single | averaged |{' 1.0000 |' * len(ablation.COLUMNS)}"
 
 
 def test_an_ablation_trains_what_is_not_trained_yet(tmp_path, capsys, monkeypatch):
     arguments = [*RUN, "--workdir", str(tmp_path), "--variants", "no penalty"]
     assert ablation.main(arguments) == 0
     printed = capsys.readouterr().out
+    assert "2 steps, seeds 0 to 1" in printed
     assert [line.split(" | ")[:2] for line in printed.splitlines()[-2:]] == [
         ["| no penalty", "averaged"],
         ["| no penalty", "raw"],
     ]
-    found = json.loads((tmp_path / "no_penalty" / "seed_0" / "config.json").read_text())
-    assert found["penalties"]["r1"]["gamma"] == 0
+    found = json.loads((tmp_path / "no_penalty" / "config.json").read_text())
+    assert (found["penalties"]["r1"]["gamma"], found["population"]["seeds"]) == (0, 2)
     monkeypatch.setattr(ablation.loop, "_train", lambda *_: pytest.fail("a finished run is repeated"))
     assert ablation.main(arguments) == 0
     assert capsys.readouterr().out == printed
@@ -77,6 +81,7 @@ def test_an_ablation_trains_what_is_not_trained_yet(tmp_path, capsys, monkeypatc
     [
         (["--config", "experiments/mixture.py"], "config.penalties.r1.gamma is 0.0: an ablation starts"),
         (["--config", EXPERIMENT, "--variants", "both"], "there is no 'both', but recipe, no penalty, "),
+        (["--config", EXPERIMENT, "--seeds", "0"], "--seeds is 0; it must be at least 1."),
         (["--config", EXPERIMENT, "--config.seeed=1"], "There is no config key 'seeed'"),
     ],
 )
