@@ -79,22 +79,25 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
     if config.init_from:
         read_config(pathlib.Path(config.init_from).expanduser())
     if not population.size(config):
-        return _prepare_one(config, load_data(config) if dataset is None else dataset)
+        return _prepare_one(config, load_data(config) if dataset is None else dataset, jax.devices())
     drawn = dataset is None and data.depends_on_seed(config.dataset.name)
     members = population.members(config)
     first = load_data(members[0]) if dataset is None else dataset
-    _prepare_one(population.at_most(config), first)  # for its checks
+    device = jax.devices()[:1]  # of a member: its batch is whole
+    _prepare_one(population.at_most(config), first, device)  # for its checks
     games = [
-        _prepare_one(member, load_data(member) if drawn and k else first, checked=True)
+        _prepare_one(member, load_data(member) if drawn and k else first, device, checked=True)
         for k, member in enumerate(members)
     ]
     mesh = make_mesh(len(games), jax.devices(), "members")
     return games[0]._replace(config=config, mesh=mesh, members=tuple(games))
 
 
-def _prepare_one(config: Config, dataset: data.Dataset, *, checked: bool = False) -> Game:
-    """Prepare a single run, `checked` if another one of the same networks was."""
-    mesh = make_mesh(config.batch_size, jax.devices())
+def _prepare_one(
+    config: Config, dataset: data.Dataset, devices: Sequence[Any], *, checked: bool = False
+) -> Game:
+    """Prepare a single run on devices, `checked` if another one of the same networks was."""
+    mesh = make_mesh(config.batch_size, devices)
     axis_name = train.AXIS if config.parallel == "pmap" else None
     platform = mesh.devices.flat[0].platform
     build = functools.partial(networks.build, config, x_shape=dataset.train.shape, platform=platform)

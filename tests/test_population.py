@@ -91,9 +91,10 @@ def test_members_of_a_mixture_have_points_of_their_own_and_images_lie_on_the_dev
     assert shared.load(0, 1).rows.x.shape == (1400, 8, 8, 1)
 
 
-def test_members_are_divided_among_devices_and_stay_the_same(monkeypatch):
-    config = config_of("mixture", population__seeds=4)
+def test_members_are_divided_among_devices_and_stay_the_same(monkeypatch, capsys):
+    config = config_of("mixture", population__seeds=4, batch_size=15)  # no matter: a member's batch is whole
     assert len(game.initial_state(game.prepare(config)).key.sharding.device_set) == 4
+    assert capsys.readouterr().err == "4 members over 8 devices: 4 are used.\n"
     spread, _ = trained(config)
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: one)
