@@ -6,7 +6,6 @@ is a few minutes on two cores: it shows that everything works, and is no attempt
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from ali_jax.main import guarded, set_up_jax
 from ali_jax.metrics.intervals import wilson_interval
 from ali_jax.registry import public_functions
 from ali_jax.types import TrainState, Variables
-from ali_jax.workdir import RunError, read_config, write_text
+from ali_jax.workdir import RunError, read_config, read_metrics, write_text
 
 SHORT_STEPS = {  # of the short budget, where the experiment's are many
     "svhn_svm": 300,
@@ -132,7 +131,7 @@ def mixture(setting: Setting) -> Result:
     ]
     for title, variant in (("ALI, authors' setting, b1 = 0.2", "code"), ("the same, b1 = 0.8", "b1_0.8")):
         _trained(setting, _config(setting, f"mixture.py:{variant}"), variant)
-        m = _metrics(setting, variant)
+        m = read_metrics(setting.workdir / variant)
         ours = f"{m['modes']:.0f} modes, {100 * m['high_quality']:.1f} %, KL {m['reverse_kl']:.2f}"
         rows.append(Row(title, "PacGAN's re-run: 24.1 modes, 95.7 %, KL 0.14", ours))
     for title, variant, given in (
@@ -143,7 +142,7 @@ def mixture(setting: Setting) -> Result:
         columns.append(
             (title, *_trained(setting, _config(setting, f"mixture.py:{variant}", **given), variant))
         )
-        kept = f"{100 * _metrics(setting, variant)['mode_kept']:.1f} %"
+        kept = f"{100 * read_metrics(setting.workdir / variant)['mode_kept']:.1f} %"
         rows.append(Row(f"{title}: reconstructions that keep their mode", "(a figure)", kept))
     picture = setting.workdir / "mixture.png"
     figures.save_png(picture, _five_by_four(columns))
@@ -181,7 +180,7 @@ def conditional(setting: Setting) -> Result:
     shown = ("conditional_samples", "condition_agreement")
     config = _config(setting, "mnist.py:conditional", evaluators=shown)
     game, _ = _trained(setting, config, "mnist_conditional")
-    found = _metrics(setting, "mnist_conditional")
+    found = read_metrics(setting.workdir / "mnist_conditional")
     whole, worst = (100 * found[key] for key in ("condition_agreement", "condition_agreement_min"))
     ours = f"{whole:.1f} % (worst class {worst:.1f} %)"
     rows = (Row("samples of the class that they were asked to be", "(CelebA: a figure)", ours),)
@@ -287,12 +286,6 @@ def _trained(setting: Setting, config: Config, folder: str) -> tuple[Game, Train
     return game, games.trained_state(game, workdir)[0]
 
 
-def _metrics(setting: Setting, folder: str) -> dict[str, float]:
-    """Return the numbers of a run's last evaluation; None became NaN."""
-    summary = json.loads((setting.workdir / folder / "summary.json").read_text())
-    return {key: np.nan if value is None else value for key, value in summary["metrics"].items()}
-
-
 def _picture(setting: Setting, folder: str, name: str) -> Path:
     found = sorted(
         (setting.workdir / folder / "images").glob(f"{name}_*.png"), key=lambda p: p.stat().st_mtime
@@ -322,7 +315,7 @@ def _semi_supervised(setting: Setting, name: str, labels: int) -> tuple[Game, st
         config = _config(setting, f"{name}.py", **splits, **classes, **average)
     folder = f"{name}_{labels}"
     game, _ = _trained(setting, config, folder)
-    found = _metrics(setting, folder)
+    found = read_metrics(setting.workdir / folder)
     errors = [100 * found[key] for key in ("label_error", "label_error_sampled")]
     number = int(found["n_test_labelled"])
     low, high = (100 * end for end in wilson_interval(found["label_error"] * number, number))
@@ -345,7 +338,7 @@ def _best_member(setting: Setting, folder: str) -> int:
 
 def _of_members(setting: Setting, folder: str, name: str) -> np.ndarray:
     """Return a number of every member of a population, [K]."""
-    metrics = _metrics(setting, folder)
+    metrics = read_metrics(setting.workdir / folder)
     members = population.size(read_config(setting.workdir / folder))
     return np.array([metrics[f"{name}/{k}"] for k in range(members)])
 

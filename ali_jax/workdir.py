@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,12 @@ def is_finished(config: Config, workdir: Path) -> bool:
         return json.loads((workdir / "summary.json").read_text())["step"] >= config.num_steps
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, or none of ours: made anew
         return False
+
+
+def read_metrics(workdir: Path) -> dict[str, float]:
+    """Return the numbers of the last evaluation of a finished run; JSON's null becomes NaN."""
+    metrics = json.loads((workdir / "summary.json").read_text())["metrics"]
+    return {key: math.nan if value is None else value for key, value in metrics.items()}
 
 
 def read_sittings(workdir: Path) -> list[dict[str, Any]]:

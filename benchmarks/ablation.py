@@ -10,7 +10,6 @@ themselves: raw recipe is the recipe without the average.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from ali_jax import config as configs
 from ali_jax import loop
 from ali_jax.command import load_config, override
 from ali_jax.config import Config
-from ali_jax.workdir import RunError
+from ali_jax.workdir import RunError, read_metrics
 from benchmarks.compare import markdown
 
 EVALUATOR = "modes"
@@ -131,8 +130,7 @@ def measure(variant: Config, workdir: Path) -> dict[str, float]:
         status = loop.run(config, workdir)
     if status:
         raise RunError("The ablation was stopped; the same command goes on with it.")
-    metrics = json.loads((workdir / "summary.json").read_text())["metrics"]
-    return {key: math.nan if value is None else value for key, value in metrics.items()}
+    return read_metrics(workdir)
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -140,8 +138,8 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
     rows = [["variant", "weights", *COLUMNS], ["---"] * 2 + ["---:"] * len(COLUMNS)]
     for name, found in results.items():
         for weights, prefix in (("averaged", ""), ("raw", RAW)):
-            if prefix + COLUMNS[0] in found:  # raw numbers stand beside averaged ones only
-                columns = [prefix + column for column in COLUMNS]
+            columns = [prefix + column for column in COLUMNS]
+            if found.keys() >= set(columns):  # raw numbers stand beside averaged ones only
                 rows.append([name, weights, *(mean_and_deviation(found, column) for column in columns)])
     return markdown(rows)
 

@@ -53,7 +53,9 @@ def test_a_row_that_is_the_recipe_is_left_out():
 
 
 def test_the_table_has_mean_and_standard_deviation_over_seeds():
-    found = population.spread([dict.fromkeys(ablation.COLUMNS, value) for value in (1.0, 2.0, 3.0)])
+    found = population.spread(
+        [dict.fromkeys(ablation.COLUMNS, value) | {"raw/mode_kept": 1.0} for value in (1.0, 2.0, 3.0)]
+    )
     single = population.spread([dict.fromkeys(ablation.COLUMNS, 1.0)])
     _, _, averaged, alone = ablation.table({"recipe": found, "single": single}).splitlines()
     assert averaged == f"| recipe | averaged |{' 2.0000 +- 1.0000 |' * len(ablation.COLUMNS)}"
