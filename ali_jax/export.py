@@ -65,7 +65,7 @@ def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rows = tuple(jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (x, *y))
     z_row = jax.ShapeDtypeStruct((model.latent_dim(ali),), jnp.float32)
-    encoder = _Program("encoder", _encoder(ali, variables, game.dataset.scale), rows)
+    encoder = _Program("encoder", _encoder(ali, variables, game.dataset.divisor), rows)
     decoder = _Program("decoder", _decoder(ali, variables), (z_row, *rows[1:]))
     paths = [folder / f"{program.name}.jax" for program in (encoder, decoder)]
     for program, path in zip((encoder, decoder), paths, strict=True):
@@ -120,9 +120,9 @@ def flat_weights(variables: Variables) -> dict[str, np.ndarray]:
     return {name: np.asarray(flat[name]) for name in sorted(flat)}
 
 
-def _encoder(ali: ALI, variables: Variables, scale: float) -> Callable[..., Array]:
+def _encoder(ali: ALI, variables: Variables, divisor: float) -> Callable[..., Array]:
     def encode(x: Array, y: Array | None = None) -> Array:
-        unit = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32) / scale
+        unit = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32) / divisor
         return model.encode(ali, variables, unit, y)
 
     return encode
@@ -163,7 +163,7 @@ def _readme(game: Game, step: int, golden: dict[str, Any], encoder: Path) -> str
     y_in = ", golden['y']" if "y" in golden else ""
     condition = f"\n- `y`, the condition, {shapes['y']}, is the second argument of both" if y_in else ""
     unit = (
-        f"images as they are stored, 0 to {game.dataset.scale:g}"
+        f"images as they are stored, 0 to {game.dataset.divisor:g}"
         if golden["x"].dtype == np.uint8
         else "data as they are"
     )

@@ -113,7 +113,7 @@ def _prepare_one(
         train.make_optimizer(config, platform=platform),
         train.make_loss(config, axis_name=axis_name),
         train.make_penalties(config),
-        data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.scale),
+        data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.divisor),
         train.make_augment(config),
         _labelled_rows(config, dataset),
     )
@@ -275,7 +275,7 @@ def _feed_of(
         split,
         batch_size=config.batch_size,
         seed=config.seed,
-        scale=game.dataset.scale,
+        divisor=game.dataset.divisor,
         dequantize=config.dataset.dequantize,
         kind=config.dataset.feed if sharding is None else "device",
         device_bytes=config.dataset.device_bytes,

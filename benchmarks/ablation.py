@@ -1,12 +1,12 @@
 """What each ingredient of a stable recipe does: the recipe with one of them taken out or changed at a time.
 
-    python -m benchmarks.ablation --config experiments/mixture_stable.py --seeds 8
-        [--workdir DIR] [--variants recipe,"no penalty",...] [--num-steps N] [--config.KEY=VALUE ...]
+    python -m benchmarks.ablation --config experiments/mixture_stable.py --config.population.seeds=8
+        [--workdir DIR] [--variants recipe,"no penalty",...] [--config.KEY=VALUE ...]
 
-The seeds of a variant train as one population, in a folder of its own under --workdir; one that is finished
-there is not repeated, so that a stopped ablation goes on with the same command. The table has mean and
-standard deviation over seeds, of the averaged parameters and, in rows marked raw, of the parameters
-themselves: raw recipe is the recipe without the average.
+The seeds of a variant, two where nothing is said, train as one population, in a folder of its own under
+--workdir; one that is finished there is not repeated, so that a stopped ablation goes on with the same
+command. The table has mean and standard deviation over seeds, of the averaged parameters and, in rows
+marked raw, of the parameters themselves: raw recipe is the recipe without the average.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from benchmarks.compare import markdown
 
 EVALUATOR = "modes"
 COLUMNS = ("modes_strict", "high_quality", "reverse_kl", "mode_spread", "mode_kept")
+SEEDS = 2
 RAW = "raw/"  # before the names of the raw parameters' numbers
 
 
@@ -37,18 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="FILE or FILE:VARIANT")
-    parser.add_argument("--seeds", type=int, default=2, help="of each variant, from --config.seed on")
     parser.add_argument("--variants", default="", help="names of rows, separated by commas; all where empty")
-    parser.add_argument("--num-steps", type=int, default=0, help="instead of the config's")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"), help="the folder of all runs")
     options, overrides = parser.parse_known_args(argv)
     try:
-        if options.seeds < 1:
-            raise ValueError(f"--seeds is {options.seeds}; it must be at least 1.")
         config = load_config(options.config)
+        config.population.seeds = config.population.seeds or SEEDS
         override(config, overrides)
-        config.num_steps = options.num_steps or config.num_steps
-        config.population.seeds = options.seeds
         variants = choose(make_variants(config), options.variants)
         results = {
             name: measure(variant, options.workdir / name.replace(" ", "_"))
@@ -60,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    seeds = f"{config.seed} to {config.seed + options.seeds - 1}"
-    print(f"\n{options.config}, {config.num_steps} steps, seeds {seeds}\n")
+    last = config.seed + max(config.population.seeds, 1) - 1
+    print(f"\n{options.config}, {config.num_steps} steps, seeds {config.seed} to {last}\n")
     print(table(results))
     return 0
 
@@ -146,7 +142,7 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 def mean_and_deviation(found: Mapping[str, float], column: str) -> str:
     """Return "mean +- standard deviation" (n - 1) of a number over seeds, or the number of a single seed."""
-    deviation = found[f"{column}/std"]
+    deviation = found.get(f"{column}/std", math.nan)
     return f"{found[column]:.4f}" + ("" if math.isnan(deviation) else f" +- {deviation:.4f}")
 
 

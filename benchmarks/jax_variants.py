@@ -41,7 +41,7 @@ class Ours:
             data.ArraySplit(_rows(config), None, None, 0),
             batch_size=batch_size,
             seed=config.seed,
-            scale=_SCALE,
+            divisor=_SCALE,
             dequantize=config.dataset.dequantize,
             kind="device",
             sharding=self._replicated,

@@ -238,7 +238,7 @@ def _untrained(name: str, overrides: Sequence[str]) -> tuple[np.ndarray, ...]:
     stats = variables.batch_stats.encoder
     for step in range(SETTLING_STEPS):
         rows = (np.arange(100) + 100 * step) % len(train)
-        x = data.scaled(train.rows(rows), game.dataset.scale).x
+        x = data.scaled(train.rows(rows), game.dataset.divisor).x
         epsilon = jax.random.normal(jax.random.key(step), (len(rows), model.latent_dim(ali)))
         stats = settle(stats, variables.params.encoder, jnp.asarray(x), epsilon)
     settled = variables._replace(batch_stats=variables.batch_stats._replace(encoder=stats))
@@ -247,7 +247,7 @@ def _untrained(name: str, overrides: Sequence[str]) -> tuple[np.ndarray, ...]:
     for split in (train, test):
         x, _, labels = split.rows(np.arange(len(split)))
         assert labels is not None
-        blocks = map_blocks(lambda x: features(data.scaled(Batch(x), game.dataset.scale).x), np.asarray(x))
+        blocks = map_blocks(lambda x: features(data.scaled(Batch(x), game.dataset.divisor).x), np.asarray(x))
         found += [blocks, np.asarray(labels)]
     return tuple(found)
 

@@ -33,15 +33,15 @@ config = load_config(str(Path(__file__).resolve().parent.parent / "experiments" 
 config.num_steps, config.steps_per_call, config.evaluators = given.steps, min(250, given.steps), ()
 config.log_every = config.checkpoint_every = config.evaluate_every = given.steps
 parts = data.ArraySplit(train), data.ArraySplit(held_out)
-trained = game.prepare(config, data.Dataset("normal digits", *parts, scale=digits.scale))
+trained = game.prepare(config, data.Dataset("normal digits", *parts, divisor=digits.divisor))
 state = game.fit(trained)
 
 # %% Calibrate on normal rows that had no part in the training, then judge new ones
-scale = np.float32(digits.scale)
-scorer = AnomalyScorer(trained.ali, state.ema, false_alarm_rate=0.05).fit(held_out / scale)
-print("false alarms", np.mean(scorer.predict(new / scale) == -1), "of", len(new))
-print("found", np.mean(scorer.predict(odd / scale) == -1), "of", len(odd))
+divisor = np.float32(digits.divisor)
+scorer = AnomalyScorer(trained.ali, state.ema, false_alarm_rate=0.05).fit(held_out / divisor)
+print("false alarms", np.mean(scorer.predict(new / divisor) == -1), "of", len(new))
+print("found", np.mean(scorer.predict(odd / divisor) == -1), "of", len(odd))
 
 # %% How well the score separates the two, whatever the threshold
-ranking = auroc(*(-scorer.score_samples(x / scale) for x in (new, odd)))
+ranking = auroc(*(-scorer.score_samples(x / divisor) for x in (new, odd)))
 print(f"AUROC {ranking.value:.3f} [{ranking.low:.3f}, {ranking.high:.3f}]")

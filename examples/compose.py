@@ -54,7 +54,7 @@ step = jax.jit(partial(train_step, ali, tx, losses.ali, terms, ema_decay=0.999))
 
 # %% Train: a loop that carries the state alone; the step makes its own key from the state's and its number
 digits = data.load("digits")
-x = digits.train.rows(np.arange(len(digits.train))).x / np.float32(digits.scale)  # [1400, 8, 8, 1]
+x = digits.train.rows(np.arange(len(digits.train))).x / np.float32(digits.divisor)  # [1400, 8, 8, 1]
 state = init_state(ali, tx, jax.random.PRNGKey(0), Batch(jnp.asarray(x[:500])), ema=True)
 rng = np.random.default_rng(0)
 for i in range(given.steps):
@@ -65,7 +65,7 @@ for i in range(given.steps):
 # %% What can be asked: codes, their spread, reconstructions, samples, lines between codes, verdicts
 variables = state.ema
 assert variables is not None
-held = digits.test.rows(np.arange(100)).x / np.float32(digits.scale)
+held = digits.test.rows(np.arange(100)).x / np.float32(digits.divisor)
 z = encode(ali, variables, held)  # [100, 16], mean codes
 _, log_sigma = posterior(ali, variables, held)
 x_hat = reconstruct(ali, variables, held)

@@ -10,13 +10,12 @@ VEEGAN reports 16 modes and a KL of 5.4 for ALI, with networks and a classifier 
 with a single sample (`stacked_modes`, not `stacked_modes_strict`).
 
 Result of the perceptrons with --config.dataset.path=mnist.npz, averaged parameters (raw ones agree), 26,000
-samples, --config.seed=0 and 1, **two seeds**: 999 and 1,000 modes strictly, 1,000 by single samples, KL 0.061
-and 0.057, of which 0.019 would be there for perfect samples; real stacks have 1,000 and 0.026. The classifier
-errs on 0.41 and 0.48 % of single digits. Reconstructions keep little: reconstruction_mse 0.062 and 0.063,
-random pairs 0.135. 35 ms a step on two cores with AVX-512, twice that on two without. With
---config.num_steps=30000, read by a classifier that errs on 0.58 %, seeds 0 to 2 have 1,000, 999 and 999 modes
-strictly, 1,000 by single samples, and KL 0.081, 0.085 and 0.077. docs/variants.md has what was tried, on seed
-100. The convolutional networks have not been run.
+samples, --config.seed=0 to 2: 999, 1,000 and 1,000 modes strictly, 1,000 by single samples on all, KL 0.061,
+0.057 and 0.060, of which 0.019 would be there for perfect samples; real stacks have 1,000 and 0.026. The
+classifier errs on 0.41, 0.48 and 0.48 % of single digits. Reconstructions keep little: reconstruction_mse
+0.062 to 0.063, random pairs 0.135. 35 ms a step on two cores with AVX-512, twice that on two without.
+docs/variants.md has what was tried, on seed 100, and runs of fewer steps. The convolutional networks have not
+been run.
 """
 
 from typing import Any

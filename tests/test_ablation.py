@@ -12,7 +12,7 @@ from benchmarks import ablation
 
 EXPERIMENT = str(small.ROOT / "experiments" / "mixture_stable.py")
 TINY = ["--config.encoder.layers=(4,)", "--config.decoder.layers=(4,)", "--config.batch_size=8"]
-RUN = ["--config", EXPERIMENT, "--config.discriminator.joint_layers=(4,)", *TINY, "--num-steps", "2"]
+RUN = ["--config", EXPERIMENT, "--config.discriminator.joint_layers=(4,)", *TINY, "--config.num_steps=2"]
 
 
 def test_every_row_changes_one_ingredient_of_the_recipe():
@@ -56,10 +56,12 @@ def test_the_table_has_mean_and_standard_deviation_over_seeds():
     found = population.spread(
         [dict.fromkeys(ablation.COLUMNS, value) | {"raw/mode_kept": 1.0} for value in (1.0, 2.0, 3.0)]
     )
-    single = population.spread([dict.fromkeys(ablation.COLUMNS, 1.0)])
-    _, _, averaged, alone = ablation.table({"recipe": found, "single": single}).splitlines()
+    single = dict.fromkeys(ablation.COLUMNS, 1.0)  # of one member, or of a run that is no population
+    results = {"recipe": found, "member": population.spread([single]), "run": single}
+    _, _, averaged, *alone = ablation.table(results).splitlines()
     assert averaged == f"| recipe | averaged |{' 2.0000 +- 1.0000 |' * len(ablation.COLUMNS)}"
-    assert alone == f"| single | averaged |{' 1.0000 |' * len(ablation.COLUMNS)}"
+    values = " 1.0000 |" * len(ablation.COLUMNS)
+    assert alone == [f"| member | averaged |{values}", f"| run | averaged |{values}"]
 
 
 def test_an_ablation_trains_what_is_not_trained_yet(tmp_path, capsys, monkeypatch):
@@ -83,7 +85,7 @@ def test_an_ablation_trains_what_is_not_trained_yet(tmp_path, capsys, monkeypatc
     [
         (["--config", "experiments/mixture.py"], "config.penalties.r1.gamma is 0.0: an ablation starts"),
         (["--config", EXPERIMENT, "--variants", "both"], "there is no 'both', but recipe, no penalty, "),
-        (["--config", EXPERIMENT, "--seeds", "0"], "--seeds is 0; it must be at least 1."),
+        (["--config", EXPERIMENT, "--config.population.seeds=-1"], "config.population.seeds is -1"),
         (["--config", EXPERIMENT, "--config.seeed=1"], "There is no config key 'seeed'"),
     ],
 )

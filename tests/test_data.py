@@ -55,7 +55,7 @@ class TestDigits:
         train, test = (s.rows(np.arange(len(s))) for s in (digits.train, digits.test))
         assert train.x.dtype == np.uint8
         assert train.label.dtype == np.int32
-        assert train.x.max() == digits.scale == 16
+        assert train.x.max() == digits.divisor == 16
         counts = np.bincount(train.label) * 397 - np.bincount(test.label) * 1400
         assert np.abs(counts / 1797).max() <= 1  # at most one image from proportion
         everything = {row.tobytes() for row in np.concatenate([train.x, test.x])}
@@ -226,7 +226,7 @@ class TestNpz:
     def test_images_and_labels(self, tmp_path):
         arrays = save_npz(tmp_path / "my.npz")
         dataset = data.load("", path=str(tmp_path / "my.npz"))
-        assert (dataset.name, dataset.scale, dataset.num_classes, dataset.train.shape) == (
+        assert (dataset.name, dataset.divisor, dataset.num_classes, dataset.train.shape) == (
             "my",
             255,
             6,
@@ -253,7 +253,7 @@ class TestNpz:
             tmp_path / "a.npz", train_image=rng.normal(size=(6, 5)), test_image=rng.normal(size=(3, 5))
         )
         dataset = data.load("", path=str(tmp_path / "a.npz"), scale=2.0)
-        assert (dataset.train.dtype, dataset.scale) == (np.float32, 1.0)
+        assert (dataset.train.dtype, dataset.divisor) == (np.float32, 1.0)
         np.testing.assert_allclose(dataset.test.rows(np.arange(3)).x, 2 * arrays["test_image"], rtol=1e-6)
 
     @pytest.mark.parametrize(
@@ -556,7 +556,7 @@ class TestTFDS:
         monkeypatch.setitem(sys.modules, "tensorflow", None)  # its import fails
         dataset = data.load("tiny_pictures", directory=prepared)
         assert (len(dataset.train), len(dataset.test), dataset.train.shape) == (20, 6, (8, 8, 3))
-        assert (dataset.num_classes, dataset.scale) == (4, 255.0)
+        assert (dataset.num_classes, dataset.divisor) == (4, 255.0)
         batch = dataset.train.rows(np.arange(20))
         np.testing.assert_array_equal(np.sort(batch.x[:, 3, 3, 1]), np.arange(20))
         np.testing.assert_array_equal(batch.label, batch.x[:, 0, 0, 0] % 4)

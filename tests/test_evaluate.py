@@ -124,7 +124,7 @@ def faces():
         ArraySplit(rng.integers(256, size=(n, 8, 8, 3), dtype=np.uint8), rng.random((n, 2), np.float32))
         for n in (40, 30)
     ]
-    return Dataset("faces", *splits, scale=255.0, attributes=("Bald", "Young"))
+    return Dataset("faces", *splits, divisor=255.0, attributes=("Bald", "Young"))
 
 
 @pytest.fixture(scope="module")

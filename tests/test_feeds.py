@@ -38,7 +38,7 @@ def run(feed, step, steps, shard=None):
 
 
 def feeds(split, **kwargs):
-    arguments = {"batch_size": 8, "seed": 3, "scale": 255.0} | kwargs
+    arguments = {"batch_size": 8, "seed": 3, "divisor": 255.0} | kwargs
     return [make_feed(split, kind=kind, **arguments) for kind in ("device", "host")]
 
 
@@ -83,7 +83,7 @@ def test_rows_are_uniform_and_neighbours_independent():
 @pytest.mark.parametrize("kind", ["device", "host"])
 def test_every_image_is_used_once_per_epoch(kind):
     split = images()
-    feed = make_feed(split, batch_size=8, seed=0, scale=255.0, kind=kind)
+    feed = make_feed(split, batch_size=8, seed=0, divisor=255.0, kind=kind)
     rows = np.rint(run(feed, 0, 37).x[..., 0, 0, 0].reshape(-1) * 255).astype(int)  # 37 steps of 8: 8 epochs
     feed.close()
     epochs = rows.reshape(8, 37)
@@ -131,14 +131,14 @@ def test_rows_keep_together_and_x_is_scaled():
 
 def test_vectors_stay_as_they_are():
     split = ArraySplit(np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32))
-    batch = run(make_feed(split, batch_size=9, seed=0, scale=1.0), 0, 1)
+    batch = run(make_feed(split, batch_size=9, seed=0, divisor=1.0), 0, 1)
     np.testing.assert_array_equal(np.sort(batch.x[0], axis=0), np.sort(split.x, axis=0))
     assert batch.label is None
 
 
 def test_dequantisation_is_uniform_and_new_in_every_step():
     split = ArraySplit(np.zeros((4, 16, 16, 1), np.uint8))
-    feed = make_feed(split, batch_size=4, seed=0, scale=255.0, dequantize=0.5)
+    feed = make_feed(split, batch_size=4, seed=0, divisor=255.0, dequantize=0.5)
     x = run(feed, 0, 2).x
     assert np.abs(x).max() <= 0.5
     assert abs(x.std() - 1 / np.sqrt(12)) < 0.02
@@ -214,15 +214,15 @@ def test_host_feed_reads_decoded_sources_in_the_same_order():
 
 def test_auto_goes_by_size():
     split = images()
-    arguments = {"batch_size": 4, "seed": 0, "scale": 255.0}
+    arguments = {"batch_size": 4, "seed": 0, "divisor": 255.0}
     assert isinstance(make_feed(split, **arguments, device_bytes=split.nbytes), DeviceFeed)
     assert isinstance(make_feed(split, **arguments, device_bytes=split.nbytes - 1), HostFeed)
 
 
 def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="must be auto, device or host"):
-        make_feed(images(), batch_size=4, seed=0, scale=1.0, kind="gpu")
+        make_feed(images(), batch_size=4, seed=0, divisor=1.0, kind="gpu")
     with pytest.raises(ValueError, match="both must be positive"):
-        make_feed(images(), batch_size=0, seed=0, scale=1.0)
+        make_feed(images(), batch_size=0, seed=0, divisor=1.0)
     with pytest.raises(ValueError, match="too many for one call"):
         feeds(images())[0].load(0, 2**30)

@@ -245,7 +245,7 @@ def test_pca_is_scikit_learns(digits):
 
 def test_the_reference_classifier_knows_the_digits(digits):
     x, label, x_test, label_test = digits
-    predict = train_classifier((16 * x).astype(np.uint8).reshape(-1, 8, 8, 1), label, 10, scale=16)
+    predict = train_classifier((16 * x).astype(np.uint8).reshape(-1, 8, 8, 1), label, 10, divisor=16)
     assert np.mean(predict(x_test.reshape(-1, 8, 8, 1)) == label_test) >= 0.97
 
 

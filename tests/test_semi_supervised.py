@@ -89,7 +89,7 @@ def semi_feed(kind):
     split = data.load("digits").train
     index = data.class_balanced(split.label, 10, 50, seed=3)
     parts = (data.Relabelled(split, hidden=True), data.Relabelled(split, index))
-    feeds = [data.make_feed(p, batch_size=20, seed=0, scale=16.0, kind=kind) for p in parts]
+    feeds = [data.make_feed(p, batch_size=20, seed=0, divisor=16.0, kind=kind) for p in parts]
     return data.SemiSupervisedFeed(*feeds), split, index
 
 
@@ -137,7 +137,7 @@ def test_a_discriminator_of_k_classes_learns_them(key):
     tx, loss = train.make_optimizer(config), train.make_loss(config)
     index = data.class_balanced(dataset.train.label, 10, 100, seed=0)
     parts = (data.Relabelled(dataset.train, hidden=True), data.Relabelled(dataset.train, index))
-    feed = data.SemiSupervisedFeed(*(data.make_feed(p, batch_size=32, seed=0, scale=16.0) for p in parts))
+    feed = data.SemiSupervisedFeed(*(data.make_feed(p, batch_size=32, seed=0, divisor=16.0) for p in parts))
     first = Batch(jnp.asarray(dataset.train.x[:100]) / 16)
     state = jax.jit(lambda: train.init_state(ali, tx, key, first, ema=True))()
     call = train.make_train_step(ali, tx, loss, feed=feed, steps=400, ema_decay=0.99)

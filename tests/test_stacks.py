@@ -49,7 +49,7 @@ def test_a_stack_has_an_image_in_each_channel_and_their_labels_as_its_class(stac
 
 
 def test_train_and_test_are_stacks_of_their_own_images_the_same_for_every_seed(stacks):
-    assert (stacks.name, stacks.num_classes, stacks.scale) == ("stacked digits", 1000, 16)
+    assert (stacks.name, stacks.num_classes, stacks.divisor) == ("stacked digits", 1000, 16)
     assert (len(stacks.train), len(stacks.test)) == (128_000, 26_000)
     assert (stacks.train.shape, stacks.train.nbytes) == ((8, 8, 3), 128_000 * 192)
     other = data.load("digits", stack=3, seed=1)
@@ -83,7 +83,7 @@ def test_a_stack_with_an_unlabelled_image_is_unlabelled():
 
 def test_both_feeds_give_the_same_stacks(stacks):
     part = Stacked(stacks.train.split, stacks.train.index[:50])
-    device, host = feeds(part, scale=16.0, dequantize=0.01)
+    device, host = feeds(part, divisor=16.0, dequantize=0.01)
     assert device.data.x.shape == (50, 8, 8, 3)
     assert_equal(run(device, 5, 4), run(host, 5, 4))  # into the second epoch
     host.close()
@@ -157,8 +157,8 @@ def test_stacked_modes_needs_stacks_and_the_classifier_has_single_images_alone(s
 def test_the_reader_of_stacks_is_trained_longer_and_each_classifier_once(stacks, monkeypatch):
     lengths = []
 
-    def fit(x, label, num_classes, *, scale, length):
-        del label, num_classes, scale
+    def fit(x, label, num_classes, *, divisor, length):
+        del label, num_classes, divisor
         lengths.append(length)
         return Classifier(*3 * (lambda x: np.zeros(len(x), int),))
 

@@ -418,7 +418,7 @@ def test_the_sharded_step_needs_all_reduces_only():
 def test_the_loop_moves_nothing_between_host_and_device():
     ali, _, tx, start, data = setting("digits")
     rows = np.zeros((30, *data.shape[2:]), np.uint8)
-    feed = data_module.make_feed(ArraySplit(rows), batch_size=8, seed=0, scale=16.0)
+    feed = data_module.make_feed(ArraySplit(rows), batch_size=8, seed=0, divisor=16.0)
     call = train.make_train_step(ali, tx, losses.ali, feed=feed, steps=2)
     state, _ = call(start(), feed.load(0, 2))
     with jax.transfer_guard("disallow"):

@@ -68,7 +68,7 @@ class Dataset(NamedTuple):
     name: str
     train: Split
     test: Split
-    scale: float  # x in [0, 1] is stored / scale; 1 for floats
+    divisor: float  # x in [0, 1] is stored / divisor; 1 for floats
     num_classes: int = 0  # 0: no labels
     modes: np.ndarray | None = None  # [K, D] centres of a mixture
     mode_std: float = 0.0  # standard deviation of each of its components
@@ -211,11 +211,11 @@ def host_batch(x: Any, y: Any = None, label: Any = None) -> Batch:
     return Batch(x, y, label)
 
 
-def scaled(batch: Batch, scale: float) -> Batch:
-    """Return the batch with x as float32: stored / scale for integers, floats as they are."""
+def scaled(batch: Batch, divisor: float) -> Batch:
+    """Return the batch with x as float32: stored / divisor for integers, floats as they are."""
     if np.issubdtype(batch.x.dtype, np.floating):
         return batch
-    return batch._replace(x=batch.x.astype(np.float32) / np.float32(scale))
+    return batch._replace(x=batch.x.astype(np.float32) / np.float32(divisor))
 
 
 def parse_split(text: str) -> tuple[str, str, str]:

@@ -107,7 +107,7 @@ class Plan(NamedTuple):
     batch_size: int  # of the global batch
     size: int  # of the split
     seed: int
-    scale: float
+    divisor: float
     dequantize: float
     batch_sharding: NamedSharding | None  # over [steps, B]
 
@@ -143,7 +143,7 @@ class Plan(NamedTuple):
                 self.batch_sharding.mesh, PartitionSpec(*tuple(self.batch_sharding.spec)[1:])
             )
             batch = jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, layout), batch)
-        batch = scaled(batch, self.scale)
+        batch = scaled(batch, self.divisor)
         if not self.dequantize:
             return batch
         key = jax.random.wrap_key_data(mix(words ^ _NOISE), impl="threefry2x32")
@@ -326,7 +326,7 @@ def make_feed(
     *,
     batch_size: int,
     seed: int,
-    scale: float,
+    divisor: float,
     dequantize: float = 0.0,
     kind: str = "auto",
     device_bytes: int = 4 * 2**30,
@@ -340,7 +340,7 @@ def make_feed(
         split: the rows.
         batch_size: of the global batch.
         seed: of the order and of dequantisation.
-        scale: x = stored / scale where the split holds integers.
+        divisor: x = stored / divisor where the split holds integers.
         dequantize: half width of uniform noise added to x.
         kind: "device" (resident), "host" (streamed), or "auto": resident up to `device_bytes` of x.
         device_bytes: see `kind`.
@@ -358,7 +358,7 @@ def make_feed(
         raise ValueError(
             f"batch_size is {batch_size}, the split has {len(split)} rows; both must be positive"
         )
-    plan = Plan(batch_size, len(split), seed, scale, dequantize, batch_sharding)
+    plan = Plan(batch_size, len(split), seed, divisor, dequantize, batch_sharding)
     if kind == "device" or (kind == "auto" and split.nbytes <= device_bytes):
         return DeviceFeed(split, plan, sharding, data=resident)
     return HostFeed(split, plan)

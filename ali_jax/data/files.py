@@ -72,8 +72,8 @@ def load(path: str, options: Options) -> Dataset:
     train, test = (select(parts, split) for split in wanted)
     if train.shape != test.shape:
         raise DataError(f"{root}: x is {train.shape} in train but {test.shape} in test; they must agree")
-    scale = 255.0 if train.dtype == np.uint8 else 1.0
-    return Dataset(root.stem, train, test, scale, train.num_classes, splits=wanted)
+    divisor = 255.0 if train.dtype == np.uint8 else 1.0
+    return Dataset(root.stem, train, test, divisor, train.num_classes, splits=wanted)
 
 
 def _are_there(parts: Mapping[str, ArraySplit | SourceSplit], wanted: tuple[str, str]) -> bool:

@@ -25,7 +25,7 @@ def digits(options: Options) -> Dataset:
     rows = zip(("train", "test"), stratified(label, 397), strict=True)
     splits = {name: ArraySplit(x[index], None, label[index], 10) for name, index in rows}
     train, test = select(splits, options.train_split), select(splits, options.test_split)
-    return Dataset("digits", train, test, scale=16.0, num_classes=10, splits=_chosen(options))
+    return Dataset("digits", train, test, divisor=16.0, num_classes=10, splits=_chosen(options))
 
 
 def mixture(options: Options) -> Dataset:

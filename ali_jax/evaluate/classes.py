@@ -66,7 +66,7 @@ def class_balance(
     shares = classes.class_histogram(sampled, dataset.num_classes)
 
     def kept(key: Array | None) -> float:
-        x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.scale, key=key)
+        x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.divisor, key=key)
         return float(np.mean(predict(x_hat) == test.label))
 
     scalars = {
@@ -120,7 +120,7 @@ def label_error(
     label_error_sampled  of the class with the largest probability, averaged over `num_codes` sampled codes
     """
     test = labelled(test_rows(dataset))
-    logits = functools.partial(over_rows, _class_probabilities, ali, variables, test, dataset.scale)
+    logits = functools.partial(over_rows, _class_probabilities, ali, variables, test, dataset.divisor)
     sampled = sum(logits(key=k) for k in jax.random.split(key, num_codes))
     scalars = {
         "label_error": float(np.mean(np.argmax(logits(), axis=-1) != test.label)),
@@ -222,7 +222,7 @@ def l2_svm(
 
     def labelled_features(split: Split, indices: np.ndarray) -> svm.Labelled:
         rows = read_rows(split, indices)
-        return svm.Labelled(over_rows(model.features, ali, variables, rows, dataset.scale), rows.label)
+        return svm.Labelled(over_rows(model.features, ali, variables, rows, dataset.divisor), rows.label)
 
     pool, validation = (labelled_features(dataset.train, r) for r in (rows_pool[used], rows_held))
     test = labelled_features(dataset.test, np.flatnonzero(test_labels >= 0))
@@ -248,7 +248,7 @@ def l2_svm(
 
 @cached_by_data(maxsize=2)
 def _class_score_data(dataset: Dataset) -> float:
-    x = unit(labelled(test_rows(dataset)).x, dataset.scale)
+    x = unit(labelled(test_rows(dataset)).x, dataset.divisor)
     return classes.class_score(reference_classifier(dataset).probabilities(x))
 
 
@@ -288,7 +288,7 @@ def _untrained_hidden_knn_accuracy(dataset: Dataset, ali: ALI) -> float:
 
 def _untrained(dataset: Dataset, ali: ALI) -> Variables:
     train = train_rows(dataset)
-    x, y = unit(train.x[:500], dataset.scale), None if train.y is None else train.y[:500]
+    x, y = unit(train.x[:500], dataset.divisor), None if train.y is None else train.y[:500]
     return compiled(model.init, default_platform())(ali, jax.random.key(UNTRAINED_SEED), x, y)
 
 
@@ -303,7 +303,7 @@ def _of_labelled_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply a function of x and y to the labelled rows of train and of test."""
     train, test = (
-        over_rows(function, ali, variables, rows, dataset.scale) for rows in _labelled_rows(dataset)
+        over_rows(function, ali, variables, rows, dataset.divisor) for rows in _labelled_rows(dataset)
     )
     return train, test
 
@@ -329,7 +329,7 @@ def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[s
 
 
 def _pixels(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    train, test = (unit(rows.x, dataset.scale) for rows in _labelled_rows(dataset))
+    train, test = (unit(rows.x, dataset.divisor) for rows in _labelled_rows(dataset))
     return train.reshape(len(train), -1), test.reshape(len(test), -1)
 
 

@@ -50,7 +50,7 @@ def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repor
     assert dataset.modes is not None
     key_samples, key_paper, key_codes = jax.random.split(key, 3)
     test = test_rows(dataset)
-    x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.scale, key=key_codes)
+    x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.divisor, key=key_codes)
     x_tilde = draw_samples(ali, variables, key_samples, MODE_SAMPLES, dataset)
     many = draw_samples(ali, variables, key_paper, PAPER_MODE_SAMPLES, dataset)
     scalars = {
@@ -113,7 +113,7 @@ def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) 
         predict, _ = reference_predict(dataset)
         test = labelled(test_rows(dataset))
         confusion = np.zeros((dataset.num_classes, dataset.num_classes), int)
-        np.add.at(confusion, (test.label, predict(unit(test.x, dataset.scale))), 1)
+        np.add.at(confusion, (test.label, predict(unit(test.x, dataset.divisor))), 1)
         read = predict(x_tilde).reshape(COVERAGE_BATCHES, MODE_SAMPLES)
         counts = np.stack([np.bincount(labels, minlength=dataset.num_classes) for labels in read])
     fair_fifth = 0.2 / counts.shape[1]
@@ -154,7 +154,7 @@ def _stacked_statistics(x: np.ndarray, dataset: Dataset) -> dict[str, float]:
     assert dataset.parts is not None
     predict, _ = reference_predict(dataset.parts, READER_LENGTH)
     channels = np.split(x, x.shape[-1], axis=-1)
-    read = np.stack([predict(unit(channel, dataset.scale)) for channel in channels], axis=-1)
+    read = np.stack([predict(unit(channel, dataset.divisor)) for channel in channels], axis=-1)
     label = stacked_label(read, dataset.parts.num_classes)
     found = count_statistics(np.bincount(label, minlength=dataset.num_classes), len(label))
     names = {"modes_strict": "stacked_modes_strict", "modes": "stacked_modes", "reverse_kl": "stacked_kl"}
@@ -164,7 +164,7 @@ def _stacked_statistics(x: np.ndarray, dataset: Dataset) -> dict[str, float]:
 @cached_by_data(maxsize=2)
 def _real_support(dataset: Dataset) -> tuple[float, float]:
     """Return the distance below which rows are twins, and the effective support of real data."""
-    train, test = (unit(rows.x, dataset.scale) for rows in (train_rows(dataset), test_rows(dataset)))
+    train, test = (unit(rows.x, dataset.divisor) for rows in (train_rows(dataset), test_rows(dataset)))
     test = test[np.arange(min(len(test), SUPPORT_SAMPLES)) * len(test) // min(len(test), SUPPORT_SAMPLES)]
     threshold = coverage.duplicate_threshold(test, train)
     return threshold, coverage.cross_support(coverage.twins(test, threshold, train), len(train)).estimate

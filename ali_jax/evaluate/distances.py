@@ -77,7 +77,7 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
     """
     train = train_rows(dataset)
     x_tilde = draw_samples(ali, variables, key, MEMORISATION_ROWS, dataset)
-    distance = reconstruction.median_distance(x_tilde, unit(train.x, dataset.scale))
+    distance = reconstruction.median_distance(x_tilde, unit(train.x, dataset.divisor))
     scalars = {
         "memorisation": reconstruction.distance_ratio(distance, _test_distance(dataset)),
         "n_memorisation": float(MEMORISATION_ROWS),
@@ -181,9 +181,9 @@ class _RealFeatures(NamedTuple):
 
 @cached_by_data(maxsize=2)
 def _real_features(dataset: Dataset, extractor: Extractor) -> _RealFeatures:
-    scale = dataset.scale
+    divisor = dataset.divisor
     train, test = (
-        extractor.features(unit(rows.x, scale)) for rows in (train_rows(dataset), test_rows(dataset))
+        extractor.features(unit(rows.x, divisor)) for rows in (train_rows(dataset), test_rows(dataset))
     )
     blocks = np.array_split(train, 1 + len(train) // TEST_ROWS)
     return _RealFeatures(train, test, frechet.stream(blocks))
@@ -199,5 +199,5 @@ def _kernel_distance(rows: np.ndarray, reference: np.ndarray) -> frechet.Estimat
 
 @cached_by_data(maxsize=2)
 def _test_distance(dataset: Dataset) -> float:
-    train, test = (unit(rows.x, dataset.scale) for rows in (train_rows(dataset), test_rows(dataset)))
+    train, test = (unit(rows.x, dataset.divisor) for rows in (train_rows(dataset), test_rows(dataset)))
     return reconstruction.median_distance(test[:MEMORISATION_ROWS], train)

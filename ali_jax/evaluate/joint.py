@@ -34,7 +34,7 @@ def joint_divergence(ali: ALI, variables: Variables, key: Array, dataset: Datase
     index = learnt[np.arange(CRITIC_PAIRS) * len(learnt) // CRITIC_PAIRS]
     parts = (jax.tree.map(lambda array, at=at: array[at], train) for at in (index, np.flatnonzero(aside)))
     pairs = [
-        draw_pairs(ali, variables, k, rows, dataset.scale)
+        draw_pairs(ali, variables, k, rows, dataset.divisor)
         for k, rows in zip(jax.random.split(key, 3), (*parts, test), strict=True)
     ]
     found = divergence_of_pairs(*pairs)
@@ -63,7 +63,7 @@ def discriminator_use_of_z(ali: ALI, variables: Variables, key: Array, dataset: 
 
     Of K logits their logsumexp counts; a pack of pairs, which is of one kind, has one logit.
     """
-    pairs = draw_pairs(ali, variables, key, distinct_test_rows(dataset), dataset.scale)
+    pairs = draw_pairs(ali, variables, key, distinct_test_rows(dataset), dataset.divisor)
     rng = _generator(key)
     logits = [
         judge(ali, variables, x, z[order], pairs.y)
@@ -97,7 +97,7 @@ def code_distribution(ali: ALI, variables: Variables, key: Array, dataset: Datas
     key_codes, key_other, key_prior = jax.random.split(key, 3)
     rows = distinct_test_rows(dataset)
     z_hat, other = (
-        over_rows(model.encode, ali, variables, rows, dataset.scale, key=k) for k in (key_codes, key_other)
+        over_rows(model.encode, ali, variables, rows, dataset.divisor, key=k) for k in (key_codes, key_other)
     )
     z = np.asarray(jax.random.normal(key_prior, z_hat.shape))
     scalars = two_sample.code_statistics(z_hat, other, z, _generator(key))
@@ -118,7 +118,7 @@ def posterior(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> R
     """
     del key
     test = test_rows(dataset)
-    _, log_sigma = over_rows(model.posterior, ali, variables, test, dataset.scale)
+    _, log_sigma = over_rows(model.posterior, ali, variables, test, dataset.divisor)
     return Report({"posterior_sigma": float(np.exp(np.median(log_sigma))), "n_test": float(len(test.x))}, {})
 
 
@@ -130,7 +130,7 @@ def batch_norm(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> 
         the latter; 0 where a network has no batch norm, and small where the running statistics have settled
     """
     rows = picture_rows(dataset, key, BATCH_NORM_ROWS)
-    batch = Batch(jnp.asarray(unit(rows.x, dataset.scale)), None if rows.y is None else jnp.asarray(rows.y))
+    batch = Batch(jnp.asarray(unit(rows.x, dataset.divisor)), None if rows.y is None else jnp.asarray(rows.y))
     run = compiled(_in_both_modes, platform_of(variables))
     pairs = jax.tree.map(np.asarray, run(ali, variables, key, batch))
     gaps = [np.mean(np.square(a - b)) / max(np.mean(b.var(axis=0)), 1e-12) for a, b in pairs]

@@ -71,8 +71,8 @@ def reconstructions(
         return Report({}, {"reconstructions": figures.scatter(panels)})
     key_rows, key_code, _ = jax.random.split(key, 3)
     rows = picture_rows(dataset, key_rows, grid[0] * grid[1])
-    z_hat = over_rows(model.encode, ali, variables, rows, dataset.scale, key=key_code)
-    x, x_hat = unit(rows.x, dataset.scale), decode(ali, variables, z_hat, rows.y)
+    z_hat = over_rows(model.encode, ali, variables, rows, dataset.divisor, key=key_code)
+    x, x_hat = unit(rows.x, dataset.divisor), decode(ali, variables, z_hat, rows.y)
     return Report({}, {"reconstructions": figures.reconstruction_grid(x, x_hat, *grid)})
 
 
@@ -94,7 +94,7 @@ def interpolations(
     key_rows, key_code = jax.random.split(key)
     rows = picture_rows(dataset, key_rows, 2 * num_pairs)
     pairs = len(rows.x) // 2
-    x0, x1 = (unit(x, dataset.scale) for x in (rows.x[:pairs], rows.x[pairs : 2 * pairs]))
+    x0, x1 = (unit(x, dataset.divisor) for x in (rows.x[:pairs], rows.x[pairs : 2 * pairs]))
     y = None if rows.y is None else rows.y[:pairs]
     run = compiled(model.interpolate, platform_of(variables), static=(0, 4))
     path = run(ali, variables, x0, x1, num_interpolation_steps + 1, y, key=key_code)
@@ -114,8 +114,8 @@ def error_extremes(ali: ALI, variables: Variables, key: Array, dataset: Dataset)
     """
     del key
     test = test_rows(dataset)
-    x = unit(test.x, dataset.scale)
-    x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.scale)
+    x = unit(test.x, dataset.divisor)
+    x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.divisor)
     errors = np.mean(np.square(x - x_hat), axis=tuple(range(1, x.ndim)))
     order = np.argsort(errors, kind="stable")
     columns, middle = min(PICTURE_COLUMNS, len(x)), len(x) // 2
@@ -143,7 +143,7 @@ def traversals(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> 
     8 dimensions, or all, whose ends differ most in mean squared error, the most effective first.
     """
     row = picture_rows(dataset, key, 1)
-    z = over_rows(model.encode, ali, variables, row, dataset.scale)
+    z = over_rows(model.encode, ali, variables, row, dataset.divisor)
 
     def decode_moved(dimensions: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Return images [dimensions, values, *X]."""
@@ -168,7 +168,7 @@ def neighbours(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> 
     Of 500 samples those 10 that lie nearest to a training image, the nearest first, each above its 3 nearest
     by Euclidean distance between pixels. Of train at most 60,000 rows are used.
     """
-    train = unit(train_rows(dataset).x, dataset.scale)
+    train = unit(train_rows(dataset).x, dataset.divisor)
     x_tilde = draw_samples(ali, variables, key, ROWS_PER_BLOCK, dataset)
     few = min(NEIGHBOURS, len(train))
     index, distance = nearest_few(x_tilde.reshape(len(x_tilde), -1), train.reshape(len(train), -1), few)
@@ -221,7 +221,7 @@ def attribute_grid(ali: ALI, variables: Variables, key: Array, dataset: Dataset)
 def code_panel(ali: ALI, variables: Variables, dataset: Dataset) -> tuple[figures.Panel, float]:
     """Return the points that `codes` shows, and the share of the codes' variance that the plane holds."""
     rows = jax.tree.map(lambda array: array[:SCATTER_POINTS], test_rows(dataset))
-    z = over_rows(model.encode, ali, variables, rows, dataset.scale)
+    z = over_rows(model.encode, ali, variables, rows, dataset.divisor)
     labels = rows.label if dataset.num_classes and dataset.parts is None else None
     if z.shape[1] == 2:
         return figures.Panel("mean codes", z, labels), 1.0
@@ -238,8 +238,8 @@ def plane_panels(
     """Return the panels that `reconstructions` shows of data in the plane."""
     key_rows, key_code, key_prior = jax.random.split(key, 3)
     rows = picture_rows(dataset, key_rows, SCATTER_POINTS)
-    z_hat = over_rows(model.encode, ali, variables, rows, dataset.scale, key=key_code)
-    x, x_hat = unit(rows.x, dataset.scale), decode(ali, variables, z_hat, rows.y)
+    z_hat = over_rows(model.encode, ali, variables, rows, dataset.divisor, key=key_code)
+    x, x_hat = unit(rows.x, dataset.divisor), decode(ali, variables, z_hat, rows.y)
     z = np.asarray(jax.random.normal(key_prior, z_hat.shape))
     x_tilde = decode(ali, variables, z, rows.y)
     return figures.mixture_panels(x, x_hat, x_tilde, z_hat[:, :2], z[:, :2], labels=rows.label)

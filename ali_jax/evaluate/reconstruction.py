@@ -30,8 +30,8 @@ def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Da
     reconstruction_mse_random_pair  between two different test images, as scale
     """
     test = test_rows(dataset)
-    x = unit(test.x, dataset.scale)
-    reconstruct = functools.partial(over_rows, model.reconstruct, ali, variables, test, dataset.scale)
+    x = unit(test.x, dataset.divisor)
+    reconstruct = functools.partial(over_rows, model.reconstruct, ali, variables, test, dataset.divisor)
     scalars = {
         "reconstruction_mse": reconstruction.mean_squared_error(x, reconstruct()),
         "reconstruction_mse_sampled": reconstruction.mean_squared_error(x, reconstruct(key=key)),
@@ -70,12 +70,12 @@ def reconstruction_ladder(
 
     def on_block(index: np.ndarray, x: np.ndarray, y: np.ndarray | None) -> tuple[Ladder, Array]:
         key_block = jax.random.fold_in(key, index[0])
-        return run(ali, variables, key_block, unit(x, dataset.scale), y, ladder_steps)
+        return run(ali, variables, key_block, unit(x, dataset.divisor), y, ladder_steps)
 
     found, code = map_blocks(on_block, np.arange(len(test.x)), test.x, test.y, size=LADDER_ROWS_PER_BLOCK)
     scalars = {f"ladder_{name}": float(np.mean(error)) for name, error in found._asdict().items()}
     scalars |= {
-        "ladder_random_pair": reconstruction.random_pair_error(unit(test.x, dataset.scale)),
+        "ladder_random_pair": reconstruction.random_pair_error(unit(test.x, dataset.divisor)),
         "ladder_decoder_gap": float(np.mean(np.minimum(found.refined, found.searched))),
         "ladder_code": float(np.mean(code)),
         "n_ladder": float(len(test.x)),

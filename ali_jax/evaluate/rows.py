@@ -129,9 +129,9 @@ def labelled(rows: Rows) -> Rows:
     return rows if known.all() else jax.tree.map(lambda array: array[known], rows)
 
 
-def unit(x: np.ndarray, scale: float) -> np.ndarray:
+def unit(x: np.ndarray, divisor: float) -> np.ndarray:
     """Turn stored x into what networks see."""
-    return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32) / np.float32(scale)
+    return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32) / np.float32(divisor)
 
 
 @cached_by_data(maxsize=2)
@@ -139,7 +139,7 @@ def reference_predict(dataset: Dataset, length: float = 1.0) -> tuple[Predict, f
     """Return what gives images the reference classifier's labels, and its test accuracy."""
     test = labelled(test_rows(dataset))
     predict = reference_classifier(dataset, length).predict
-    return predict, float(np.mean(predict(unit(test.x, dataset.scale)) == test.label))
+    return predict, float(np.mean(predict(unit(test.x, dataset.divisor)) == test.label))
 
 
 @cached_by_data(maxsize=2)
@@ -154,4 +154,4 @@ def reference_classifier(dataset: Dataset, length: float = 1.0) -> Classifier:
             "data set's `parts`."
         )
     train = labelled(train_rows(dataset))
-    return fit_classifier(train.x, train.label, dataset.num_classes, scale=dataset.scale, length=length)
+    return fit_classifier(train.x, train.label, dataset.num_classes, divisor=dataset.divisor, length=length)

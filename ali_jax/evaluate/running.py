@@ -23,7 +23,7 @@ def over_rows(
     ali: ALI,
     variables: Variables,
     rows: Rows,
-    scale: float,
+    divisor: float,
     *,
     key: Array | None = None,
 ) -> PyTree:
@@ -32,7 +32,7 @@ def over_rows(
 
     def on_block(index: np.ndarray, x: np.ndarray, y: np.ndarray | None) -> PyTree:
         noise = {} if key is None else {"key": jax.random.fold_in(key, index[0])}
-        return run(ali, variables, unit(x, scale), y, **noise)
+        return run(ali, variables, unit(x, divisor), y, **noise)
 
     return map_blocks(on_block, np.arange(len(rows.x)), rows.x, rows.y)
 
@@ -78,12 +78,12 @@ def _decode_by_batch(ali: ALI, variables: Variables, key: Array, z: Array, y: Ar
     return x
 
 
-def draw_pairs(ali: ALI, variables: Variables, key: Array, rows: Rows, scale: float) -> Pairs:
+def draw_pairs(ali: ALI, variables: Variables, key: Array, rows: Rows, divisor: float) -> Pairs:
     """Draw z_hat ~ q(z | x) for every row, and as many pairs of the decoder; arrays of the host."""
     key_codes, key_prior, key_decoder = jax.random.split(key, 3)
-    z_hat = over_rows(model.encode, ali, variables, rows, scale, key=key_codes)
+    z_hat = over_rows(model.encode, ali, variables, rows, divisor, key=key_codes)
     z: Any = np.asarray(jax.random.normal(key_prior, z_hat.shape))
-    x: Any = unit(rows.x, scale)
+    x: Any = unit(rows.x, divisor)
     y: Any = rows.y
     x_tilde: Any = decode(ali, variables, z, y, key=key_decoder)
     return Pairs(x, z_hat, x_tilde, z, y)

@@ -56,14 +56,14 @@ def train_classifier(
     num_classes: int,
     *,
     seed: int = 0,
-    scale: float = 1.0,
+    divisor: float = 1.0,
     length: float = 1.0,
 ) -> Predict:
     """Train a reference classifier, and return its function from data in [0, 1] to labels.
 
     See `fit_classifier`.
     """
-    return fit_classifier(x, labels, num_classes, seed=seed, scale=scale, length=length).predict
+    return fit_classifier(x, labels, num_classes, seed=seed, divisor=divisor, length=length).predict
 
 
 def fit_classifier(
@@ -72,16 +72,16 @@ def fit_classifier(
     num_classes: int,
     *,
     seed: int = 0,
-    scale: float = 1.0,
+    divisor: float = 1.0,
     length: float = 1.0,
 ) -> Classifier:
     """Train on x [N, *X] and labels [N].
 
     Args:
-      x: images [N, H, W, C] or vectors [N, D] as stored; x / scale is what the returned functions are given.
+      x: images [N, H, W, C] or vectors [N, D] as stored; the functions are given x / divisor.
       labels: integers below `num_classes`; rows with a negative one are left out.
       seed: of weights, batches, translations and dropout.
-      scale: see x.
+      divisor: see x.
       length: factor on the updates that the network was tuned with, 1,000 or 5,000.
 
     Adam with cosine decay, random translations of images, dropout, moving average of the weights.
@@ -98,14 +98,14 @@ def fit_classifier(
     jit = functools.partial(jax.jit, compiler_options=compiler_options(platform))
 
     axes = 0 if x.ndim == 2 else None  # features of a vector have units of their own
-    mean = np.mean(x, axis=axes, keepdims=True, dtype=np.float64) / scale
-    std = np.std(x, axis=axes, keepdims=True, dtype=np.float64) / scale
+    mean = np.mean(x, axis=axes, keepdims=True, dtype=np.float64) / divisor
+    std = np.std(x, axis=axes, keepdims=True, dtype=np.float64) / divisor
 
     def standardise(x: Array) -> Array:
         return (x - mean.astype(np.float32)) / np.maximum(std, 1e-6).astype(np.float32)
 
     params = _train(
-        recipe, jit, jnp.asarray(x), jnp.asarray(labels), scale, standardise, jax.random.key(seed)
+        recipe, jit, jnp.asarray(x), jnp.asarray(labels), divisor, standardise, jax.random.key(seed)
     )
     predict = jit(lambda params, x: jnp.argmax(_logits(recipe, params, standardise(x)), axis=-1))
     probabilities = jit(lambda params, x: jax.nn.softmax(_logits(recipe, params, standardise(x))))
@@ -119,7 +119,7 @@ def _train(
     jit: Callable[..., Callable[..., PyTree]],
     data: Array,
     labels: Array,
-    scale: float,
+    divisor: float,
     standardise: Callable[[Array], Array],
     key: Array,
 ) -> PyTree:
@@ -130,7 +130,7 @@ def _train(
     def step(progress: _Progress, data: Array, labels: Array, i: Array) -> _Progress:
         key_rows, key_shift, key_dropout = jax.random.split(jax.random.fold_in(key_steps, i), 3)
         rows = jax.random.randint(key_rows, (BATCH_SIZE,), 0, len(data))
-        batch = standardise(_translate(data[rows].astype(jnp.float32) / scale, recipe.shift, key_shift))
+        batch = standardise(_translate(data[rows].astype(jnp.float32) / divisor, recipe.shift, key_shift))
 
         def loss(params: PyTree) -> Array:
             logits = _logits(recipe, params, batch, key_dropout)
