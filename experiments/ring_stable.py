@@ -12,8 +12,8 @@ was chosen on seeds 100 to 107, after other recipes' runs of seeds 0 to 7 (docs/
     raw       8 on all      0.975 +- 0.008  0.011 +- 0.018  0.95 +- 0.04  0.998 +- 0.002
 
 Lowest high_quality of a seed 0.960 and 0.959, mode_spread 0.88 to 1.00, highest reverse_kl 0.053 (the next
-0.016); for the data high_quality is 0.989 and mode_spread 0.974. 240 CPU seconds a seed on two busy cores
-with AVX-512, 440 on two without.
+0.016); for the data high_quality is 0.989 and mode_spread 0.974. 220 CPU seconds a seed on two cores with
+AVX-512, 440 on two without.
 """
 
 from ml_collections import ConfigDict
