@@ -17,7 +17,7 @@ import numpy as np
 from flax import traverse_util
 from jax import export as jax_export
 
-from ali_jax import model, networks
+from ali_jax import data, model, networks
 from ali_jax.convolutions import compiler_options
 from ali_jax.game import Game, member_of
 from ali_jax.types import ALI, Array, TrainState, Variables
@@ -122,8 +122,7 @@ def flat_weights(variables: Variables) -> dict[str, np.ndarray]:
 
 def _encoder(ali: ALI, variables: Variables, divisor: float) -> Callable[..., Array]:
     def encode(x: Array, y: Array | None = None) -> Array:
-        unit = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32) / divisor
-        return model.encode(ali, variables, unit, y)
+        return model.encode(ali, variables, data.unit(x, divisor), y)
 
     return encode
 

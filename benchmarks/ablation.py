@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ali_jax import config as configs
-from ali_jax import loop
+from ali_jax import loop, population
 from ali_jax.command import load_config, override
 from ali_jax.config import Config
 from ali_jax.workdir import RunError, read_metrics
@@ -26,7 +26,7 @@ from benchmarks.compare import markdown
 
 EVALUATOR = "modes"
 COLUMNS = ("modes_strict", "high_quality", "reverse_kl", "mode_spread", "mode_kept")
-SEEDS = 2
+SEEDS = 2  # where nothing is said
 RAW = "raw/"  # before the names of the raw parameters' numbers
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(argv)
     try:
         config = load_config(options.config)
-        config.population.seeds = config.population.seeds or SEEDS
+        config.population.seeds = population.size(config) or SEEDS
         override(config, overrides)
         variants = choose(make_variants(config), options.variants)
         results = {
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    last = config.seed + max(config.population.seeds, 1) - 1
+    last = config.seed + max(population.size(config), 1) - 1
     print(f"\n{options.config}, {config.num_steps} steps, seeds {config.seed} to {last}\n")
     print(table(results))
     return 0

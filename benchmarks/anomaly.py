@@ -141,7 +141,7 @@ def run(config: Config, dataset: data.Dataset, parts: Parts, alpha: float) -> di
     normal = dataset._replace(train=data.ArraySplit(parts.fit), test=data.ArraySplit(parts.normal))
     trained = game.prepare(config, normal._replace(num_classes=0))
     state = game.fit(trained)
-    x = Parts(*(part.astype(np.float32) / np.float32(dataset.divisor) for part in parts))
+    x = Parts(*(data.unit(part, dataset.divisor) for part in parts))
     model = trained.ali, state.ema or state.variables
     rows, ends = np.concatenate(x[1:]), np.cumsum([len(part) for part in x[1:-1]])
     scores = {

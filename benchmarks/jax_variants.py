@@ -21,7 +21,7 @@ from ali_jax.config import Config, from_json
 from ali_jax.types import Batch, Networks, PyTree, TrainState
 
 ROWS = 1024  # of the made-up data set
-_SCALE = 255.0  # of its pixels
+_DIVISOR = 255.0  # of its pixels
 BATCHES = 4  # of `flax_textbook`, made beforehand, taken in turn
 
 
@@ -41,7 +41,7 @@ class Ours:
             data.ArraySplit(_rows(config), None, None, 0),
             batch_size=batch_size,
             seed=config.seed,
-            divisor=_SCALE,
+            divisor=_DIVISOR,
             dequantize=config.dataset.dequantize,
             kind="device",
             sharding=self._replicated,
@@ -93,7 +93,7 @@ class Ours:
         self._state = None
 
     def _init(self) -> TrainState:
-        rows = data.scaled(Batch(jnp.asarray(_rows(self.config)[:100])), _SCALE)
+        rows = data.scaled(Batch(jnp.asarray(_rows(self.config)[:100])), _DIVISOR)
         return train.init_state(
             self._ali, self._tx, jax.random.PRNGKey(0), rows, ema=self.config.ema_decay > 0
         )

@@ -17,6 +17,7 @@ from ali_jax.data.dataset import (
     Split,
     class_balanced,
     scaled,
+    unit,
 )
 from ali_jax.data.feeds import (
     DeviceFeed,
@@ -53,6 +54,7 @@ __all__ = [
     "shuffled_rows",
     "stacked",
     "stacked_label",
+    "unit",
 ]
 
 

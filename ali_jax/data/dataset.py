@@ -212,10 +212,13 @@ def host_batch(x: Any, y: Any = None, label: Any = None) -> Batch:
 
 
 def scaled(batch: Batch, divisor: float) -> Batch:
-    """Return the batch with x as float32: stored / divisor for integers, floats as they are."""
-    if np.issubdtype(batch.x.dtype, np.floating):
-        return batch
-    return batch._replace(x=batch.x.astype(np.float32) / np.float32(divisor))
+    """Return the batch with x as networks see it."""
+    return batch._replace(x=unit(batch.x, divisor))
+
+
+def unit(x: Any, divisor: float) -> Any:
+    """Return x, on host or device, as networks see it: stored / divisor for integers, floats as they are."""
+    return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32) / np.float32(divisor)
 
 
 def parse_split(text: str) -> tuple[str, str, str]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ali_jax import model
-from ali_jax.data import Dataset, Split
+from ali_jax.data import Dataset, Split, unit
 from ali_jax.evaluate.needs import CLASS_CONDITIONS, CLASSES, Need, needs
 from ali_jax.evaluate.rows import (
     Rows,
@@ -19,7 +19,6 @@ from ali_jax.evaluate.rows import (
     reference_predict,
     test_rows,
     train_rows,
-    unit,
 )
 from ali_jax.evaluate.running import compiled, decode, default_platform, draw_samples, over_rows
 from ali_jax.metrics import classes, svm

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from ali_jax import model
-from ali_jax.data import Dataset, stacked_label
+from ali_jax.data import Dataset, stacked_label, unit
 from ali_jax.evaluate.needs import SINGLE_IMAGES, STACKS, Need, needs
 from ali_jax.evaluate.rows import (
     cached_by_data,
@@ -13,7 +13,6 @@ from ali_jax.evaluate.rows import (
     reference_predict,
     test_rows,
     train_rows,
-    unit,
 )
 from ali_jax.evaluate.running import draw_samples, over_rows
 from ali_jax.metrics import coverage

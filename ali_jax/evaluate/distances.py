@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ali_jax.data import Dataset
+from ali_jax.data import Dataset, unit
 from ali_jax.evaluate.needs import CLASSES, IMAGES, needs
 from ali_jax.evaluate.rows import (
     TEST_ROWS,
@@ -15,7 +15,6 @@ from ali_jax.evaluate.rows import (
     reference_classifier,
     test_rows,
     train_rows,
-    unit,
 )
 from ali_jax.evaluate.running import draw_samples, draw_samples_by_batch
 from ali_jax.metrics import frechet, inception, reconstruction

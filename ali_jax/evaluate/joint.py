@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ali_jax import model
-from ali_jax.data import Dataset
+from ali_jax.data import Dataset, unit
 from ali_jax.evaluate.needs import TWO_TEST_ROWS, Need, needs
-from ali_jax.evaluate.rows import distinct_test_rows, picture_rows, test_rows, train_rows, unit
+from ali_jax.evaluate.rows import distinct_test_rows, picture_rows, test_rows, train_rows
 from ali_jax.evaluate.running import compiled, draw_pairs, judge, over_rows, platform_of
 from ali_jax.metrics import two_sample
 from ali_jax.metrics.divergence import joint_divergence as divergence_of_pairs

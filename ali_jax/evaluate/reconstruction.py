@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ali_jax import model
-from ali_jax.data import Dataset
+from ali_jax.data import Dataset, unit
 from ali_jax.evaluate.needs import TWO_TEST_ROWS, needs
-from ali_jax.evaluate.rows import test_rows, unit
+from ali_jax.evaluate.rows import test_rows
 from ali_jax.evaluate.running import compiled, over_rows, platform_of
 from ali_jax.metrics import reconstruction
 from ali_jax.metrics.blocks import map_blocks

@@ -12,7 +12,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 import jax
 import numpy as np
 
-from ali_jax.data import Dataset, Split
+from ali_jax.data import Dataset, Split, unit
 from ali_jax.metrics.classifier import Classifier, Predict, fit_classifier
 from ali_jax.types import Array
 
@@ -127,11 +127,6 @@ def labelled(rows: Rows) -> Rows:
     """Return those rows that have a label."""
     known = rows.label >= 0
     return rows if known.all() else jax.tree.map(lambda array: array[known], rows)
-
-
-def unit(x: np.ndarray, divisor: float) -> np.ndarray:
-    """Turn stored x into what networks see."""
-    return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32) / np.float32(divisor)
 
 
 @cached_by_data(maxsize=2)
