@@ -16,10 +16,19 @@ from pathlib import Path
 from absl import logging as absl_logging
 
 from ali_jax import config as configs
-from ali_jax.command import PICTURES, UNTRAINED, USAGE, Options, UsageError, load_config, override, parse
 from ali_jax.config import Config
-from ali_jax.escape import printable
-from ali_jax.workdir import (
+from ali_jax.program.command import (
+    PICTURES,
+    UNTRAINED,
+    USAGE,
+    Options,
+    UsageError,
+    load_config,
+    override,
+    parse,
+)
+from ali_jax.records.escape import printable
+from ali_jax.records.workdir import (
     RunError,
     check_same_run,
     check_writable,
@@ -115,13 +124,13 @@ def _draws_from_prior(config: Config, options: Options) -> bool:
 def _train(config: Config, options: Options) -> int:
     if _has_convolutions(config) and not options.coordinator:
         restart_with_huge_pages()
-    from ali_jax.loop import run
+    from ali_jax.program.loop import run
 
     return run(config, options.workdir, started=STARTED, verbosity=options.verbosity)
 
 
 def _describe(config: Config, options: Options) -> int:
-    from ali_jax.describe import describe, show
+    from ali_jax.tools.describe import describe, show
 
     description = describe(config)
     if options.json:
@@ -132,7 +141,7 @@ def _describe(config: Config, options: Options) -> int:
 
 
 def _preflight(config: Config, options: Options) -> int:
-    from ali_jax.preflight import preflight, show
+    from ali_jax.tools.preflight import preflight, show
 
     report = preflight(config, options.topology)
     if options.json:
@@ -143,7 +152,7 @@ def _preflight(config: Config, options: Options) -> int:
 
 
 def _picture(config: Config, options: Options) -> int:
-    from ali_jax.figures import save_png
+    from ali_jax.evaluate.figures import save_png
     from ali_jax.game import evaluate
 
     game, state = _restore(config, options)
@@ -157,9 +166,9 @@ def _picture(config: Config, options: Options) -> int:
 
 
 def _evaluate(config: Config, options: Options) -> int:
-    from ali_jax.figures import save_png
+    from ali_jax.evaluate.figures import save_png
     from ali_jax.game import evaluate
-    from ali_jax.writers import json_numbers, print_table
+    from ali_jax.records.writers import json_numbers, print_table
 
     game, state = _restore(config, options)
     step, scalars = int(state.step), {}
@@ -188,7 +197,7 @@ def _report(config: Config, options: Options) -> int:
 
 
 def _export(config: Config, options: Options) -> int:
-    from ali_jax.export import export
+    from ali_jax.tools.export import export
 
     folder = options.out or options.workdir / "export"
     if folder.exists() and not folder.is_dir():
@@ -305,7 +314,7 @@ def restart_with_huge_pages() -> None:
 def _meet(options: Options) -> None:
     """Meet the other processes of the run, if there are any."""
     if options.coordinator:
-        from ali_jax import hosts
+        from ali_jax.program import hosts
 
         together = hosts.Hosts(options.coordinator, options.num_processes, options.process_id)
         hosts.check(together)

@@ -17,17 +17,18 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ali_jax import config as configs
-from ali_jax import evaluate, figures, population
+from ali_jax import evaluate
 from ali_jax import game as games
-from ali_jax.command import UsageError, load_config
 from ali_jax.config import Config
-from ali_jax.game import Game
-from ali_jax.loop import run
+from ali_jax.evaluate import figures
+from ali_jax.game import Game, population
 from ali_jax.main import guarded, set_up_jax
 from ali_jax.metrics.intervals import wilson_interval
-from ali_jax.registry import public_functions
+from ali_jax.names import public_functions
+from ali_jax.program.command import UsageError, load_config
+from ali_jax.program.loop import run
+from ali_jax.records.workdir import RunError, read_config, read_metrics, write_text
 from ali_jax.types import TrainState, Variables
-from ali_jax.workdir import RunError, read_config, read_metrics, write_text
 
 SHORT_STEPS = {  # of the short budget, where the experiment's are many
     "svhn_svm": 300,

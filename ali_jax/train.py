@@ -14,11 +14,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ali_jax import convolutions, model
 from ali_jax import losses as loss_functions
+from ali_jax import model
 from ali_jax import penalties as penalty_functions
 from ali_jax.config import Config
-from ali_jax.registry import public_functions
+from ali_jax.names import public_functions
+from ali_jax.networks import convolutions
 from ali_jax.types import (
     ALI,
     Array,

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ali_jax import config as configs
-from ali_jax import loop, population
-from ali_jax.command import load_config, override
 from ali_jax.config import Config
-from ali_jax.workdir import RunError, read_metrics
+from ali_jax.game import population
+from ali_jax.program import loop
+from ali_jax.program.command import load_config, override
+from ali_jax.records.workdir import RunError, read_metrics
 from benchmarks.compare import markdown
 
 EVALUATOR = "modes"

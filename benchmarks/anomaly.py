@@ -22,12 +22,12 @@ import numpy as np
 from sklearn.ensemble import IsolationForest
 
 from ali_jax import data, game
-from ali_jax.anomaly import AnomalyScorer
-from ali_jax.command import load_config, override
 from ali_jax.config import Config
 from ali_jax.metrics import conformal, detection
 from ali_jax.metrics.neighbors import nearest
 from ali_jax.metrics.probes import pca
+from ali_jax.program.command import load_config, override
+from ali_jax.tools.anomaly import AnomalyScorer
 from benchmarks.compare import markdown
 
 HELD_OUT_SHARE = 0.15  # of the nine digits' training rows: to calibrate, and as much again to count

@@ -22,8 +22,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from ali_jax import config as configs
-from ali_jax.command import load_config, override
 from ali_jax.config import Config
+from ali_jax.program.command import load_config, override
 from benchmarks.worker import MODULES, Worker, WorkerError
 
 VARIANTS = ("ours", "flax_textbook", "torch_textbook", "torch_best")

@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import jax
 
-from ali_jax.command import load_config
 from ali_jax.config import Config
+from ali_jax.program.command import load_config
 from benchmarks.compare import has_torch, markdown, task
 from benchmarks.roofline import Ceiling, floors, measured_ceiling
 from benchmarks.worker import ROOT, Worker, WorkerError

@@ -16,8 +16,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
-from ali_jax import data, layers, networks, train
+from ali_jax import data, networks, train
 from ali_jax.config import Config, from_json
+from ali_jax.networks import layers
 from ali_jax.types import Batch, Networks, PyTree, TrainState
 
 ROWS = 1024  # of the made-up data set
@@ -100,7 +101,7 @@ class Ours:
 
 
 class TextbookStack(nn.Module):
-    """The layers of `ali_jax.layers.Stack`, of Flax's own modules."""
+    """The layers of `ali_jax.networks.layers.Stack`, of Flax's own modules."""
 
     table: tuple[layers.Layer, ...]
     activation: Callable[[jax.Array], jax.Array]

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from ali_jax import networks, train
-from ali_jax.command import load_config, override
 from ali_jax.config import Config
-from ali_jax.describe import compile_step
-from ali_jax.layers import Layer, per_layer
+from ali_jax.networks.layers import Layer, per_layer
+from ali_jax.program.command import load_config, override
+from ali_jax.tools.describe import compile_step
 from ali_jax.types import ALI, Batch, Networks, TrainState
 from benchmarks import jax_variants
 from benchmarks.compare import load, markdown

@@ -30,11 +30,11 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
 from ali_jax import data, model
-from ali_jax.command import load_config, override
-from ali_jax.convolutions import compiler_options
 from ali_jax.game import initial_state, prepare
 from ali_jax.metrics import svm
 from ali_jax.metrics.blocks import map_blocks
+from ali_jax.networks.convolutions import compiler_options
+from ali_jax.program.command import load_config, override
 from ali_jax.types import Batch
 from benchmarks.compare import load, markdown
 

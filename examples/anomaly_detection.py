@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ali_jax import data, game
-from ali_jax.anomaly import AnomalyScorer
-from ali_jax.command import load_config
 from ali_jax.metrics.detection import auroc
+from ali_jax.program.command import load_config
+from ali_jax.tools.anomaly import AnomalyScorer
 
 parser = argparse.ArgumentParser(description="Anomaly detection with ALI.")
 parser.add_argument("--digit", type=int, default=0, help="the digit that is left out")

@@ -12,8 +12,9 @@ an editor that knows them.
 import argparse
 from pathlib import Path
 
-from ali_jax import figures, game
-from ali_jax.command import load_config
+from ali_jax import game
+from ali_jax.evaluate import figures
+from ali_jax.program.command import load_config
 
 parser = argparse.ArgumentParser(description="ALI on 25 Gaussians, for a small budget.")
 parser.add_argument("--steps", type=int, default=12_000, help="training steps")

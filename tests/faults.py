@@ -37,8 +37,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from test_loop import tiny
 
-from ali_jax import checkpoint, loop, workdir
 from ali_jax import config as configs
+from ali_jax.program import loop
+from ali_jax.records import checkpoint, workdir
 
 FEEDS = ("device", "host", "population")  # the last: three members, on the device
 SAVES = 3  # that a run has begun at most when it is killed

@@ -32,8 +32,8 @@ from test_loop import contents, tiny
 from test_main import write_config
 
 from ali_jax import config as configs
-from ali_jax import loop
 from ali_jax.main import main as command
+from ali_jax.program import loop
 
 SECONDS = 60  # in which every case must have its answer
 TRAINED_EVERY = 7

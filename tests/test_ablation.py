@@ -6,8 +6,8 @@ import pytest
 import small
 
 from ali_jax import config as configs
-from ali_jax import population
-from ali_jax.command import load_config
+from ali_jax.game import population
+from ali_jax.program.command import load_config
 from benchmarks import ablation
 
 EXPERIMENT = str(small.ROOT / "experiments" / "mixture_stable.py")

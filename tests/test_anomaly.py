@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ali_jax import model
-from ali_jax.anomaly import AnomalyScorer, alad, egbad, ladder_error
 from ali_jax.metrics import conformal, detection
 from ali_jax.networks import Discriminator
+from ali_jax.tools.anomaly import AnomalyScorer, alad, egbad, ladder_error
 from ali_jax.types import Networks, Variables
 
 SHAPE = (3, 3, 2)

@@ -8,8 +8,9 @@ import pytest
 import small
 
 from ali_jax import config as configs
-from ali_jax import game, loop, losses, model, penalties, train
-from ali_jax.workdir import read_config
+from ali_jax import game, losses, model, penalties, train
+from ali_jax.program import loop
+from ali_jax.records.workdir import read_config
 
 
 def config_of(variant, **values):

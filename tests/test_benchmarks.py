@@ -7,7 +7,7 @@ import jax
 import pytest
 import small
 
-from ali_jax.command import load_config
+from ali_jax.program.command import load_config
 from ali_jax.types import Networks
 from benchmarks import anomaly, compare, gpu_table, jax_variants, roofline, worker
 from benchmarks.compare import Run

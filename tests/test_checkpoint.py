@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ali_jax import checkpoint
+from ali_jax.records import checkpoint
 from ali_jax.types import Networks, TrainState, Variables
 
 

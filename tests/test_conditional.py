@@ -8,9 +8,11 @@ import pytest
 import small
 import test_evaluate
 
-from ali_jax import data, describe, evaluate, layers, model
+from ali_jax import data, evaluate, model
 from ali_jax.data import ArraySplit, Dataset, tfds
 from ali_jax.evaluate import pictures
+from ali_jax.networks import layers
+from ali_jax.tools import describe
 from ali_jax.types import Networks, Variables
 
 

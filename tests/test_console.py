@@ -4,8 +4,8 @@ import pytest
 from absl import logging
 from test_main import DIGITS, command, write_config
 
-from ali_jax.command import UsageError, parse
-from ali_jax.writers import Reporter, print_table
+from ali_jax.program.command import UsageError, parse
+from ali_jax.records.writers import Reporter, print_table
 
 SCALARS = {"k": 0.25, "k/std": 0.0625, "k/low": 0.2, "k/high": 0.3, "k/0": 0.75, "k/1": 0.5, "n_test": 397.0}
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ali_jax import convolutions
-from ali_jax.convolutions import compiler_options, conv, conv_transpose, cut, lowering_for
+from ali_jax.networks import convolutions
+from ali_jax.networks.convolutions import compiler_options, conv, conv_transpose, cut, lowering_for
 
 # (height, width), kernel, stride, padding, channels, features
 CASES = [

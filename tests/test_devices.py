@@ -11,8 +11,9 @@ import small
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from test_checkpoint import assert_same_bits
 
-from ali_jax import checkpoint, losses, model, train
-from ali_jax.preflight import collectives
+from ali_jax import losses, model, train
+from ali_jax.records import checkpoint
+from ali_jax.tools.preflight import collectives
 from ali_jax.types import Batch
 
 DEVICES = (1, 2, 4, 8)

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 import pytest
 import small
-from test_architecture import LAYERS
 
-from ali_jax import command, evaluate
 from ali_jax import config as configs
+from ali_jax import evaluate
+from ali_jax.program import command
 
 PAGES = {path.stem: path for path in (small.ROOT / "README.md", *sorted((small.ROOT / "docs").glob("*.md")))}
 FENCE = r"^(<!-- not run: .+ -->\n)?```{kind}\n(.*?)^```$"
@@ -108,11 +108,6 @@ def test_what_a_page_names_exists(page, folder):
 def test_the_index_names_every_page_once():
     linked = re.findall(r"\]\((\w+)\.md\)", PAGES["index"].read_text())
     assert sorted(linked) == sorted(set(PAGES) - {"README", "index"})
-
-
-def test_the_picture_shows_the_layers_that_hold():
-    drawn = re.findall(r'font-weight="bold">(.*?)<', (small.ROOT / "docs" / "layers.svg").read_text())
-    assert [names.split(", ") for names in drawn] == LAYERS
 
 
 def table_of_numbers():

@@ -16,8 +16,8 @@ from ali_jax.config import base
 from ali_jax.data import ArraySplit, Dataset
 from ali_jax.evaluate import rows, running
 from ali_jax.metrics import divergence
+from ali_jax.names import public_functions
 from ali_jax.networks import Encoder
-from ali_jax.registry import public_functions
 from ali_jax.types import Networks, Report, Variables
 
 SIGMA = 0.1

@@ -12,8 +12,10 @@ from small import game as small_game
 from small import init
 from test_loop import restored, tiny
 
-from ali_jax import export, loop, model
+from ali_jax import model
 from ali_jax.main import main
+from ali_jax.program import loop
+from ali_jax.tools import export
 
 pytest.importorskip("flatbuffers", reason="jax.export serialises with flatbuffers, which is not installed")
 safetensors = pytest.importorskip("safetensors.numpy")

@@ -19,9 +19,10 @@ from test_checkpoint import abstract, assert_same_bits, make_state, saved
 from test_loop import rows, tiny
 from test_main import write_config
 
-from ali_jax import checkpoint, loop, workdir, writers
 from ali_jax.data import files
 from ali_jax.main import main
+from ali_jax.program import loop
+from ali_jax.records import checkpoint, workdir, writers
 
 
 def flip_a_bit(path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ali_jax import figures
+from ali_jax.evaluate import figures
 
 
 def flat_images(values, height=4, width=4, channels=1):

@@ -3,7 +3,7 @@
 import pytest
 from test_main import DIGITS, message
 
-from ali_jax import hosts
+from ali_jax.program import hosts
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from jax._src.array import ArrayImpl
 from small import experiment
 from test_checkpoint import assert_same_bits, damage
 
-from ali_jax import checkpoint, game, loop, workdir, writers
 from ali_jax import config as configs
+from ali_jax import game
+from ali_jax.program import loop
+from ali_jax.records import checkpoint, workdir, writers
 
 
 def tiny(**changes):

@@ -1,6 +1,7 @@
 """Networks: the paper's tables, their shapes and parameter counts, and what does not fit."""
 
 import re
+import sys
 from functools import partial
 
 import flax.linen as nn
@@ -11,7 +12,9 @@ import pytest
 import small
 
 from ali_jax import config as defaults
-from ali_jax import describe, layers, model, networks
+from ali_jax import model, networks
+from ali_jax.networks import layers
+from ali_jax.tools import describe
 
 
 def counts(config):
@@ -300,8 +303,8 @@ def test_a_network_of_ones_own_takes_the_keys_that_are_its_fields(monkeypatch):
     class Blind(nn.Module):
         slope: float
 
-    Blind.__module__ = networks.__name__
-    monkeypatch.setattr(networks, "Blind", Blind, raising=False)
+    Blind.__module__ = networks.build.__module__
+    monkeypatch.setattr(sys.modules[networks.build.__module__], "Blind", Blind, raising=False)
     config = defaults.base()
     config.dataset.shape = (4,)
     config.discriminator.name = "Blind"

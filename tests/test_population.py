@@ -7,7 +7,9 @@ import pytest
 import small
 
 from ali_jax import config as configs
-from ali_jax import game, loop, population
+from ali_jax import game
+from ali_jax.game import population
+from ali_jax.program import loop
 
 VARY = (
     ("optimizer.generator.learning_rate", (1e-3, 3e-3)),

@@ -6,8 +6,8 @@ import json
 import pytest
 from test_main import DIGITS, message, write_config
 
-from ali_jax import preflight
 from ali_jax.main import main
+from ali_jax.tools import preflight
 
 HLO = """
   %all-reduce.1 = (f32[16]{0:T(128)S(1)}, bf16[2,3]{1,0}, /*index=2*/f32[]{:T(128)}) all-reduce(%a, %b, %c), x

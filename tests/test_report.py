@@ -12,12 +12,13 @@ import pytest
 from test_evaluate import copier, recaller
 from test_loop import tiny
 
-from ali_jax import evaluate, loop
+from ali_jax import evaluate
 from ali_jax.data import ArraySplit, Dataset
 from ali_jax.main import main
 from ali_jax.metrics.neighbors import nearest_few
+from ali_jax.program import loop
+from ali_jax.records.writers import spreads
 from ali_jax.report import records, svg
-from ali_jax.writers import spreads
 
 EVIL = "<script>alert(1)</script>&\"'"
 VOID = {"meta", "link", "img", "rect", "path"}

@@ -7,8 +7,8 @@ import pytest
 import small
 
 from ali_jax import data, evaluate, game, losses, model, train
-from ali_jax.command import override
 from ali_jax.data import DataError
+from ali_jax.program.command import override
 from ali_jax.types import Batch, Logits
 
 K = 3

@@ -11,11 +11,13 @@ from test_feeds import assert_equal, feeds, run
 from test_loop import tiny
 
 from ali_jax import config as configs
-from ali_jax import data, describe, evaluate, game, loop, model, networks
+from ali_jax import data, evaluate, game, model, networks
 from ali_jax.data import ArraySplit, DataError, Stacked
 from ali_jax.evaluate import coverage, rows
 from ali_jax.metrics.classifier import Classifier
+from ali_jax.program import loop
 from ali_jax.report import records
+from ali_jax.tools import describe
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import pytest
 import small
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ali_jax import convolutions, losses, model, train
 from ali_jax import data as data_module
+from ali_jax import losses, model, train
 from ali_jax.data import ArraySplit
+from ali_jax.networks import convolutions
 from ali_jax.types import Batch, Logits, Losses, Networks, TrainState, Variables
 
 

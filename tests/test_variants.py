@@ -12,10 +12,11 @@ import optax
 import pytest
 import small
 
-from ali_jax import command, game, losses, model, penalties, train
 from ali_jax import config as configs
-from ali_jax.layers import SpectralNorm
-from ali_jax.registry import public_functions
+from ali_jax import game, losses, model, penalties, train
+from ali_jax.names import public_functions
+from ali_jax.networks.layers import SpectralNorm
+from ali_jax.program import command
 from ali_jax.types import Batch, Logits, Losses
 
 STEP = jnp.zeros((), jnp.int32)

@@ -29,7 +29,7 @@ from ali_jax.data.feeds import (
     shuffled_rows,
 )
 from ali_jax.data.stacks import Stacked, stacked, stacked_label
-from ali_jax.registry import public_functions
+from ali_jax.names import public_functions
 
 __all__ = [
     "ArraySplit",

@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 
-from ali_jax import figures, model
+from ali_jax import model
 from ali_jax.data import Dataset, unit
+from ali_jax.evaluate import figures
 from ali_jax.evaluate.needs import CLASS_CONDITIONS, IMAGES, PICTURES, TWO_TEST_ROWS, Need, is_planar, needs
 from ali_jax.evaluate.rows import picture_rows, test_rows, train_rows
 from ali_jax.evaluate.running import compiled, decode, draw_samples, over_rows, platform_of

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ali_jax.data import Dataset
 from ali_jax.evaluate import classes, coverage, distances, joint, needs, pictures, reconstruction
-from ali_jax.registry import public_functions
+from ali_jax.names import public_functions
 from ali_jax.types import ALI, Report
 
 Evaluator = Callable[..., Report]

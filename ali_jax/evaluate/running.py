@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ali_jax import model
-from ali_jax.convolutions import compiler_options
 from ali_jax.data import Dataset, unit
 from ali_jax.evaluate.rows import Rows, test_rows
 from ali_jax.metrics.blocks import ROWS_PER_BLOCK, map_blocks
+from ali_jax.networks.convolutions import compiler_options
 from ali_jax.types import ALI, Array, Pairs, PyTree, Variables
 
 BATCH_STATISTICS_ROWS = 100  # samples per batch where the decoder normalises by the batch

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ali_jax.convolutions import Lowering, compiler_options, conv, lowering_for
 from ali_jax.metrics.blocks import map_blocks
+from ali_jax.networks.convolutions import Lowering, compiler_options, conv, lowering_for
 from ali_jax.types import Array, PyTree
 
 Predict: TypeAlias = Callable[[np.ndarray], np.ndarray]  # x [N, *X] in [0, 1] -> labels [N]

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ali_jax.convolutions import Lowering, compiler_options, lowering_for
-from ali_jax.layers import Bias, Dense, Layer, Stack
 from ali_jax.metrics.blocks import map_blocks
+from ali_jax.networks.convolutions import Lowering, compiler_options, lowering_for
+from ali_jax.networks.layers import Bias, Dense, Layer, Stack
 from ali_jax.types import Array, Pairs, PyTree
 
 Critic: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x [N, *X], z [N, Z] -> logits [N]

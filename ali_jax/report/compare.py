@@ -7,12 +7,12 @@ from typing import Any
 
 from ali_jax import config as configs
 from ali_jax import evaluate as evaluators
+from ali_jax.records.read import Run, read_run
+from ali_jax.records.workdir import write_text
+from ali_jax.records.writers import spreads
 from ali_jax.report import html
 from ali_jax.report.curves import compared_curves
 from ali_jax.report.html import Cell, Row
-from ali_jax.report.records import Run, read_run
-from ali_jax.workdir import write_text
-from ali_jax.writers import spreads
 
 IMPRINT = "Made by ali_jax. This page is one file: it loads nothing and can be sent as it is."
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from ali_jax import evaluate as evaluators
+from ali_jax.records.read import Run, curves
+from ali_jax.records.writers import Spread
 from ali_jax.report import html
-from ali_jax.report.records import Run, curves
 from ali_jax.report.svg import Line, chart
-from ali_jax.writers import Spread
 
 LOGARITHMIC = ("r1", "r2", "penalty", "cycle")  # groups of training metrics that span orders of magnitude
 MEMBERS_SHOWN = 16  # a population's members are drawn as faint lines up to this many

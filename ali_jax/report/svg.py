@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ali_jax.figures import Panel
+from ali_jax.evaluate.figures import Panel
 
 COLOURS = 6  # of lines, in style.css: s0 to s5
 CLASS_COLOURS = 10  # of points, there: c0 to c9

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 
 from ali_jax import evaluate as evaluators
-from ali_jax.figures import Panel
+from ali_jax.evaluate.figures import Panel
 from ali_jax.game import Game, evaluate, member_of
+from ali_jax.records.read import COUNTS, Run, changed, concerns, interval, read_run
+from ali_jax.records.workdir import write_text
+from ali_jax.records.writers import Spread, format_seconds, spreads
 from ali_jax.report import html, svg
 from ali_jax.report.curves import evaluation_curves, training_curves
 from ali_jax.report.html import Cell, Row
-from ali_jax.report.records import COUNTS, Run, changed, concerns, interval, read_run
 from ali_jax.types import Report, TrainState, Variables
-from ali_jax.workdir import write_text
-from ali_jax.writers import Spread, format_seconds, spreads
 
 HEADLINES = {  # the first four that there are stand at the top
     "class_kl": "class KL",

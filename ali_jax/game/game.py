@@ -17,12 +17,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ali_jax import checkpoint, data, networks, population, train
 from ali_jax import config as configs
+from ali_jax import data, networks, train
 from ali_jax import evaluate as evaluators
 from ali_jax.config import Config
+from ali_jax.game import population
+from ali_jax.records import checkpoint
+from ali_jax.records.workdir import read_config
 from ali_jax.types import ALI, Array, Augment, Batch, Loss, Penalty, PyTree, Report, TrainState, Variables
-from ali_jax.workdir import read_config
 
 INIT_ROWS = 500  # training rows that the networks are initialised from, as in the authors' code
 

@@ -14,9 +14,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin
 
 from ali_jax import model
-from ali_jax.convolutions import compiler_options
 from ali_jax.metrics import conformal, ladder
 from ali_jax.metrics.blocks import map_blocks
+from ali_jax.networks.convolutions import compiler_options
 from ali_jax.types import ALI, Array, PyTree, Variables
 
 SCORES = ("egbad", "egbad_logit", "ladder", "alad")

@@ -27,8 +27,8 @@ from absl import logging
 from clu import parameter_overview
 
 import ali_jax
-from ali_jax import checkpoint, data, hosts, population
 from ali_jax import config as configs
+from ali_jax import data
 from ali_jax.config import Config
 from ali_jax.game import (
     Game,
@@ -38,11 +38,12 @@ from ali_jax.game import (
     initial_state,
     make_call,
     make_feed,
+    population,
     prepare,
 )
-from ali_jax.report.write import write_report
-from ali_jax.types import Array, TrainState
-from ali_jax.workdir import (
+from ali_jax.program import hosts
+from ali_jax.records import checkpoint
+from ali_jax.records.workdir import (
     RunError,
     check_same_run,
     check_writable,
@@ -54,7 +55,9 @@ from ali_jax.workdir import (
     with_known_shape,
     write_text,
 )
-from ali_jax.writers import Records, Reporter, evaluation_at
+from ali_jax.records.writers import Records, Reporter, evaluation_at
+from ali_jax.report.write import write_report
+from ali_jax.types import Array, TrainState
 
 
 class NonFiniteError(RunError):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.metrics.intervals import wilson_interval
-from ali_jax.workdir import checkpoint_steps, read_config, read_sittings
-from ali_jax.writers import TRAINING, Row, Spread, read_rows, spreads
+from ali_jax.records.workdir import checkpoint_steps, read_config, read_sittings
+from ali_jax.records.writers import TRAINING, Row, Spread, read_rows, spreads
 
 EVERY_STEP = 2**62
 

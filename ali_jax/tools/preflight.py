@@ -18,9 +18,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from ali_jax import networks, population, train
+from ali_jax import networks, train
 from ali_jax.config import Config
-from ali_jax.describe import abstract_batch, data_shape, training_step
+from ali_jax.game import population
+from ali_jax.tools.describe import abstract_batch, data_shape, training_step
 from ali_jax.types import PyTree
 
 

@@ -18,10 +18,10 @@ from flax import traverse_util
 from jax import export as jax_export
 
 from ali_jax import data, model, networks
-from ali_jax.convolutions import compiler_options
 from ali_jax.game import Game, member_of
+from ali_jax.networks.convolutions import compiler_options
+from ali_jax.records.workdir import RunError, write_text
 from ali_jax.types import ALI, Array, TrainState, Variables
-from ali_jax.workdir import RunError, write_text
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PACKAGES = ("flatbuffers", "safetensors")  # jax.export serialises with the first

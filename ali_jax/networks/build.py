@@ -15,9 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ali_jax import convolutions, layers
 from ali_jax.config import Config, base
-from ali_jax.layers import Bias, Dense, Dropout, Embedding, Layer, Stack, per_layer
+from ali_jax.networks import convolutions, layers
+from ali_jax.networks.layers import Bias, Dense, Dropout, Embedding, Layer, Stack, per_layer
 from ali_jax.types import ALI, Array, Networks, PyTree
 
 POSTERIORS = ("gaussian", "noise", "deterministic")
@@ -410,7 +410,7 @@ def build(
       config: reads `latent_dim`, `dtype`, `lowering`, `dataset.shape`, `condition`, and the three networks'.
       x_shape: the shape of one x, (H, W, C) or (D,), as the data have it; None: `config.dataset.shape`.
       platform: what the program will be compiled for; with `config.lowering = "auto"` it chooses the form of
-        the convolutions (`ali_jax.convolutions`).
+        the convolutions (`ali_jax.networks.convolutions`).
       axis_name: the named axis over which batch statistics are synchronised under pmap or shard_map; None in
         a single program over a mesh.
 

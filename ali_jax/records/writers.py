@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from ali_jax.escape import printable
-from ali_jax.figures import save_png
-from ali_jax.workdir import write_text
+from ali_jax.evaluate.figures import save_png
+from ali_jax.records.escape import printable
+from ali_jax.records.workdir import write_text
 
 Row = dict[str, Any]
 TRAINING = "loss/generator"  # stands in every row of training metrics and in no row of an evaluation

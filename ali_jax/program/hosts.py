@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from ali_jax.workdir import RunError
+from ali_jax.records.workdir import RunError
 
 AUTO = "auto"  # as coordinator: TPU pods, Slurm, Open MPI and Kubernetes tell JAX themselves
 HEARTBEAT_SECONDS = 60  # without a sign of life of a process, after which the others end

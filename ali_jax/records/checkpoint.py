@@ -22,8 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ali_jax.records.workdir import RunError, checkpoint_steps, sync_folder, write_text
 from ali_jax.types import PyTree, TrainState
-from ali_jax.workdir import RunError, checkpoint_steps, sync_folder, write_text
 
 CHECKSUMS = "checksums.json"  # {file: [bytes, sha256]}
 _UNFINISHED = ".orbax-checkpoint-tmp"  # ends the names of checkpoints that are being written

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ali_jax import convolutions
 from ali_jax.bits import mix
+from ali_jax.networks import convolutions
 from ali_jax.types import Array
 
 Layer: TypeAlias = int | tuple[int, ...]

@@ -1,0 +1,1 @@
+"""The program: its command line, the training loop, several processes."""
