@@ -1,16 +1,17 @@
 """Every key that the program reads, its default, and what it means.
 
 An experiment starts from `base()` and states what its source states; the keys are locked, so that a
-misspelt one is an error. This module imports neither JAX nor the rest of the package.
+misspelt one is an error. This module does not import JAX.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
+
+from ali_jax.names import did_you_mean
 
 Config: TypeAlias = Any  # a locked ConfigDict with the keys of `base()`, which a type checker cannot know
 
@@ -279,16 +280,6 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     return copy
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean ...?" with the known name most like `name`, or "" where none is like it."""
-    by_last = {key.rpartition(".")[2]: key for key in known}
-    close = difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.7)
-    close = close or [
-        by_last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], by_last, n=1)
-    ]
-    return f" Did you mean {close[0]}?" if close else ""
-
-
 def to_json(config: Config) -> str:
     """Return the configuration as JSON text; tuples become lists."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
@@ -316,7 +307,7 @@ def check_keys(config: Config) -> None:
     defaults, given = flat(base()), flat(config)
     for key, value in given.items():
         if key not in defaults and key.partition(".")[0] not in OPEN:
-            raise ValueError(f"There is no config key {key!r}.{nearest(key, defaults)}")
+            raise ValueError(f"There is no config key {key!r}.{did_you_mean(key, defaults)}")
         if key in defaults and not _has_type_of(value, defaults[key]):
             kind = type(defaults[key]).__name__
             raise ValueError(

@@ -5,7 +5,7 @@ from absl import logging
 from test_main import DIGITS, command, write_config
 
 from ali_jax.program.command import UsageError, parse
-from ali_jax.records.writers import Reporter, print_table
+from ali_jax.records.writers import Terminal, print_table
 
 SCALARS = {"k": 0.25, "k/std": 0.0625, "k/low": 0.2, "k/high": 0.3, "k/0": 0.75, "k/1": 0.5, "n_test": 397.0}
 
@@ -27,7 +27,7 @@ def test_a_single_run_has_values_only(capsys):
 
 
 def test_lines_of_training_show_means_and_the_time_left(capsys):
-    reporter = Reporter(100)
+    reporter = Terminal(100)
     reporter.log(50, {"loss/generator": 1.5, "loss/generator/std": 9.5, "loss/generator/0": 9.25}, 10.0, 600)
     reporter.close()
     assert capsys.readouterr().err == "step 50/100  10 images/s  loss/generator 1.5  0:01:00 left\n"
@@ -38,7 +38,7 @@ def test_lines_of_training_show_means_and_the_time_left(capsys):
     [(logging.DEBUG, "ab"), (logging.INFO, "ab"), (logging.WARNING, "b"), (logging.ERROR, "")],
 )
 def test_less_is_said_at_lower_levels(capsys, verbosity, said):
-    reporter = Reporter(10, verbosity=verbosity)
+    reporter = Terminal(10, verbosity=verbosity)
     reporter.say("a")
     reporter.say("b", logging.WARNING)
     reporter.close()

@@ -115,7 +115,7 @@ class TestNames:
         [("digit", "digits"), ("cifra10", "cifar10"), ("imagenet_resized/65x65", "imagenet_resized/64x64")],
     )
     def test_unknown_name_says_what_there_is_and_the_nearest(self, name, nearest):
-        with pytest.raises(DataError, match=f"did you mean {nearest}"):
+        with pytest.raises(DataError, match=f"Did you mean {nearest}"):
             data.load(name)
         with pytest.raises(DataError, match="celeb_a, cifar10, digits"):
             data.load(name)
@@ -624,7 +624,7 @@ class TestPrepare:
         assert prepared in capsys.readouterr().out
 
     def test_unknown(self, capsys):
-        assert "did you mean cifar10?" in self.error(capsys, "cifar_10")
+        assert "Did you mean cifar10?" in self.error(capsys, "cifar_10")
 
     def test_without_tensorflow(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)

@@ -149,13 +149,13 @@ def test_an_image_that_disappears_while_it_streams_is_named(tmp_path, monkeypatc
     for i in range(40):
         Image.new("L", (8, 8), 6 * i).save(tmp_path / "pictures" / f"{i}.png")
     monkeypatch.setattr(files, "EAGER_BYTES", 0)
-    begin = writers.Reporter.start
+    begin = writers.Terminal.start
 
     def vanish(self, step):
         begin(self, step)
         shutil.rmtree(tmp_path / "pictures")
 
-    monkeypatch.setattr(writers.Reporter, "start", vanish)
+    monkeypatch.setattr(writers.Terminal, "start", vanish)
     file = write_config(tmp_path, dataset__feed="host", dataset__shape=(), evaluate_every=0, evaluators=())
     run = tmp_path / "run"
     arguments = ["--config", file, "--workdir", str(run), f"--config.dataset.path={tmp_path / 'pictures'}"]

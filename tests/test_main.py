@@ -132,10 +132,10 @@ def test_describe_prints_one_json_object_without_data_or_workdir(capsys):
         (["--config.optimizer.generator.b1=1.0"], "it must lie in [0, 1)"),
         (["--config.evaluation.grid=(3,)"], "two positive numbers"),
         (["--config.loss=alo"], "ali_jax.losses has ali"),
-        (["--config.evaluators=('sampls',)"], "Did you mean 'samples'?"),
+        (["--config.evaluators=('sampls',)"], "Did you mean samples?"),
         (["--config.evaluators=('modes',)"], "needs known modes"),
         (["--config.encoder.name=Encodr"], "ali_jax.networks has "),
-        (["--config.dataset.name=digit"], "did you mean digits?"),
+        (["--config.dataset.name=digit"], "Did you mean digits?"),
         (["--config.dataset.path=/absent/data.npz"], "there is no such file or folder"),
         (["--config.dataset.shape=(16, 16, 1)"], "8x8x1"),
         (["--config.discriminator.x_batch_norm=(True,)"], "without batch norm"),
@@ -442,7 +442,7 @@ def test_training_of_convolutions_restarts_once_and_goes_on(tmp_path, monkeypatc
     process = command("--config", str(file), "--workdir", str(tmp_path / "run"), JAX_PLATFORMS="cpu")
     _, err = process.communicate()
     assert process.returncode == 2
-    assert "Did you mean 'samples'?" in err
+    assert "Did you mean samples?" in err
     assert log.read_text().split("\n")[:-1] == (expected if convolutions else [""])
 
 

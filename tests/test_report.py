@@ -17,8 +17,9 @@ from ali_jax.data import ArraySplit, Dataset
 from ali_jax.main import main
 from ali_jax.metrics.neighbors import nearest_few
 from ali_jax.program import loop
+from ali_jax.records import read
 from ali_jax.records.writers import spreads
-from ali_jax.report import records, svg
+from ali_jax.report import svg
 
 EVIL = "<script>alert(1)</script>&\"'"
 VOID = {"meta", "link", "img", "rect", "path"}
@@ -131,9 +132,9 @@ def test_members_are_gathered_under_their_name():
 
 def test_members_that_diverged_are_a_concern():
     last = {"step": 9, "loss/generator": 1.4, "loss/generator/0": None, "loss/generator/1": 1.4}
-    (found,) = records.concerns({}, last, 0, 0)
+    (found,) = read.concerns({}, last, 0, 0)
     assert found.what == "1 of 2 members have diverged: 0."
-    assert records.concerns({}, {**last, "loss/generator/0": 1.3}, 0, 0) == []
+    assert read.concerns({}, {**last, "loss/generator/0": 1.3}, 0, 0) == []
 
 
 GOOD = {
@@ -152,9 +153,9 @@ LAST = {"step": 9, "accuracy/data": 0.6, "accuracy/sample": 0.6}
 
 
 def test_good_numbers_raise_no_concern_and_missing_ones_neither():
-    assert records.concerns(GOOD, LAST, 10, 25) == []
-    assert records.concerns({}, {}, 10, 25) == []
-    assert records.concerns({"posterior_sigma": None}, {}, 0, 0) == []
+    assert read.concerns(GOOD, LAST, 10, 25) == []
+    assert read.concerns({}, {}, 10, 25) == []
+    assert read.concerns({"posterior_sigma": None}, {}, 0, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -172,13 +173,13 @@ def test_good_numbers_raise_no_concern_and_missing_ones_neither():
     ],
 )
 def test_each_bad_number_raises_its_own_concern(name, value, word):
-    (concern,) = records.concerns({**GOOD, name: value}, LAST, 10, 25)
+    (concern,) = read.concerns({**GOOD, name: value}, LAST, 10, 25)
     assert word in concern.what
 
 
 def test_a_discriminator_that_wins_is_a_concern():
     last = {**LAST, "accuracy/data": 0.999, "accuracy/sample": 0.995}
-    (concern,) = records.concerns(GOOD, last, 10, 25)
+    (concern,) = read.concerns(GOOD, last, 10, 25)
     assert "tells nearly all pairs apart: 99.9% and 99.5%" in concern.what
 
 
@@ -262,7 +263,7 @@ def test_every_number_of_the_evaluators_is_explained():
     assert known["class_balance"]["class_share_max"] == "the smallest and the largest share among the samples"
     assert known["posterior"]["posterior_sigma"].startswith("the encoder's median sigma")
     assert known["memorisation"]["memorisation"].endswith("over test's")
-    assert set(records.SHARES) <= {name for names in known.values() for name in names}
+    assert set(read.SHARES) <= {name for names in known.values() for name in names}
 
 
 def test_a_report_is_one_file_that_loads_nothing_and_tells_the_run(whole):
@@ -310,7 +311,7 @@ def test_runs_are_compared_by_their_files(whole, population, tmp_path, capsys):
     assert 'class="band s1"' in out.read_text()
     value = json.loads((whole / "summary.json").read_text())["metrics"]["reconstruction_mse"]
     assert f"{value:.4g} ({value - 0.1:.3g} to {value + 0.1:.3g})" in page.words
-    assert records.read_run(population).members == 2
+    assert read.read_run(population).members == 2
 
 
 def test_comparisons_that_cannot_be_made_say_why(whole, tmp_path, capsys):

@@ -16,7 +16,7 @@ from ali_jax.data import ArraySplit, DataError, Stacked
 from ali_jax.evaluate import coverage, rows
 from ali_jax.metrics.classifier import Classifier
 from ali_jax.program import loop
-from ali_jax.report import records
+from ali_jax.records import read
 from ali_jax.tools import describe
 
 
@@ -212,7 +212,7 @@ def test_a_run_on_stacks_goes_all_the_way(tmp_path):
 def test_missing_classes_of_stacks_are_a_concern():
     real = {"stacked_modes_strict_real": 999.0}
     few, enough = (
-        records.concerns({"stacked_modes_strict": count, **real}, {}, 1000, 0) for count in (998.0, 999.0)
+        read.concerns({"stacked_modes_strict": count, **real}, {}, 1000, 0) for count in (998.0, 999.0)
     )
     assert few[0].what.startswith("998 classes of stacks get a fifth of their fair share")
     assert (len(few), enough) == (1, [])

@@ -11,7 +11,7 @@ from ali_jax.data.dataset import (
     ArraySplit,
     DataError,
     Dataset,
-    Options,
+    LoadOptions,
     Relabelled,
     SourceSplit,
     Split,
@@ -38,7 +38,7 @@ __all__ = [
     "DeviceFeed",
     "Feed",
     "HostFeed",
-    "Options",
+    "LoadOptions",
     "PopulationFeed",
     "Relabelled",
     "SemiSupervisedFeed",
@@ -87,7 +87,7 @@ def load(
         DataError: the name is unknown, the data are absent or lack conditions that were asked for or what
             stacks need, or a file is not what it should be.
     """
-    options = Options(directory, train_split, test_split, seed, scale, conditional)
+    options = LoadOptions(directory, train_split, test_split, seed, scale, conditional)
     dataset = files.load(path, options) if path else _by_name(name, options)
     if scale != 1.0 and dataset.train.dtype == np.uint8:
         raise DataError(
@@ -123,7 +123,7 @@ def names() -> list[str]:
     return sorted([*public_functions(sources), *tfds.NAMES])
 
 
-def _by_name(name: str, options: Options) -> Dataset:
+def _by_name(name: str, options: LoadOptions) -> Dataset:
     functions = public_functions(sources)
     if name in functions:
         return functions[name](options)

@@ -21,7 +21,7 @@ class DataError(ValueError):
     """Data that are absent or not what they should be; the message says what to do."""
 
 
-class Options(NamedTuple):
+class LoadOptions(NamedTuple):
     """What a data set may depend on; the arguments of `load`."""
 
     directory: str = ""  # where TensorFlow Datasets keeps its data

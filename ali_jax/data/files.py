@@ -19,7 +19,7 @@ from ali_jax.data.dataset import (
     ArraySplit,
     DataError,
     Dataset,
-    Options,
+    LoadOptions,
     SourceSplit,
     host_batch,
     parse_split,
@@ -47,7 +47,7 @@ class _ImageFile(NamedTuple):
     label: int  # -1 without class folders
 
 
-def load(path: str, options: Options) -> Dataset:
+def load(path: str, options: LoadOptions) -> Dataset:
     """Load the data set at `path`; its kind follows from what is there.
 
     An .npz and a directory of images have the parts train and test, and the options' splits are taken from

@@ -1,18 +1,18 @@
 """Data sets that need no files. A public function here is a data set: its name is what configs write.
 
-Each takes the `Options` of `load`, uses what concerns it, and returns a `Dataset`.
+Each takes the `LoadOptions` of `load`, uses what concerns it, and returns a `Dataset`.
 """
 
 import numpy as np
 
-from ali_jax.data.dataset import ArraySplit, Dataset, Options, select, stratified
+from ali_jax.data.dataset import ArraySplit, Dataset, LoadOptions, select, stratified
 
 DRAWN = ("mixture", "ring")  # whose rows depend on the seed
 TRAIN_POINTS = 100_000  # of the mixtures: the size of the authors' training set
 TEST_POINTS = 10_000  # the paper measures coverage on 10,000 points
 
 
-def digits(options: Options) -> Dataset:
+def digits(options: LoadOptions) -> Dataset:
     """Return scikit-learn's 1,797 bundled digits [8, 8, 1], 0 to 16, divided into 1,400 and 397.
 
     The division is stratified and the same for every seed.
@@ -28,7 +28,7 @@ def digits(options: Options) -> Dataset:
     return Dataset("digits", train, test, divisor=16.0, num_classes=10, splits=_chosen(options))
 
 
-def mixture(options: Options) -> Dataset:
+def mixture(options: LoadOptions) -> Dataset:
     """Return 25 equiprobable Gaussians of standard deviation 0.05 with means {-4, -2, 0, 2, 4}^2.
 
     Labels are the components. `options.scale` multiplies points, means and standard deviation. Unlike the
@@ -39,13 +39,13 @@ def mixture(options: Options) -> Dataset:
     return _gaussians("mixture", means, 0.05, options)
 
 
-def ring(options: Options) -> Dataset:
+def ring(options: LoadOptions) -> Dataset:
     """Return 8 equiprobable Gaussians of standard deviation 0.01 on the unit circle (PacGAN's ring)."""
     angle = 2 * np.pi * np.arange(8) / 8
     return _gaussians("ring", np.stack([np.cos(angle), np.sin(angle)], -1), 0.01, options)
 
 
-def _gaussians(name: str, means: np.ndarray, std: float, options: Options) -> Dataset:
+def _gaussians(name: str, means: np.ndarray, std: float, options: LoadOptions) -> Dataset:
     """Draw both splits of an isotropic mixture with means [K, D]."""
     means, std = means * options.scale, std * options.scale
 
@@ -60,5 +60,5 @@ def _gaussians(name: str, means: np.ndarray, std: float, options: Options) -> Da
     return Dataset(name, train, test, 1.0, len(means), means.astype(np.float32), std, splits=_chosen(options))
 
 
-def _chosen(options: Options) -> tuple[str, str]:
+def _chosen(options: LoadOptions) -> tuple[str, str]:
     return options.train_split, options.test_split

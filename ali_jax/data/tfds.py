@@ -4,7 +4,6 @@ Nothing is downloaded here: a data set that `ali_jax.data.prepare` has not prepa
 """
 
 import contextlib
-import difflib
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ali_jax.data import images
-from ali_jax.data.dataset import DataError, Dataset, Options, SourceSplit, host_batch
+from ali_jax.data.dataset import DataError, Dataset, LoadOptions, SourceSplit, host_batch
+from ali_jax.names import did_you_mean
 from ali_jax.types import Batch
 
 NAMES = ("celeb_a", "cifar10", "imagenet_resized/64x64", "mnist", "svhn_cropped")
@@ -81,11 +81,10 @@ def find(name: str, directory: str = "", **kwargs: Any) -> Any:
 def unknown(name: str, known: Sequence[str]) -> DataError:
     """Return the error for a name that is neither among the known ones nor in TensorFlow Datasets."""
     registered = _library().list_builders(with_community_datasets=False)
-    nearest = difflib.get_close_matches(name, [*known, *registered], n=1)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    hint = did_you_mean(name, [*known, *registered])
     return DataError(
-        f"unknown data set {name!r}: {hint}There are {', '.join(known)}, every other data set of TensorFlow "
-        "Datasets that has images, and your own files by --config.dataset.path"
+        f"There is no data set {name!r}.{hint} There are {', '.join(known)}, every other data set of "
+        "TensorFlow Datasets that has images, and your own files by --config.dataset.path"
     )
 
 
@@ -116,7 +115,7 @@ def is_prepared(builder: Any) -> bool:
         return builder.is_prepared()
 
 
-def load(name: str, builder: Any, options: Options) -> Dataset:
+def load(name: str, builder: Any, options: LoadOptions) -> Dataset:
     """Load a prepared data set; `options` may name splits in all of TensorFlow Datasets' notation.
 
     CelebA gets the paper's crop and, with `options.conditional`, its attributes as y. ImageNet's held-out

@@ -20,7 +20,7 @@ from ali_jax.evaluate.rows import (
     test_rows,
     train_rows,
 )
-from ali_jax.evaluate.running import compiled, decode, default_platform, draw_samples, over_rows
+from ali_jax.evaluate.running import compiled, decode, draw_samples, over_rows, platform_of
 from ali_jax.metrics import classes, svm
 from ali_jax.metrics.intervals import wilson_interval
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
@@ -288,7 +288,7 @@ def _untrained_hidden_knn_accuracy(dataset: Dataset, ali: ALI) -> float:
 def _untrained(dataset: Dataset, ali: ALI) -> Variables:
     train = train_rows(dataset)
     x, y = unit(train.x[:500], dataset.divisor), None if train.y is None else train.y[:500]
-    return compiled(model.init, default_platform())(ali, jax.random.key(UNTRAINED_SEED), x, y)
+    return compiled(model.init, platform_of())(ali, jax.random.key(UNTRAINED_SEED), x, y)
 
 
 def _hidden_knn_accuracy(ali: ALI, variables: Variables, dataset: Dataset) -> float:

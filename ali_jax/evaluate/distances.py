@@ -188,11 +188,11 @@ def _real_features(dataset: Dataset, extractor: Extractor) -> _RealFeatures:
     return _RealFeatures(train, test, frechet.stream(blocks))
 
 
-def _kernel_distance(rows: np.ndarray, reference: np.ndarray) -> frechet.Estimate:
+def _kernel_distance(rows: np.ndarray, reference: np.ndarray) -> frechet.KernelDistance:
     """Return the kernel distance in ten blocks of rows in random order; nan where they are too few."""
     rng = np.random.default_rng(0)
     if min(len(rows), len(reference)) < 20:
-        return frechet.Estimate(float("nan"), float("nan"))
+        return frechet.KernelDistance(float("nan"), float("nan"))
     return frechet.kernel_distance(rng.permutation(rows), rng.permutation(reference))
 
 

@@ -3,7 +3,6 @@
 The modules are the registry: a public function of theirs that returns a Report is an evaluator.
 """
 
-import difflib
 import fnmatch
 import inspect
 import re
@@ -11,7 +10,7 @@ from collections.abc import Callable
 
 from ali_jax.data import Dataset
 from ali_jax.evaluate import classes, coverage, distances, joint, needs, pictures, reconstruction
-from ali_jax.names import public_functions
+from ali_jax.names import did_you_mean, public_functions
 from ali_jax.types import ALI, Report
 
 Evaluator = Callable[..., Report]
@@ -44,8 +43,7 @@ def named(name: str) -> Evaluator:
     """Return the evaluator of that name; of an unknown one, raise a ValueError that lists them."""
     known = _evaluators()
     if name not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, sorted(known))
         raise ValueError(f"There is no evaluator {name!r}.{hint} There are: {', '.join(sorted(known))}.")
     return known[name]
 

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ali_jax import model
 from ali_jax.data import Dataset, unit
 from ali_jax.evaluate.rows import Rows, test_rows
 from ali_jax.metrics.blocks import ROWS_PER_BLOCK, map_blocks
-from ali_jax.networks.convolutions import compiler_options
+from ali_jax.networks.convolutions import compiler_options, platform_of
 from ali_jax.types import ALI, Array, Pairs, PyTree, Variables
 
 BATCH_STATISTICS_ROWS = 100  # samples per batch where the decoder normalises by the batch
@@ -111,14 +110,3 @@ def compiled(
 ) -> Callable[..., PyTree]:
     """Compile a function of (ali, ...) for a platform, once; the arguments at `static` are no arrays."""
     return jax.jit(function, static_argnums=static, compiler_options=compiler_options(platform))
-
-
-def platform_of(variables: Variables) -> str:
-    """Return the platform that holds the variables, for which programs are compiled."""
-    leaf = jax.tree.leaves(variables)[0]
-    return next(iter(leaf.devices())).platform if isinstance(leaf, jax.Array) else default_platform()
-
-
-def default_platform() -> str:
-    """Return the platform on which new arrays are placed."""
-    return next(iter(jnp.zeros(()).devices())).platform

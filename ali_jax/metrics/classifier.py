@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from ali_jax.metrics.blocks import map_blocks
-from ali_jax.networks.convolutions import Lowering, compiler_options, conv, lowering_for
+from ali_jax.networks.convolutions import Lowering, compiler_options, conv, lowering_for, platform_of
 from ali_jax.types import Array, PyTree
 
 Predict: TypeAlias = Callable[[np.ndarray], np.ndarray]  # x [N, *X] in [0, 1] -> labels [N]
@@ -92,7 +92,7 @@ def fit_classifier(
             f"{len(x)} rows came with {known.sum()} usable labels of {len(known)}: give one per row."
         )
     x, labels = x[known], np.asarray(labels)[known].astype(np.int32)
-    platform = next(iter(jnp.zeros(()).devices())).platform  # that of new arrays, hence of these programs
+    platform = platform_of()
     recipe = _recipe_for(x.shape[1:], num_classes, lowering_for(platform))
     recipe = recipe._replace(steps=round(recipe.steps * length))
     jit = functools.partial(jax.jit, compiler_options=compiler_options(platform))

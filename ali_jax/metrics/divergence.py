@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from ali_jax.metrics.blocks import map_blocks
-from ali_jax.networks.convolutions import Lowering, compiler_options, lowering_for
+from ali_jax.networks.convolutions import Lowering, compiler_options, lowering_for, platform_of
 from ali_jax.networks.layers import Bias, Dense, Layer, Stack
 from ali_jax.types import Array, Pairs, PyTree
 
@@ -72,7 +72,7 @@ def train_critic(train: Pairs, validation: Pairs, *, seed: int = 0, steps: int =
     the validation pairs are kept. x is standardised by the data's mean and deviation per element. The network
     is a perceptron on x and z, with two convolutions before it for images of 16 pixels or more.
     """
-    platform = next(iter(jnp.zeros(()).devices())).platform  # that of new arrays, hence of these programs
+    platform = platform_of()
     jit = functools.partial(jax.jit, compiler_options=compiler_options(platform))
     mean, std = (f(train.x, axis=0, keepdims=True, dtype=np.float64) for f in (np.mean, np.std))
     network = _Network(_x_layers(train.x.shape[1:]), lowering_for(platform))

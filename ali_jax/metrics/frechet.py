@@ -27,7 +27,7 @@ class Moments(NamedTuple):
         return self.scatter / (self.count - 1)
 
 
-class Estimate(NamedTuple):
+class KernelDistance(NamedTuple):
     """A number and its standard error."""
 
     value: float
@@ -100,7 +100,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return float(max(means + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * overlap, 0.0))
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, *, blocks: int = 10) -> Estimate:
+def kernel_distance(a: np.ndarray, b: np.ndarray, *, blocks: int = 10) -> KernelDistance:
     """Return KID of features a [N, F] and b [M, F]: the unbiased squared MMD of the kernel (x.y / F + 1)^3.
 
     The mean over `blocks` disjoint parts of both sets, and its standard error: sd over blocks / sqrt(blocks).
@@ -122,7 +122,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, *, blocks: int = 10) -> Estima
             strict=True,
         )
     ]
-    return Estimate(float(np.mean(parts)), float(np.std(parts, ddof=1) / np.sqrt(blocks)))
+    return KernelDistance(float(np.mean(parts)), float(np.std(parts, ddof=1) / np.sqrt(blocks)))
 
 
 def disagree(a: float, b: float, floor: float) -> bool:

@@ -7,7 +7,6 @@ The public classes of this module are what `config.encoder.name` and its like ma
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ali_jax.config import Config, base
+from ali_jax.names import did_you_mean
 from ali_jax.networks import convolutions, layers
 from ali_jax.networks.layers import Bias, Dense, Dropout, Embedding, Layer, Stack, per_layer
 from ali_jax.types import ALI, Array, Networks, PyTree
@@ -465,8 +465,7 @@ def _section(config: Config, role: str) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(cls)} | {"name", "width"}
     for key, value in given.items():
         if key not in fields and value != defaults.get(key):
-            near = get_close_matches(key, fields, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(key, sorted(fields))
             raise ValueError(f"config.{role}.{key} is set, but {cls.__name__} has no such field.{hint}")
     section = {key: _frozen(value) for key, value in given.items() if key in fields}
     _check_values(role, section)

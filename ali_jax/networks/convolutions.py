@@ -30,6 +30,12 @@ def lowering_for(platform: str, choice: Lowering | Literal["auto"] = "auto") -> 
     return "cpu" if platform == "cpu" else "native"
 
 
+def platform_of(tree: PyTree = None) -> str:
+    """Return the platform that holds the first JAX array of a tree or, where there is none, new arrays."""
+    arrays = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+    return next(iter(next(arrays, jnp.zeros(())).devices())).platform
+
+
 def conv(
     x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, lowering: Lowering = "native"
 ) -> Array:

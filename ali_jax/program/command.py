@@ -3,7 +3,6 @@
 Every mistake in it becomes a `UsageError` with one message. JAX is not imported here.
 """
 
-import difflib
 import inspect
 import os
 import re
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from ali_jax import config as configs
 from ali_jax.config import Config
+from ali_jax.names import did_you_mean
 
 USAGE = """\
 usage: python -m ali_jax.main --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
@@ -106,8 +106,8 @@ def parse(arguments: Sequence[str]) -> Options:
         name = argument.partition("=")[0]
         if argument.startswith("-") and not _override_key(argument):
             own = [flag for flag in values if flag != "flagfile" and flag != "undefok"]
-            near = difflib.get_close_matches(name.lstrip("-"), own, n=1)
-            raise UsageError(f"There is no flag {name}.{f' Did you mean --{near[0]}?' if near else ''}")
+            hint = did_you_mean(name, [f"--{flag}" for flag in own])
+            raise UsageError(f"There is no flag {name}.{hint}")
     if values.json and values.mode not in (*UNTRAINED, "evaluate"):
         raise UsageError(f"--json goes with --mode describe, preflight or evaluate, not with {values.mode}.")
     if bool(values.topology) != (values.mode == "preflight"):
@@ -223,7 +223,7 @@ def override(config: Config, arguments: Sequence[str]) -> None:
         key = _override_key(argument)
         if key and key not in known:
             keys = [k.removeprefix(key + ".") for k in known if k.startswith(key + ".")]
-            hint = f" It is a section: set one of {', '.join(keys)}." if keys else configs.nearest(key, known)
+            hint = f" It is a section: set one of {', '.join(keys)}." if keys else did_you_mean(key, known)
             raise UsageError(f"There is no config key {key!r} to set.{hint}")
     values, argv = flags.FlagValues(), ["ali_jax", *arguments]
     values.set_gnu_getopt(True)

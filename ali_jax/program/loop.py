@@ -55,7 +55,7 @@ from ali_jax.records.workdir import (
     with_known_shape,
     write_text,
 )
-from ali_jax.records.writers import Records, Reporter, evaluation_at
+from ali_jax.records.writers import Records, Terminal, evaluation_at
 from ali_jax.report.write import write_report
 from ali_jax.types import Array, TrainState
 
@@ -157,7 +157,7 @@ class _Session(NamedTuple):
     game: Game
     manager: Any
     records: Records
-    reporter: Reporter
+    reporter: Terminal
     clock: _Clock
     stops: list[int]  # signals received
     diverged: set[int]  # members of a population whose losses are no numbers any more
@@ -170,7 +170,7 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
     """
     config, main = game.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        reporter = Reporter(config.num_steps, quiet=not main, verbosity=verbosity)
+        reporter = Terminal(config.num_steps, quiet=not main, verbosity=verbosity)
         stack.callback(reporter.close)
         reporter.say(_sources(game.dataset))
         manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
@@ -248,7 +248,7 @@ def _resolved(game: Game) -> Config:
     return config
 
 
-def _first_state(game: Game, manager: Any, reporter: Reporter, clock: _Clock) -> TrainState:
+def _first_state(game: Game, manager: Any, reporter: Terminal, clock: _Clock) -> TrainState:
     """Restore the newest checkpoint that can be read, or make the state before the first step."""
     if not manager.all_steps():
         state = initial_state(game)

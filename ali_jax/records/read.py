@@ -9,7 +9,7 @@ from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.metrics.intervals import wilson_interval
 from ali_jax.records.workdir import checkpoint_steps, read_config, read_sittings
-from ali_jax.records.writers import TRAINING, Row, Spread, read_rows, spreads
+from ali_jax.records.writers import TRAINING, MetricsRow, Spread, read_rows, spreads
 
 EVERY_STEP = 2**62
 
@@ -49,8 +49,8 @@ class Run(NamedTuple):
 
     workdir: Path
     config: Config
-    training: list[Row]  # of metrics.jsonl
-    evaluations: list[Row]  # likewise
+    training: list[MetricsRow]  # of metrics.jsonl
+    evaluations: list[MetricsRow]  # likewise
     summary: dict[str, Any]  # empty before the end
     sittings: list[dict[str, Any]]
 
@@ -102,7 +102,7 @@ def read_run(workdir: Path) -> Run:
     )
 
 
-def curves(rows: list[Row]) -> dict[str, tuple[list[int], list[Spread]]]:
+def curves(rows: list[MetricsRow]) -> dict[str, tuple[list[int], list[Spread]]]:
     """Return the steps and values of each name that rows hold, in the order of their first appearance."""
     found: dict[str, tuple[list[int], list[Spread]]] = {}
     for row in rows:
@@ -131,7 +131,9 @@ def interval(
     return *wilson_interval(spread.mean * n, int(n)), "test rows"
 
 
-def concerns(metrics: Mapping[str, float | None], last: Row, classes: int, modes: int) -> list[Concern]:
+def concerns(
+    metrics: Mapping[str, float | None], last: MetricsRow, classes: int, modes: int
+) -> list[Concern]:
     """Return what is suspicious about the numbers of a run.
 
     Args:

@@ -21,11 +21,11 @@ from ali_jax.evaluate.figures import save_png
 from ali_jax.records.escape import printable
 from ali_jax.records.workdir import write_text
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 TRAINING = "loss/generator"  # stands in every row of training metrics and in no row of an evaluation
 
 
-def read_rows(path: Path, last_step: int) -> list[Row]:
+def read_rows(path: Path, last_step: int) -> list[MetricsRow]:
     """Return the rows of a metrics.jsonl up to a step; lines that a crash has torn are left out."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
@@ -38,7 +38,7 @@ def read_rows(path: Path, last_step: int) -> list[Row]:
     return rows
 
 
-def evaluation_at(rows: list[Row], step: int) -> dict[str, float] | None:
+def evaluation_at(rows: list[MetricsRow], step: int) -> dict[str, float] | None:
     """Return the scalars of the evaluation that was recorded at a step, or None."""
     for row in rows:
         if row["step"] == step and TRAINING not in row:
@@ -122,7 +122,7 @@ class Records:
         self._events.close()
 
 
-class Reporter:
+class Terminal:
     """What a person sees of a run, on stderr: a progress bar on a terminal, lines elsewhere.
 
     Verbosity is absl's: at logging.INFO all is shown, at logging.WARNING only what is wrong, below nothing.
@@ -234,5 +234,5 @@ def json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
     return {key: float(value) if math.isfinite(value) else None for key, value in values.items()}
 
 
-def _line(row: Row) -> str:
+def _line(row: MetricsRow) -> str:
     return json.dumps(row) + "\n"

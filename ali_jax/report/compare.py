@@ -12,7 +12,7 @@ from ali_jax.records.workdir import write_text
 from ali_jax.records.writers import spreads
 from ali_jax.report import html
 from ali_jax.report.curves import compared_curves
-from ali_jax.report.html import Cell, Row
+from ali_jax.report.html import Cell, TableRow
 
 IMPRINT = "Made by ali_jax. This page is one file: it loads nothing and can be sent as it is."
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -57,7 +57,7 @@ def _configs(runs: dict[str, Run]) -> Iterator[str]:
     flat = [configs.flat(run.config) for run in runs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     rows = [
-        Row((Cell(key, code=True), *(Cell(repr(values.get(key)), code=True) for values in flat)))
+        TableRow((Cell(key, code=True), *(Cell(repr(values.get(key)), code=True) for values in flat)))
         for key in keys
         if len({repr(_plain(values.get(key))) for values in flat}) > 1
     ]
@@ -67,10 +67,14 @@ def _configs(runs: dict[str, Run]) -> Iterator[str]:
     else:
         yield html.paragraph("The runs have the same config.")
     facts = [
-        Row(("step", *(html.number(run.step, 9) for run in runs.values()))),
-        Row(("members", *(html.number(run.members) for run in runs.values()))),
-        Row(("seconds of wall time", *(html.number(_fact(run, "wall_seconds")) for run in runs.values()))),
-        Row(("images per second", *(html.number(_fact(run, "images_per_second")) for run in runs.values()))),
+        TableRow(("step", *(html.number(run.step, 9) for run in runs.values()))),
+        TableRow(("members", *(html.number(run.members) for run in runs.values()))),
+        TableRow(
+            ("seconds of wall time", *(html.number(_fact(run, "wall_seconds")) for run in runs.values()))
+        ),
+        TableRow(
+            ("images per second", *(html.number(_fact(run, "images_per_second")) for run in runs.values()))
+        ),
     ]
     yield html.heading("Length and speed")
     yield html.table(("", *(Cell(label, "number") for label in runs)), facts)
@@ -80,7 +84,7 @@ def _numbers(runs: dict[str, Run]) -> Iterator[str]:
     by_run = [spreads(run.metrics) for run in runs.values()]
     names = dict.fromkeys(name for numbers in by_run for name in numbers)
     rows = [
-        Row(
+        TableRow(
             (Cell(name, code=True), *(_number(numbers, name) for numbers in by_run)),
             "control" if evaluators.is_control(name) else "",
         )

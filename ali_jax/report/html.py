@@ -24,7 +24,7 @@ class Cell(NamedTuple):
     code: bool = False
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of a table; its first cell names it."""
 
     cells: Sequence[str | Cell]
@@ -109,7 +109,7 @@ def group(kind: str, parts: Iterable[str]) -> str:
     return f'<div class="{kind}">{"".join(parts)}</div>'
 
 
-def table(columns: Sequence[str | Cell], rows: Iterable[Row], caption: str = "") -> str:
+def table(columns: Sequence[str | Cell], rows: Iterable[TableRow], caption: str = "") -> str:
     """Return a table, which scrolls where it is wider than the page; without columns it has no head."""
     scope_of_row, scope_of_column = ' scope="row"', ' scope="col"'
     head = "".join(_cell("th", column, scope_of_column) for column in columns)

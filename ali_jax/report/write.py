@@ -13,13 +13,13 @@ import numpy as np
 
 from ali_jax import evaluate as evaluators
 from ali_jax.evaluate.figures import Panel
-from ali_jax.game import Game, evaluate, member_of
+from ali_jax.game import Game, evaluate, evaluation_key, member_of
 from ali_jax.records.read import COUNTS, Run, changed, concerns, interval, read_run
 from ali_jax.records.workdir import write_text
 from ali_jax.records.writers import Spread, format_seconds, spreads
 from ali_jax.report import html, svg
 from ali_jax.report.curves import evaluation_curves, training_curves
-from ali_jax.report.html import Cell, Row
+from ali_jax.report.html import Cell, TableRow
 from ali_jax.types import Report, TrainState, Variables
 
 HEADLINES = {  # the first four that there are stand at the top
@@ -92,7 +92,7 @@ class _Look:
         held = state.variables if state.ema is None else state.ema
         self.variables: Variables = jax.tree.map(lambda leaf: leaf.addressable_data(0), held)
         self.weights = "raw" if state.ema is None else f"averaged (decay {game.config.ema_decay:g})"
-        self.key = jax.random.fold_in(jax.random.PRNGKey(game.config.seed), 2**31 - 2)
+        self.key = evaluation_key(game.config)
 
     @functools.cache  # noqa: B019 - a page looks once
     def report(self, name: str) -> Report | None:
@@ -188,12 +188,12 @@ def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
         "device": str(sitting.get("device", "not recorded")),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded",
     }
-    yield html.table((), [Row((name, value)) for name, value in facts.items()])
+    yield html.table((), [TableRow((name, value)) for name, value in facts.items()])
     if "command" in sitting:
         yield html.heading("Command")
         yield html.code(_over_lines(str(sitting["command"])))
     rows = [
-        Row((Cell(key, code=True), Cell(repr(new), code=True), Cell(repr(old), code=True)))
+        TableRow((Cell(key, code=True), Cell(repr(new), code=True), Cell(repr(old), code=True)))
         for key, (old, new) in changed(run.config).items()
     ]
     if rows:
@@ -414,7 +414,7 @@ def _table(
     if any(name in raw for name in names):
         columns["raw"] = lambda name: html.number(raw[name].mean) if name in raw else Cell("")
     rows = [
-        Row(
+        TableRow(
             (
                 Cell(name, code=True),
                 *(make(name) for make in columns.values()),
@@ -443,7 +443,7 @@ def _history(run: Run) -> Iterator[str]:
         )
     if run.sittings:
         rows = [
-            Row(
+            TableRow(
                 (
                     str(sitting.get("started", "")).replace("T", " "),
                     html.number(_as_number(sitting.get("from_step")), 9),

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from ali_jax import model
 from ali_jax.metrics import conformal, ladder
 from ali_jax.metrics.blocks import map_blocks
-from ali_jax.networks.convolutions import compiler_options
+from ali_jax.networks.convolutions import compiler_options, platform_of
 from ali_jax.types import ALI, Array, PyTree, Variables
 
 SCORES = ("egbad", "egbad_logit", "ladder", "alad")
@@ -166,7 +166,7 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
                 f"The rows are {np.asarray(x).dtype}: give floats as the networks see them, images divided "
                 "by their largest value."
             )
-        platform = next(iter(jnp.zeros(()).devices())).platform
+        platform = platform_of()
         run = _compiled(function, platform)
         return map_blocks(
             lambda block: run(self.ali, self.variables, block, *options), np.asarray(x, np.float32)

@@ -19,7 +19,7 @@ from jax import export as jax_export
 
 from ali_jax import data, model, networks
 from ali_jax.game import Game, member_of
-from ali_jax.networks.convolutions import compiler_options
+from ali_jax.networks.convolutions import compiler_options, platform_of
 from ali_jax.records.workdir import RunError, write_text
 from ali_jax.types import ALI, Array, TrainState, Variables
 
@@ -136,7 +136,7 @@ def _decoder(ali: ALI, variables: Variables) -> Callable[..., Array]:
 
 def _checked(program: _Program, path: Path, *arguments: np.ndarray) -> np.ndarray:
     """Call the program of a file, and return what it gives if the function gives the same."""
-    platform = next(iter(jnp.zeros(()).devices())).platform
+    platform = platform_of()
     found = np.asarray(jax_export.deserialize(bytearray(path.read_bytes())).call(*arguments))
     run = jax.jit(program.function, compiler_options=compiler_options(platform))
     wanted = np.asarray(run(*arguments))
