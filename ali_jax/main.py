@@ -122,7 +122,9 @@ def _draws_from_prior(config: Config, options: Options) -> bool:
 
 
 def _train(config: Config, options: Options) -> int:
-    if _has_convolutions(config) and not options.coordinator:
+    from ali_jax.networks import has_convolutions
+
+    if has_convolutions(config) and not options.coordinator:
         restart_with_huge_pages()
     from ali_jax.program.loop import run
 
@@ -282,13 +284,6 @@ def set_up_jax(*, on_cpu: bool = False) -> None:
             if os.access(folder, os.W_OK | os.X_OK):
                 jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def _has_convolutions(config: Config) -> bool:
-    """Tell whether the decoder is one of convolutions, by its table of layers or by its width."""
-    from ali_jax.networks import is_convolutional
-
-    return bool(config.decoder.width) or is_convolutional(config.decoder.layers)
 
 
 def restart_with_huge_pages() -> None:

@@ -1,7 +1,6 @@
 """Networks: the paper's tables, their shapes and parameter counts, and what does not fit."""
 
 import re
-import sys
 from functools import partial
 
 import flax.linen as nn
@@ -13,7 +12,7 @@ import small
 
 from ali_jax import config as defaults
 from ali_jax import model, networks
-from ali_jax.networks import layers
+from ali_jax.networks import discriminator, layers
 from ali_jax.tools import describe
 
 
@@ -303,8 +302,8 @@ def test_a_network_of_ones_own_takes_the_keys_that_are_its_fields(monkeypatch):
     class Blind(nn.Module):
         slope: float
 
-    Blind.__module__ = networks.build.__module__
-    monkeypatch.setattr(sys.modules[networks.build.__module__], "Blind", Blind, raising=False)
+    Blind.__module__ = discriminator.__name__
+    monkeypatch.setattr(discriminator, "Blind", Blind, raising=False)
     config = defaults.base()
     config.dataset.shape = (4,)
     config.discriminator.name = "Blind"

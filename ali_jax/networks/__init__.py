@@ -1,21 +1,16 @@
-"""The three networks: their classes, the layers that they are made of, and `build`, config -> networks."""
+"""The three networks: their classes, the layers that they are made of, and `build`, which reads a config."""
 
-from ali_jax.networks.build import (
-    Decoder,
-    Discriminator,
-    Encoder,
-    build,
-    inverted_pyramid,
-    is_convolutional,
-    pyramid,
-)
+from ali_jax.networks.build import build, has_convolutions, inverted_pyramid, pyramid
+from ali_jax.networks.decoder import Decoder
+from ali_jax.networks.discriminator import Discriminator
+from ali_jax.networks.encoder import Encoder
 
 __all__ = [
     "Decoder",
     "Discriminator",
     "Encoder",
     "build",
+    "has_convolutions",
     "inverted_pyramid",
-    "is_convolutional",
     "pyramid",
 ]

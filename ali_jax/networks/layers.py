@@ -328,3 +328,52 @@ class Stack(nn.Module):
         if isinstance(layer, int):
             return Dense(layer, **shared)
         return Convolution(*layer, transpose=self.transpose, lowering=self.lowering, **shared)
+
+
+class Affine(nn.Module):
+    """A linear output layer with bias, at least float32: [B, F] -> [B, width]."""
+
+    width: int
+    init_std: float
+    init_factor: float = 1.0
+    init_bias: float = 0.0
+    dtype: Any = jnp.float32
+    spectral_norm: bool = False
+
+    @nn.compact
+    def __call__(self, h: Array, *, train: bool = False) -> Array:
+        kernel = self.param("kernel", _scaled(self.init_std, self.init_factor), (h.shape[-1], self.width))
+        if self.spectral_norm:
+            kernel = SpectralNorm(name="spectral")(kernel, train=train)
+        bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.width,))
+        outputs = h.astype(self.dtype) @ kernel.astype(self.dtype)
+        return outputs.astype(jnp.promote_types(self.dtype, jnp.float32)) + bias[None]
+
+
+def _scaled(std: float, factor: float) -> nn.initializers.Initializer:
+    init = initializer(std)
+    return lambda key, shape, dtype=jnp.float32: factor * init(key, shape, dtype)
+
+
+def centered(x: Array) -> Array:
+    """Map x in [0, 1] to [-1, 1]."""
+    return 2 * x - 1
+
+
+def join(h: Array, other: Array | None) -> Array:
+    """Flatten h [B, ...] and append what is beside it, if anything."""
+    if other is None:
+        return h if h.ndim == 2 else h.reshape(h.shape[0], -1)
+    parts = (h.reshape(h.shape[0], -1), other.reshape(other.shape[0], -1).astype(h.dtype))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def check_choice(what: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise a ValueError unless the value of `what` is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{what} is {value!r}; it must be one of {', '.join(choices)}.")
+
+
+def is_convolutional(table: Sequence[Layer]) -> bool:
+    """Tell whether any of the layers is a convolution."""
+    return any(not isinstance(layer, int) for layer in table)

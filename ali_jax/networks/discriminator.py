@@ -1,0 +1,158 @@
+"""The joint discriminator."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ali_jax.networks import convolutions, layers
+from ali_jax.networks.layers import Affine, Dropout, Embedding, Layer, Stack, centered, join, per_layer
+from ali_jax.types import Array
+
+
+class Discriminator(nn.Module):
+    """The joint discriminator: logit of "(x, z) comes from the encoder".
+
+    D(x) and D(z) are stacks of their own; their outputs and y, joined, go through D(x, z). Without x_layers
+    and z_layers it is one perceptron on [x, z]. `x_pool` averages D(x)'s maps over space before they are
+    joined. A `blind` one does not see z: with it ALI is a GAN, whose encoder learns nothing. With
+    `num_classes` above 1 there is a logit per class, beside that of "from the decoder", which is fixed at 0
+    (paper, section 4.4).
+
+    `spectral_norm` divides the kernel of every linear map by its largest singular value. `packing` = m judges
+    m consecutive pairs at once, their x and their z side by side in the last dimension: one logit, or row of
+    logits, for every m pairs (PacGAN). `z_everywhere` adds a linear map of z before every nonlinearity of
+    D(x) and D(x, z) (BiGAN). `unary_scores` gives D(x) and D(z) a linear score each: see `unary`; it excludes
+    `z_everywhere`.
+    `pair_layers` make a second, separate discriminator of pairs of data: see `pair`.
+
+    Attributes:
+      x_layers, z_layers, joint_layers: of D(x), D(z) and D(x, z), as `Encoder.layers`; the last linear layer
+        is added.
+      activation, slope, pieces: relu, leaky_relu with this slope, or maxout of so many pieces.
+      x_batch_norm: of D(x), one for all layers or one per layer.
+      x_dropout, z_dropout, joint_dropout: rates on the inputs of layers, one for all or one per layer;
+        joint_dropout has one more, for the logit's.
+      x_dropout_after: rates between a layer of D(x) and its activation.
+      z_bias: whether D(z) has biases.
+      x_pool, blind, num_classes, spectral_norm, packing, z_everywhere, unary_scores, pair_layers: see above.
+      center, init_std, embedding, embedding_learned, lowering, axis_name, dtype: as in `Encoder`.
+    """
+
+    x_layers: tuple[Layer, ...] = ()
+    z_layers: tuple[int, ...] = ()
+    joint_layers: tuple[int, ...] = ()
+    activation: str = "leaky_relu"
+    slope: float = 0.01
+    pieces: int = 2
+    x_batch_norm: bool | tuple[bool, ...] = True
+    x_dropout: float | tuple[float, ...] = 0.0
+    x_dropout_after: float | tuple[float, ...] = 0.0
+    z_dropout: float | tuple[float, ...] = 0.0
+    z_bias: bool = False
+    joint_dropout: float | tuple[float, ...] = 0.0
+    init_std: float = 0.01
+    center: bool = False
+    x_pool: bool = False
+    blind: bool = False
+    num_classes: int = 1
+    spectral_norm: bool = False
+    packing: int = 1
+    z_everywhere: bool = False
+    unary_scores: bool = False
+    pair_layers: tuple[Layer, ...] = ()
+    embedding: int = 0
+    embedding_learned: bool = False
+    lowering: convolutions.Lowering = "native"
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @property
+    def coupled(self) -> bool:
+        """Whether a logit depends on other rows than its own, the `packing` that it judges: by batch norm."""
+        return any(per_layer(self.x_batch_norm, len(self.x_layers), "x_batch_norm"))
+
+    def setup(self) -> None:
+        if self.blind and (self.z_everywhere or self.unary_scores):
+            raise ValueError("A blind discriminator has no z: unset z_everywhere and unary_scores, or blind.")
+        if self.z_everywhere and self.unary_scores:
+            raise ValueError("A score of x alone must not see z: unset z_everywhere, or unary_scores.")
+        shared = {"init_std": self.init_std, "dtype": self.dtype, "spectral_norm": self.spectral_norm}
+        stack = partial(
+            Stack,
+            activation=layers.activation(self.activation, slope=self.slope, pieces=self.pieces),
+            lowering=self.lowering,
+            axis_name=self.axis_name,
+            **shared,
+        )
+        rates = per_layer(self.joint_dropout, len(self.joint_layers) + 1, "joint_dropout")
+        self.x = stack(
+            self.x_layers,
+            batch_norm=self.x_batch_norm,
+            dropout=self.x_dropout,
+            dropout_after=self.x_dropout_after,
+        )
+        self.z = stack(self.z_layers, dropout=self.z_dropout, bias=self.z_bias)
+        self.joint = stack(self.joint_layers, dropout=rates[:-1])
+        self.last_dropout = Dropout(rates[-1])
+        self.logit = Affine(self.num_classes, **shared)
+        self.embed = Embedding(self.embedding, self.embedding_learned, self.dtype)
+        if self.unary_scores:
+            self.x_score, self.z_score = Affine(1, **shared), Affine(1, **shared)
+        if self.pair_layers:
+            self.pairs, self.pair_logit = stack(self.pair_layers), Affine(1, **shared)
+
+    def __call__(self, x: Array, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Map data [B, *X], codes [B, Z] and conditions [B, A] to logits [B] or, of K > 1 classes, [B, K]."""
+        h_x, h_z = self._towers(x, z, train)
+        h = join(join(h_x, h_z), self._conditions(y))
+        beside = _packed(z, self.packing) if self.z_everywhere else None
+        h = self.last_dropout(self.joint(h, train=train, beside=beside), train=train)
+        logits = self.logit(h, train=train)
+        if self.is_initializing() or self.spectral_norm:  # their parameters, and their power iteration
+            self._other_scores(h_x, h_z, x, y, train)
+        return logits if self.num_classes > 1 else logits[:, 0]
+
+    def unary(self, x: Array, z: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Return the scores of x and of z alone, [B, 2], for a D with `unary_scores` (BigBiGAN)."""
+        del y
+        return self._unary(*self._towers(x, z, train), train)
+
+    def _unary(self, h_x: Array, h_z: Array | None, train: bool) -> Array:
+        assert h_z is not None  # setup refuses a blind one
+        scores = [self.x_score(join(h_x, None), train=train), self.z_score(h_z, train=train)]
+        return jnp.concatenate(scores, axis=-1)
+
+    def pair(self, x: Array, x_prime: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Return the logits [B] of "x_prime is x itself", for a D with `pair_layers` (ALICE)."""
+        h = jnp.concatenate([_packed(x, self.packing), _packed(x_prime, self.packing)], axis=-1)
+        h = self.pairs(centered(h) if self.center else h, train=train)
+        return self.pair_logit(join(h, self._conditions(y)), train=train)[:, 0]
+
+    def _towers(self, x: Array, z: Array, train: bool) -> tuple[Array, Array | None]:
+        """Return D(x) and D(z)."""
+        x, z = _packed(x, self.packing), _packed(z, self.packing)
+        h_x = self.x(centered(x) if self.center else x, train=train, beside=z if self.z_everywhere else None)
+        if self.x_pool:
+            h_x = jnp.mean(h_x, axis=(1, 2))
+        return h_x, None if self.blind else self.z(z, train=train)
+
+    def _conditions(self, y: Array | None) -> Array | None:
+        return self.embed(None if y is None else _packed(y, self.packing))
+
+    def _other_scores(self, h_x: Array, h_z: Array | None, x: Array, y: Array | None, train: bool) -> None:
+        if self.unary_scores:
+            self._unary(h_x, h_z, train)
+        if self.pair_layers:
+            self.pair(x, x, y, train=train)
+
+
+def _packed(rows: Array, m: int) -> Array:
+    """Put m consecutive rows side by side in the last dimension: [B, ..., C] -> [B / m, ..., m C]."""
+    if len(rows) % m:
+        raise ValueError(f"packing is {m}, which does not divide {len(rows)} rows: change one of them.")
+    if m == 1:
+        return rows
+    groups = jnp.moveaxis(rows.reshape(-1, m, *rows.shape[1:]), 1, -2)
+    return groups.reshape(*groups.shape[:-2], -1)

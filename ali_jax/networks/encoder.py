@@ -1,0 +1,98 @@
+"""The stochastic encoder."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ali_jax.networks import convolutions, layers
+from ali_jax.networks.layers import Affine, Embedding, Layer, Stack, centered, check_choice, join
+from ali_jax.types import Array
+
+POSTERIORS = ("gaussian", "noise", "deterministic")
+
+
+class Encoder(nn.Module):
+    """The stochastic encoder q(z | x).
+
+    `gaussian`: z = mu(x) + sigma(x) epsilon, where the last linear layer gives mu and log sigma (paper,
+    section 2.1). `noise`: z = f(x, epsilon), the change of variables of the paper's mixture experiment.
+    `deterministic`: z = mu(x), which makes ALI a BiGAN.
+
+    Attributes:
+      latent_dim: Z.
+      layers: of a convolutional network (kernel, stride, maps[, padding]) each, then widths; of a perceptron
+        widths.
+      activation, slope: relu, or leaky_relu with this slope.
+      batch_norm: one for all layers, or one per layer.
+      init_std: standard deviation of the initial weights; 0 = He initialisation.
+      posterior: gaussian, noise or deterministic.
+      log_sigma_clip: (low, high); () = no limits.
+      log_sigma_bias, log_sigma_init: initial value of log sigma, and a factor on its initial weights.
+      center: whether the network sees 2x - 1.
+      frequencies: (count, std) of `layers.fourier_features` on the input of a perceptron; () = none.
+      embedding, embedding_learned: width of y's linear embedding, 0 = y itself, and whether it is learned.
+      lowering, axis_name, dtype: form of convolutions, named axis of batch norm, type of computations; see
+        `build`.
+    """
+
+    latent_dim: int
+    layers: tuple[Layer, ...]
+    activation: str = "leaky_relu"
+    slope: float = 0.01
+    batch_norm: bool | tuple[bool, ...] = True
+    init_std: float = 0.01
+    posterior: str = "gaussian"
+    log_sigma_clip: tuple[float, ...] = ()
+    log_sigma_bias: float = 0.0
+    log_sigma_init: float = 1.0
+    center: bool = False
+    frequencies: tuple[float, ...] = ()
+    embedding: int = 0
+    embedding_learned: bool = False
+    lowering: convolutions.Lowering = "native"
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        check_choice("posterior", self.posterior, POSTERIORS)
+        self.embed = Embedding(self.embedding, self.embedding_learned, self.dtype)
+        self.stack = Stack(
+            self.layers,
+            activation=layers.activation(self.activation, slope=self.slope),
+            batch_norm=self.batch_norm,
+            init_std=self.init_std,
+            lowering=self.lowering,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        self.mu = Affine(self.latent_dim, self.init_std, dtype=self.dtype)
+        if self.posterior == "gaussian":
+            self.log_sigma = Affine(
+                self.latent_dim, self.init_std, self.log_sigma_init, self.log_sigma_bias, self.dtype
+            )
+
+    def __call__(self, x: Array, epsilon: Array, y: Array | None = None, *, train: bool = False) -> Array:
+        """Map data [B, *X], noise [B, Z] and conditions [B, A] to codes [B, Z]."""
+        if self.posterior == "gaussian":
+            mu, log_sigma = self.moments(x, y, train=train)
+            return mu + jnp.exp(log_sigma) * epsilon
+        if self.posterior == "deterministic":
+            return self.mu(self._hidden(x, y, train))
+        inputs = jnp.concatenate([x.reshape(x.shape[0], -1), epsilon], axis=-1)
+        return self.mu(self._hidden(inputs, y, train))
+
+    def moments(self, x: Array, y: Array | None = None, *, train: bool = False) -> tuple[Array, Array]:
+        """Return mu and log sigma of the Gaussian posterior, [B, Z] each."""
+        h = self._hidden(x, y, train)
+        log_sigma = self.log_sigma(h)
+        if self.log_sigma_clip:
+            log_sigma = jnp.clip(log_sigma, *self.log_sigma_clip)
+        return self.mu(h), log_sigma
+
+    def _hidden(self, x: Array, y: Array | None, train: bool) -> Array:
+        x = centered(x) if self.center else x
+        if self.frequencies:
+            count, std = self.frequencies
+            x = layers.fourier_features(x.reshape(x.shape[0], -1), int(count), std)
+        return join(self.stack(x, train=train), self.embed(y))
