@@ -18,6 +18,7 @@ from ml_collections import FrozenConfigDict
 
 from ali_jax import data, networks, train
 from ali_jax.config import Config, from_json
+from ali_jax.game import compile, parts
 from ali_jax.networks import layers
 from ali_jax.types import Batch, Networks, PyTree, TrainState
 
@@ -27,16 +28,16 @@ BATCHES = 4  # of `flax_textbook`, made beforehand, taken in turn
 
 
 class Ours:
-    """The variant `ours`: `train.make_train_step` on data that lie on the device, many steps per dispatch."""
+    """The variant `ours`: `make_train_step` on data that lie on the device, many steps per dispatch."""
 
     def __init__(self, config: Config, batch_size: int) -> None:
         """Make networks, feed and step as `game` and `loop` do, on the first device."""
         self.config = config
         self.unit = config.steps_per_call
-        self._mesh = Mesh(jax.devices()[:1], (train.AXIS,))
+        self._mesh = Mesh(jax.devices()[:1], (compile.AXIS,))
         platform = self._mesh.devices.flat[0].platform
         self._ali = networks.build(config, platform=platform)
-        self._tx = train.make_optimizer(config, platform=platform)
+        self._tx = parts.make_optimizer(config, platform=platform)
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
         self._feed = data.make_feed(
             data.ArraySplit(_rows(config), None, None, 0),
@@ -46,13 +47,13 @@ class Ours:
             dequantize=config.dataset.dequantize,
             kind="device",
             sharding=self._replicated,
-            batch_sharding=NamedSharding(self._mesh, PartitionSpec(None, train.AXIS)),
+            batch_sharding=NamedSharding(self._mesh, PartitionSpec(None, compile.AXIS)),
         )
-        step = train.make_train_step(
+        step = compile.make_train_step(
             self._ali,
             self._tx,
-            train.make_loss(config),
-            train.make_penalties(config),
+            parts.make_loss(config),
+            parts.make_penalties(config),
             feed=self._feed,
             steps=self.unit,
             mesh=self._mesh,

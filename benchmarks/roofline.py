@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from ali_jax import networks, train
 from ali_jax.config import Config
+from ali_jax.game import parts
 from ali_jax.networks.layers import Layer, per_layer
 from ali_jax.program.command import load_config, override
 from ali_jax.tools.describe import compile_step
@@ -225,7 +226,7 @@ def abstract_step(config: Config, batch_size: int) -> tuple[ALI, TrainState, Bat
     """Return the networks, and the shapes of the state and the batch of a step."""
     ali = networks.build(config)
     x: Any = jax.ShapeDtypeStruct((batch_size, *config.dataset.shape), jnp.float32)
-    init = partial(train.init_state, ali, train.make_optimizer(config), ema=config.ema_decay > 0)
+    init = partial(train.init_state, ali, parts.make_optimizer(config), ema=config.ema_decay > 0)
     return ali, jax.eval_shape(init, jax.random.PRNGKey(0), Batch(x)), Batch(x)
 
 

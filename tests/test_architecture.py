@@ -5,17 +5,20 @@ import inspect
 import re
 import subprocess
 import sys
+import tokenize
 
 import flax.linen as nn
 import pytest
 import small
 
 LAYERS = [
-    ["types", "config", "names", "bits"],
-    ["losses", "networks", "data"],
+    ["types", "names", "bits"],
+    ["config", "losses", "data"],
+    ["networks"],
     ["model", "metrics"],
     ["penalties", "evaluate"],
-    ["train", "records"],
+    ["gradients", "records"],
+    ["train"],
     ["game"],
     ["report", "tools"],
     ["program"],
@@ -52,6 +55,36 @@ def test_a_module_imports_only_from_layers_above(path):
         assert LEVEL[name] < LEVEL[own], f"{own} imports {name}"
 
 
+# Where a config becomes something; everything else takes arguments.
+READERS_OF_CONFIG = {
+    "networks/from_config.py",
+    "game",
+    "records",
+    "report",
+    "tools",
+    "program",
+    "main",
+    "reproduce",
+}
+NUMERIC = {"types", "losses", "penalties", "model", "gradients", "train", "networks", "metrics", "data"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_readers_of_config_import_it(path):
+    if not {str(path.relative_to(PACKAGE)), room(path)} & READERS_OF_CONFIG:
+        assert "config" not in imported(path)
+
+
+def test_numeric_code_knows_no_game_no_records_and_no_program():
+    for path in MODULES:
+        if room(path) in NUMERIC:
+            assert not imported(path) & {"game", "records", "report", "tools", "program"}, path
+
+
+def test_only_reproduce_imports_main():
+    assert {room(path) for path in MODULES if "main" in imported(path)} == {"reproduce"}
+
+
 def test_every_room_has_its_layer():
     assert set(map(room, MODULES)) == set(LEVEL)
 
@@ -62,7 +95,10 @@ def test_experiments_import_only_the_config():
 
 
 def test_training_does_not_import_tensorflow_or_the_evaluation():
-    code = "import sys, ali_jax; print(sorted({'tensorflow', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import sys, ali_jax; [getattr(ali_jax, name) for name in ali_jax.__all__]; "
+        "print(sorted({'tensorflow', 'sklearn', 'matplotlib', 'ali_jax.evaluate'} & set(sys.modules)))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -93,3 +129,70 @@ def test_help_tells_every_argument_and_result_of_the_public_functions():
         elif inspect.isclass(value) and issubclass(value, nn.Module):
             fields = set(value.__annotations__) - {"parent", "name"}  # which every Flax module has
             assert fields <= set(re.findall(r"\w+", value.__doc__ or "")), name
+
+
+def module_imports(tree):
+    """Return a module's imports from the package: local name -> (module, name, or None for a module)."""
+    names = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "ali_jax":
+            names |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ali_jax."):
+            module = node.module.removeprefix("ali_jax.")
+            names |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
+    return names
+
+
+def code_lines(path, node):
+    """Return the numbers of a definition's lines that hold code: no docstring, comment or empty line."""
+    lines = path.read_text().splitlines(keepends=True)
+    tokens = tokenize.generate_tokens(iter(lines[node.lineno - 1 : node.end_lineno]).__next__)
+    layout = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    )
+    used = set()
+    for token in tokens:
+        if token.type not in layout:
+            used |= set(range(token.start[0], token.end[0] + 1))
+    for inner in ast.walk(node):
+        if isinstance(inner, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(inner):
+            first = inner.body[0]
+            used -= {n - node.lineno + 1 for n in range(first.lineno, first.end_lineno + 1)}
+    return used
+
+
+def way_of(module, name):
+    """Return the code lines, by file, of a function and of what it needs from the package, networks apart."""
+    todo, seen, lines = [(module, name)], set(), {}
+    while todo:
+        module, name = todo.pop()
+        path = PACKAGE / f"{module}.py"
+        if (module, name) in seen or not path.exists():
+            continue
+        seen.add((module, name))
+        tree = ast.parse(path.read_text())
+        own = {getattr(node, "name", None): node for node in tree.body}
+        imports = module_imports(tree)
+        if name not in own:
+            continue
+        lines.setdefault(module, []).append(len(code_lines(path, own[name])))
+        for node in ast.walk(own[name]):
+            if isinstance(node, ast.Name):
+                todo.append(imports.get(node.id, (module, node.id)))
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                todo.append((imports.get(node.value.id, ("", None))[0], node.attr))
+    return {module: sum(counts) for module, counts in lines.items()}
+
+
+def test_one_training_step_is_at_most_five_files_and_three_hundred_lines():
+    step, loss = way_of("train", "train_step"), way_of("losses", "ali")
+    lines = {name: max(step.get(name, 0), loss.get(name, 0)) for name in {**step, **loss}}
+    assert set(lines) == {"train", "gradients", "model", "losses", "types"}
+    assert 150 < sum(lines.values()) <= 300
+    text = (small.ROOT / "docs/design.md").read_text()
+    assert f"{sum(lines.values())} lines of code in {len(lines)} files" in text

@@ -8,7 +8,8 @@ import pytest
 import small
 
 from ali_jax import config as configs
-from ali_jax import game, losses, model, penalties, train
+from ali_jax import game, gradients, losses, model, penalties
+from ali_jax.game import parts
 from ali_jax.program import loop
 from ali_jax.records.workdir import read_config
 
@@ -24,7 +25,7 @@ def config_of(variant, **values):
 def test_the_encoder_of_a_gan_learns_nothing(key):
     ali, _, batch = small.game("mixture:gan")
     variables, noise = small.draw(ali, batch.x), model.draw_noise(ali, key, 4)
-    field, _ = train.game_gradients(ali, variables, losses.ali, (), batch, noise)
+    field, _ = gradients.game_gradients(ali, variables, losses.ali, (), batch, noise)
     assert optax.tree.norm(field.encoder) == 0
     assert optax.tree.norm(field.decoder) > 0
 
@@ -70,8 +71,8 @@ def test_a_frozen_decoder_runs_as_in_evaluation(key):
 def test_the_inverse_mapping_minimises_the_distance_of_codes_alone(key):
     ali, config, batch = small.game("mixture:inverse")
     variables, noise = small.draw(ali, batch.x), model.draw_noise(ali, key, 4)
-    terms = train.make_penalties(config)
-    field, aux = train.game_gradients(ali, variables, train.make_loss(config), terms, batch, noise)
+    terms = parts.make_penalties(config)
+    field, aux = gradients.game_gradients(ali, variables, parts.make_loss(config), terms, batch, noise)
     assert optax.tree.norm(field.discriminator) == 0
     assert optax.tree.norm(field.encoder) > 0
     assert aux.losses.generator == aux.metrics["cycle/z"]

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from test_checkpoint import assert_same_bits
 
 from ali_jax import losses, model, train
+from ali_jax.game import parts
 from ali_jax.records import checkpoint
 from ali_jax.tools.preflight import collectives
 from ali_jax.types import Batch
@@ -35,7 +36,7 @@ class Sharded:
 
     def __init__(self, devices: int) -> None:
         self.ali, config, _ = small.game("digits", batch_size=8, edit=papers_adam)
-        self.tx = train.make_optimizer(config)
+        self.tx = parts.make_optimizer(config)
         self.mesh = Mesh(jax.devices()[:devices], ("data",))
         self.whole, self.split = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
         self.data = np.random.default_rng(3).random((STEPS, 8, *config.dataset.shape), np.float32)

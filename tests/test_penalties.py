@@ -9,7 +9,8 @@ import optax
 import pytest
 import small
 
-from ali_jax import losses, model, penalties, train
+from ali_jax import gradients, losses, model, penalties
+from ali_jax.game import parts
 
 STEP = jnp.zeros((), jnp.int32)
 
@@ -70,9 +71,9 @@ def test_weights_cannot_fall_to_zero(held, key):
 
 def test_r1_moves_the_discriminator_only_and_by_its_own_gradient(held):
     ali, variables, batch, noise, pairs = held
-    penalty = train.make_penalties(small.experiment("digits"))
-    with_it, _ = train.game_gradients(ali, variables, losses.ali, penalty, batch, noise)
-    without, _ = train.game_gradients(ali, variables, losses.ali, (), batch, noise)
+    penalty = parts.make_penalties(small.experiment("digits"))
+    with_it, _ = gradients.game_gradients(ali, variables, losses.ali, penalty, batch, noise)
+    without, _ = gradients.game_gradients(ali, variables, losses.ali, (), batch, noise)
 
     def term(discriminator):
         params = variables.params._replace(discriminator=discriminator)
@@ -90,11 +91,11 @@ def test_r1_moves_the_discriminator_only_and_by_its_own_gradient(held):
 def test_a_penalty_of_weight_zero_changes_nothing(held, options):
     """Nor does one that is annealed, whether the weight is an array, as in a population, or a number."""
     ali, variables, batch, noise, _ = held
-    without, _ = train.game_gradients(ali, variables, losses.ali, (), batch, noise)
+    without, _ = gradients.game_gradients(ali, variables, losses.ali, (), batch, noise)
 
     for gamma in (0.0, jnp.zeros(())):
         term = functools.partial(penalties.r1, gamma=gamma, **options)
-        with_it, _ = train.game_gradients(ali, variables, losses.ali, (term,), batch, noise, 5)
+        with_it, _ = gradients.game_gradients(ali, variables, losses.ali, (term,), batch, noise, 5)
         jax.tree.map(np.testing.assert_array_equal, with_it, without)
 
 
@@ -110,8 +111,8 @@ def test_a_penalty_on_the_generator_reaches_it_through_the_pairs(held):
         pairs, _ = model.generate(ali, params, variables.batch_stats, batch, noise)
         return jnp.mean(pairs.z_hat**2)
 
-    with_it, _ = train.game_gradients(ali, variables, losses.ali, (small_codes,), batch, noise)
-    without, _ = train.game_gradients(ali, variables, losses.ali, (), batch, noise)
+    with_it, _ = gradients.game_gradients(ali, variables, losses.ali, (small_codes,), batch, noise)
+    without, _ = gradients.game_gradients(ali, variables, losses.ali, (), batch, noise)
     expected = jax.grad(term)(variables.params.encoder)
     difference = jax.tree.map(jnp.subtract, with_it.encoder, without.encoder)
     error = optax.tree.norm(jax.tree.map(jnp.subtract, difference, expected))
@@ -137,14 +138,14 @@ def test_config_penalties_that_do_not_exist_are_refused(section, message):
     config = small.experiment("svhn").unlock()
     config.penalties = section
     with pytest.raises(ValueError, match=message):
-        train.make_penalties(config)
+        parts.make_penalties(config)
 
 
 def test_either_weight_switches_a_penalty_on(held):
     config = small.experiment("svhn")
-    assert train.make_penalties(config) == ()
+    assert parts.make_penalties(config) == ()
     config.penalties.r1.gamma_z = 2.0
-    (penalty,) = train.make_penalties(config)
+    (penalty,) = parts.make_penalties(config)
     ali, variables, _, noise, pairs = held
     added, metrics = penalty(ali, variables, pairs, noise.key_penalties, STEP)
     np.testing.assert_allclose(added.discriminator, metrics["r1/z"], rtol=1e-6)  # 1/2 times 2
@@ -162,8 +163,8 @@ def test_r1_through_convolutions_is_the_same_in_both_lowerings(key):
         ali, config, batch = small.game("images", edit=lambda c, to=lowering: setattr(c, "lowering", to))
         variables = small.draw(ali, batch.x)
         noise = model.draw_noise(ali, key, 4)
-        penalty = train.make_penalties(config)
-        run = lambda v, ali=ali: train.game_gradients(ali, v, losses.ali, penalty, batch, noise)[0]  # noqa: B023, E731
+        penalty = parts.make_penalties(config)
+        run = lambda v, ali=ali: gradients.game_gradients(ali, v, losses.ali, penalty, batch, noise)[0]  # noqa: B023, E731
         found.append(jax.jit(run)(variables))
     error = optax.tree.norm(jax.tree.map(jnp.subtract, *found)) / optax.tree.norm(found[0])
     assert error < 1e-5

@@ -8,6 +8,7 @@ import small
 
 from ali_jax import data, evaluate, game, losses, model, train
 from ali_jax.data import DataError
+from ali_jax.game import compile, parts
 from ali_jax.program.command import override
 from ali_jax.types import Batch, Logits
 
@@ -88,8 +89,8 @@ def test_a_batch_without_labels_is_refused(key):
 def semi_feed(kind):
     split = data.load("digits").train
     index = data.class_balanced(split.label, 10, 50, seed=3)
-    parts = (data.Relabelled(split, hidden=True), data.Relabelled(split, index))
-    feeds = [data.make_feed(p, batch_size=20, seed=0, divisor=16.0, kind=kind) for p in parts]
+    splits = (data.Relabelled(split, hidden=True), data.Relabelled(split, index))
+    feeds = [data.make_feed(s, batch_size=20, seed=0, divisor=16.0, kind=kind) for s in splits]
     return data.SemiSupervisedFeed(*feeds), split, index
 
 
@@ -134,13 +135,13 @@ def test_a_discriminator_of_k_classes_learns_them(key):
     config.latent_dim = 8
     ali, _, _ = small.game("digits", maps=64, edit=lambda c: c.update(config))
     dataset = data.load("digits")
-    tx, loss = train.make_optimizer(config), train.make_loss(config)
+    tx, loss = parts.make_optimizer(config), parts.make_loss(config)
     index = data.class_balanced(dataset.train.label, 10, 100, seed=0)
-    parts = (data.Relabelled(dataset.train, hidden=True), data.Relabelled(dataset.train, index))
-    feed = data.SemiSupervisedFeed(*(data.make_feed(p, batch_size=32, seed=0, divisor=16.0) for p in parts))
+    splits = (data.Relabelled(dataset.train, hidden=True), data.Relabelled(dataset.train, index))
+    feed = data.SemiSupervisedFeed(*(data.make_feed(s, batch_size=32, seed=0, divisor=16.0) for s in splits))
     first = Batch(jnp.asarray(dataset.train.x[:100]) / 16)
     state = jax.jit(lambda: train.init_state(ali, tx, key, first, ema=True))()
-    call = train.make_train_step(ali, tx, loss, feed=feed, steps=400, ema_decay=0.99)
+    call = compile.make_train_step(ali, tx, loss, feed=feed, steps=400, ema_decay=0.99)
     state, metrics = call(state, feed.load(0, 400))
     assert metrics["accuracy/label"] > 0.8
     found = evaluate.label_error(ali, state.ema, key, dataset).scalars

@@ -12,8 +12,9 @@ import small
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ali_jax import data as data_module
-from ali_jax import losses, model, train
+from ali_jax import gradients, losses, model, train
 from ali_jax.data import ArraySplit
+from ali_jax.game import compile, parts
 from ali_jax.networks import convolutions
 from ali_jax.types import Batch, Logits, Losses, Networks, TrainState, Variables
 
@@ -66,7 +67,7 @@ def compared(name, factor=1.0):
         batch,
         model.draw_noise(ali, jax.random.PRNGKey(2), 4),
     )
-    own_loss = train.make_loss(config)
+    own_loss = parts.make_loss(config)
     # Optimising the machine code takes longer than running it once.
     options = convolutions.compiler_options("cpu") | {"xla_backend_optimization_level": 0}
     jit = partial(jax.jit, compiler_options=options)
@@ -77,7 +78,7 @@ def compared(name, factor=1.0):
 
     def ours(dtype, variables, batch, noise):
         networks = Networks(*(module.clone(dtype=dtype) for module in ali))
-        found, aux = train.game_gradients(networks, variables, loss, (), batch, noise)
+        found, aux = gradients.game_gradients(networks, variables, loss, (), batch, noise)
         assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
         return found, aux.metrics["largest"]
 
@@ -132,14 +133,14 @@ def test_the_shortcut_is_refused_where_it_would_be_wrong(key):
     ali, _, batch = two_dimensional(coupled=True)
     variables, noise = small.draw(ali, batch.x), model.draw_noise(ali, key, 4)
     with pytest.raises(ValueError, match="two_pullbacks"):
-        train.game_gradients(ali, variables, losses.ali, (), batch, noise, gradient="one_pass")
+        gradients.game_gradients(ali, variables, losses.ali, (), batch, noise, gradient="one_pass")
 
     class Undeclared:  # a discriminator of one's own that says nothing about coupling
         apply = ali.discriminator.apply
 
     own = ali._replace(discriminator=Undeclared())
     with pytest.raises(ValueError, match="declares coupled = False"):
-        train.game_gradients(own, variables, losses.ali, (), batch, noise, gradient="one_pass")
+        gradients.game_gradients(own, variables, losses.ali, (), batch, noise, gradient="one_pass")
 
 
 def test_a_coupled_discriminator_would_get_wrong_gradients_from_one_pass(key, monkeypatch):
@@ -147,8 +148,8 @@ def test_a_coupled_discriminator_would_get_wrong_gradients_from_one_pass(key, mo
     variables, noise = small.draw(ali, batch.x), model.draw_noise(ali, key, 4)
     variables = jax.tree.map(lambda v: 20 * v, variables)
     right = separate_gradients(ali, variables, losses.ali, batch, noise)
-    monkeypatch.setattr(train, "_takes_one_pass", lambda *_: True)
-    wrong, _ = train.game_gradients(ali, variables, losses.ali, (), batch, noise)
+    monkeypatch.setattr(gradients, "_takes_one_pass", lambda *_: True)
+    wrong, _ = gradients.game_gradients(ali, variables, losses.ali, (), batch, noise)
     assert distance(wrong.decoder, right.decoder) > 1e-3
     assert distance(wrong.discriminator, right.discriminator) < 1e-5
 
@@ -158,7 +159,7 @@ def test_one_pass_compiles_to_fewer_flops_than_two_pullbacks(key):
     variables, noise = small.draw(ali, batch.x), model.draw_noise(ali, key, 4)
 
     def flops(gradient):
-        run = partial(train.game_gradients, ali, loss=losses.ali, penalties=(), gradient=gradient)
+        run = partial(gradients.game_gradients, ali, loss=losses.ali, penalties=(), gradient=gradient)
         compiled = jax.jit(lambda v: run(variables=v, batch=batch, noise=noise)[0]).lower(variables).compile()
         return compiled.cost_analysis()["flops"]
 
@@ -173,7 +174,7 @@ def test_encoder_learns_nothing_from_a_discriminator_that_ignores_z(key):
     blind = joint.at[joint.shape[0] // 2 :].set(0)  # the rows that read D(z)
     discriminator = {**discriminator, "joint": {**discriminator["joint"], "layer_0": {"kernel": blind}}}
     variables = variables._replace(params=variables.params._replace(discriminator=discriminator))
-    grads, _ = train.game_gradients(ali, variables, losses.ali, (), batch, model.draw_noise(ali, key, 4))
+    grads, _ = gradients.game_gradients(ali, variables, losses.ali, (), batch, model.draw_noise(ali, key, 4))
     assert optax.tree.norm(grads.encoder) == 0
     assert optax.tree.norm(grads.decoder) > 0
 
@@ -193,7 +194,7 @@ def setting(name, *, steps=4, batch_size=8, **build):
     """Return what a run needs: networks, optimiser, state, data."""
     ali, config, _ = small.game(name, batch_size=batch_size, edit=wide, **build)
     data = jax.random.uniform(jax.random.PRNGKey(3), (steps, batch_size, *config.dataset.shape))
-    tx = train.make_optimizer(config)
+    tx = parts.make_optimizer(config)
 
     def start():
         variables = small.draw(ali, data[0])
@@ -205,8 +206,8 @@ def setting(name, *, steps=4, batch_size=8, **build):
 
 def test_a_scan_of_steps_equals_the_steps_one_by_one():
     ali, config, tx, start, data = setting("digits")
-    penalties = train.make_penalties(config)
-    call = train.make_train_step(ali, tx, losses.ali, penalties, feed=Fixed(), steps=4, ema_decay=0.9)
+    penalties = parts.make_penalties(config)
+    call = compile.make_train_step(ali, tx, losses.ali, penalties, feed=Fixed(), steps=4, ema_decay=0.9)
     state, metrics = call(start(), data)
 
     single = jax.jit(partial(train.train_step, ali, tx, losses.ali, penalties, ema_decay=0.9))
@@ -225,8 +226,8 @@ def test_a_scan_of_steps_equals_the_steps_one_by_one():
 
 def test_convolutions_on_a_cpu_step_singly_and_to_the_same_result():
     ali, _, tx, start, data = setting("svhn")
-    call = train.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=4)
-    assert train.has_convolutions(start().variables.params)
+    call = compile.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=4)
+    assert compile.has_kernels(start().variables.params)
     state, metrics = call(start(), data)
     single = jax.jit(partial(train.train_step, ali, tx, losses.ali, ()))
     expected = start()
@@ -240,7 +241,7 @@ def test_both_players_move_at_once_from_the_same_point():
     ali, _, _, start, data = setting("digits")
     state, batch = start(), Batch(data[0])
     noise = model.draw_noise(ali, jax.random.PRNGKey(5), 8)
-    grads, _ = train.game_gradients(ali, state.variables, losses.ali, (), batch, noise)
+    grads, _ = gradients.game_gradients(ali, state.variables, losses.ali, (), batch, noise)
     sgd = optax.sgd(0.1)
     state = state._replace(opt_state=sgd.init(state.variables.params))
     moved, _ = train.train_step(ali, sgd, losses.ali, (), state, batch, noise=noise)
@@ -261,7 +262,7 @@ def test_each_player_has_its_own_optimiser_and_a_frozen_network_stays(key):
     ali, config, _, start, data = setting("digits")
     config.optimizer.discriminator.learning_rate = 0.0
     config.frozen = ("decoder",)
-    tx = train.make_optimizer(config)
+    tx = parts.make_optimizer(config)
     state = start()
     state = state._replace(opt_state=tx.init(state.variables.params))
     moved, _ = train.train_step(ali, tx, losses.ali, (), state, Batch(data[0]))
@@ -272,7 +273,7 @@ def test_each_player_has_its_own_optimiser_and_a_frozen_network_stays(key):
 
 def _adam_step(platform):
     config = small.experiment("svhn")
-    tx = train.make_optimizer(config, platform=platform)
+    tx = parts.make_optimizer(config, platform=platform)
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -309,14 +310,14 @@ def test_adam_for_a_cpu_copies_neither_moments_nor_parameters():
 def test_the_learning_rate_is_constant_then_falls_on_a_cosine():
     config = small.experiment("images")
     config.num_steps, config.optimizer.constant_fraction = 10_000, 0.3
-    schedule = train._schedule(1.0, config)
+    schedule = parts._schedule(1.0, config)
     found = [float(schedule(step)) for step in (0, 2_999, 6_500, 10_000)]
     np.testing.assert_allclose(found, [1.0, 1.0, 0.525, 0.05], rtol=1e-3)
 
 
 def test_a_loss_that_is_not_finite_is_located():
     ali, _, tx, start, data = setting("digits")
-    call = train.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=4)
+    call = compile.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=4)
     _, metrics = call(start(), data.at[2].set(jnp.nan))
     assert metrics["finite_steps"] == 2
 
@@ -324,11 +325,11 @@ def test_a_loss_that_is_not_finite_is_located():
 @pytest.mark.parametrize(("name", "devices"), [("digits", 2), ("digits", 8), ("svhn", 8)])
 def test_each_step_is_the_same_on_one_device_and_on_many(name, devices):
     ali, config, tx, start, data = setting(name)
-    penalties = train.make_penalties(config)
+    penalties = parts.make_penalties(config)
     found = []
     for mesh in (Mesh(jax.devices()[:1], ("data",)), Mesh(jax.devices()[:devices], ("data",))):
         replicated = NamedSharding(mesh, PartitionSpec())
-        call = train.make_train_step(ali, tx, losses.ali, penalties, feed=Fixed(), steps=2, mesh=mesh)
+        call = compile.make_train_step(ali, tx, losses.ali, penalties, feed=Fixed(), steps=2, mesh=mesh)
         state, metrics = call(jax.device_put(start(), replicated), jax.device_put(data, replicated))
         found.append((jax.device_get(state.variables), metrics["loss/discriminator"]))
     (one, loss_one), (many, loss_many) = found
@@ -341,7 +342,7 @@ def test_named_axes_agree_with_a_single_program(name):
     """Gradients of one SGD step under pmap, shard_map and vmap, with the same noise, by norm."""
     ali, config, _, start, data = setting(name)
     axis_ali, *_ = setting(name, axis_name="data")
-    penalties = train.make_penalties(config)
+    penalties = parts.make_penalties(config)
     tx = optax.sgd(1.0)
     state = start()
     state = state._replace(opt_state=tx.init(state.variables.params), ema=None)
@@ -382,7 +383,7 @@ def test_named_axes_agree_with_a_single_program(name):
 def test_pmap_takes_many_steps_and_donates_the_state(name):
     ali, config, tx, start, data = setting(name, axis_name="data")
     mesh = Mesh(jax.devices()[:4], ("data",))
-    call = train.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=3, mesh=mesh, parallel="pmap")
+    call = compile.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=3, mesh=mesh, parallel="pmap")
     before, _ = call(start(), data)
     state, metrics = call(before, data)
     assert int(state.step) == 6
@@ -420,7 +421,7 @@ def test_the_loop_moves_nothing_between_host_and_device():
     ali, _, tx, start, data = setting("digits")
     rows = np.zeros((30, *data.shape[2:]), np.uint8)
     feed = data_module.make_feed(ArraySplit(rows), batch_size=8, seed=0, divisor=16.0)
-    call = train.make_train_step(ali, tx, losses.ali, feed=feed, steps=2)
+    call = compile.make_train_step(ali, tx, losses.ali, feed=feed, steps=2)
     state, _ = call(start(), feed.load(0, 2))
     with jax.transfer_guard("disallow"):
         state, metrics = call(state, feed.load(2, 2))
@@ -430,7 +431,7 @@ def test_the_loop_moves_nothing_between_host_and_device():
 
 def test_the_state_is_donated():
     ali, _, tx, start, data = setting("digits")
-    call = train.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=2)
+    call = compile.make_train_step(ali, tx, losses.ali, feed=Fixed(), steps=2)
     state = start()
     call(state, data)
     assert state.variables.params.encoder["mu"]["kernel"].is_deleted()
@@ -446,7 +447,7 @@ def test_a_game_can_have_losses_of_ones_own(key):
         generator = square(logits.q, 0) + square(logits.p, 1)
         return Losses(generator, square(logits.q, 1) + square(logits.p, 0)), {}
 
-    ours, _ = train.game_gradients(ali, variables, least_squares, (), batch, noise)
+    ours, _ = gradients.game_gradients(ali, variables, least_squares, (), batch, noise)
     theirs = separate_gradients(ali, variables, least_squares, batch, noise)
     assert isinstance(ours, Networks)
     assert isinstance(variables, Variables)

@@ -13,7 +13,8 @@ import pytest
 import small
 
 from ali_jax import config as configs
-from ali_jax import game, losses, model, penalties, train
+from ali_jax import game, gradients, losses, model, penalties, train
+from ali_jax.game import parts
 from ali_jax.names import public_functions
 from ali_jax.networks.layers import SpectralNorm
 from ali_jax.program import command
@@ -57,7 +58,7 @@ def setting(posterior="gaussian", **discriminator):
 
 def play(s, variables, loss=losses.ali, terms=(), step=STEP, **options):
     """Return the game's gradients."""
-    return train.game_gradients(s.ali, variables, loss, terms, s.batch, s.noise, step, **options)[0]
+    return gradients.game_gradients(s.ali, variables, loss, terms, s.batch, s.noise, step, **options)[0]
 
 
 def separate(s, variables, loss=losses.ali, terms=(), augment=None):
@@ -399,7 +400,7 @@ def test_the_flags_of_the_documentation_make_a_game_of_digits(flags, digits):
     command.override(config, shlex.split(flags))
     made = game.prepare(config, digits)
     for name in public_functions(penalties):
-        on = any(f"penalties.{name}.{weight}=" in flags for weight in train.WEIGHTS) or name == "r1"
+        on = any(f"penalties.{name}.{weight}=" in flags for weight in parts.WEIGHTS) or name == "r1"
         assert any(term.func.__name__ == name for term in made.penalties) == on, name
 
 

@@ -1,37 +1,9 @@
-"""From a config to a game: its parts, the compiled steps, a population of members."""
+"""From a config to a game: its parts, its compiled steps, the members of a population.
 
-from ali_jax.game.game import (
-    Game,
-    abstract_state,
-    blank_data,
-    check_names,
-    evaluate,
-    evaluation_key,
-    fit,
-    initial_state,
-    load_data,
-    make_call,
-    make_feed,
-    make_mesh,
-    member_of,
-    prepare,
-    trained_state,
-)
+`__init__.pyi` lists what the package offers; a name is imported when it is first used, so that the parts and
+the compiled steps can be had without the evaluators.
+"""
 
-__all__ = [
-    "Game",
-    "abstract_state",
-    "blank_data",
-    "check_names",
-    "evaluate",
-    "evaluation_key",
-    "fit",
-    "initial_state",
-    "load_data",
-    "make_call",
-    "make_feed",
-    "make_mesh",
-    "member_of",
-    "prepare",
-    "trained_state",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

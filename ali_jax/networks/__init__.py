@@ -1,9 +1,9 @@
 """The three networks: their classes, the layers that they are made of, and `build`, which reads a config."""
 
-from ali_jax.networks.build import build, has_convolutions, inverted_pyramid, pyramid
 from ali_jax.networks.decoder import Decoder
 from ali_jax.networks.discriminator import Discriminator
 from ali_jax.networks.encoder import Encoder
+from ali_jax.networks.from_config import build, has_convolutions, inverted_pyramid, pyramid
 
 __all__ = [
     "Decoder",

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ali_jax import data, model, networks, train
 from ali_jax.config import Config
+from ali_jax.game import parts
 from ali_jax.types import ALI, Batch, Networks, PyTree, TrainState
 
 
@@ -33,7 +34,7 @@ def describe(config: Config) -> dict[str, Any]:
     native = config.copy_and_resolve_references()
     native.lowering = "native"
     ali = networks.build(native, x_shape=shape)
-    tx = train.make_optimizer(config)
+    tx = parts.make_optimizer(config)
     batch = abstract_batch(config, shape)
     init = partial(train.init_state, ali, tx, ema=config.ema_decay > 0)
     state = jax.eval_shape(init, jax.random.PRNGKey(0), batch)
@@ -123,12 +124,12 @@ def training_step(config: Config, ali: ALI) -> Callable:
     return partial(
         train.train_step,
         ali,
-        train.make_optimizer(config),
-        train.make_loss(config),
-        train.make_penalties(config),
+        parts.make_optimizer(config),
+        parts.make_loss(config),
+        parts.make_penalties(config),
         ema_decay=config.ema_decay,
         gradient=config.gradient,
-        augment=train.make_augment(config),
+        augment=parts.make_augment(config),
     )
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ali_jax import networks, train
 from ali_jax.config import Config
-from ali_jax.game import population
+from ali_jax.game import compile, parts, population
 from ali_jax.tools.describe import abstract_batch, data_shape, training_step
 from ali_jax.types import PyTree
 
@@ -88,7 +88,7 @@ def preflight(config: Config, topology: str) -> dict[str, Any]:
         raise ValueError("--mode preflight compiles the step of a single run: leave config.population empty.")
     chips = math.prod(dimensions)
     _check_batch(config, topology, chips)
-    mesh = Mesh(np.asarray(_devices(topology, chip, dimensions)), (train.AXIS,))
+    mesh = Mesh(np.asarray(_devices(topology, chip, dimensions)), (compile.AXIS,))
     began = time.monotonic()
     compiled = _compile(config, topology, mesh)
     seconds = time.monotonic() - began
@@ -242,11 +242,11 @@ def _devices(topology: str, chip: Chip, dimensions: tuple[int, ...]) -> list[Any
 
 def _compile(config: Config, topology: str, mesh: Mesh) -> Any:
     """Compile one training step for all devices of a mesh."""
-    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (train.AXIS,)))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (compile.AXIS,)))
     shape = data_shape(config)
     ali = networks.build(config, x_shape=shape, platform="tpu")
     batch = _placed(abstract_batch(config, shape), split)
-    init = functools.partial(train.init_state, ali, train.make_optimizer(config), ema=config.ema_decay > 0)
+    init = functools.partial(train.init_state, ali, parts.make_optimizer(config), ema=config.ema_decay > 0)
     state = _placed(jax.eval_shape(init, jax.random.PRNGKey(0), batch), whole)
     step = jax.jit(training_step(config, ali), donate_argnums=0, out_shardings=whole)
     try:

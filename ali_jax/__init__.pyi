@@ -1,0 +1,37 @@
+from . import losses as losses
+from . import penalties as penalties
+from .game.compile import make_train_step as make_train_step
+from .game.parts import make_optimizer as make_optimizer
+from .game.parts import make_penalties as make_penalties
+from .gradients import game_gradients as game_gradients
+from .model import decode as decode
+from .model import discriminate as discriminate
+from .model import draw_noise as draw_noise
+from .model import encode as encode
+from .model import features as features
+from .model import forward as forward
+from .model import init as init
+from .model import interpolate as interpolate
+from .model import posterior as posterior
+from .model import reconstruct as reconstruct
+from .model import sample as sample
+from .networks import Decoder as Decoder
+from .networks import Discriminator as Discriminator
+from .networks import Encoder as Encoder
+from .networks import build as build
+from .train import init_state as init_state
+from .train import train_step as train_step
+from .types import ALI as ALI
+from .types import Batch as Batch
+from .types import Logits as Logits
+from .types import Loss as Loss
+from .types import Losses as Losses
+from .types import Networks as Networks
+from .types import Noise as Noise
+from .types import Pairs as Pairs
+from .types import Penalty as Penalty
+from .types import Report as Report
+from .types import TrainState as TrainState
+from .types import Variables as Variables
+
+__version__: str

@@ -1,0 +1,16 @@
+from .calls import fit as fit
+from .calls import make_call as make_call
+from .calls import make_feed as make_feed
+from .compile import make_train_step as make_train_step
+from .evaluation import evaluate as evaluate
+from .evaluation import evaluation_key as evaluation_key
+from .from_config import blank_data as blank_data
+from .from_config import check_names as check_names
+from .from_config import load_data as load_data
+from .from_config import make_mesh as make_mesh
+from .from_config import prepare as prepare
+from .game import Game as Game
+from .game import abstract_state as abstract_state
+from .game import member_of as member_of
+from .states import initial_state as initial_state
+from .states import trained_state as trained_state

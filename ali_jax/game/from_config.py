@@ -1,0 +1,182 @@
+"""From a config to a game: load the data, build the parts, check that they fit; nothing is written."""
+
+import functools
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ali_jax import config as configs
+from ali_jax import data, networks, train
+from ali_jax import evaluate as evaluators
+from ali_jax.config import Config
+from ali_jax.game import compile, parts, population
+from ali_jax.game.game import Game, abstract_state
+from ali_jax.records.workdir import read_config
+
+INIT_ROWS = 500  # training rows that the networks are initialised from, as in the authors' code
+
+
+def check_names(config: Config) -> None:
+    """Raise a ValueError for the first loss or evaluator that does not exist."""
+    parts.make_loss(config)
+    for name in config.evaluators:
+        evaluators.named(name)
+
+
+def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
+    """Load the data, make the networks and check that the parts fit together; nothing is written.
+
+    Args:
+      config: what is described.
+      dataset: instead of the one that the config names.
+
+    Raises:
+      ValueError: a value that is not allowed, data that are absent or do not fit; the message says which.
+    """
+    configs.validate(config)
+    population.validate(config)
+    check_names(config)
+    if config.init_from:
+        read_config(pathlib.Path(config.init_from).expanduser())
+    if not population.size(config):
+        return _prepare_one(config, load_data(config) if dataset is None else dataset, jax.devices())
+    drawn = dataset is None and data.depends_on_seed(config.dataset.name)
+    members = population.members(config)
+    first = load_data(members[0]) if dataset is None else dataset
+    device = jax.devices()[:1]  # of a member: its batch is whole
+    _prepare_one(population.at_most(config), first, device)  # for its checks
+    games = [
+        _prepare_one(member, load_data(member) if drawn and k else first, device, checked=True)
+        for k, member in enumerate(members)
+    ]
+    mesh = make_mesh(len(games), jax.devices(), "members")
+    return games[0]._replace(config=config, mesh=mesh, members=tuple(games))
+
+
+def _prepare_one(
+    config: Config, dataset: data.Dataset, devices: Sequence[Any], *, checked: bool = False
+) -> Game:
+    """Prepare a single run on devices, `checked` if another one of the same networks was."""
+    mesh = make_mesh(config.batch_size, devices)
+    axis_name = compile.AXIS if config.parallel == "pmap" else None
+    platform = mesh.devices.flat[0].platform
+    ali = networks.build(config, dataset.train.shape, platform=platform, axis_name=axis_name)
+    for name in config.evaluators:
+        evaluators.check_applicable(name, dataset, ali)
+    _check_labels(config, dataset)
+    game = Game(
+        config,
+        dataset,
+        mesh,
+        ali,
+        parts.make_optimizer(config, platform=platform),
+        parts.make_loss(config, axis_name=axis_name),
+        parts.make_penalties(config),
+        data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.divisor),
+        parts.make_augment(config),
+        _labelled_rows(config, dataset),
+    )
+    if not checked:
+        _check_conditions(config, dataset)
+        _check_step(game, axis_name)
+    return game
+
+
+def _check_step(game: Game, axis_name: str | None) -> None:
+    """Trace one step, so that parts that do not fit together are found before anything is written."""
+    config = game.config
+    step = functools.partial(
+        train.train_step,
+        game.ali,
+        game.tx,
+        game.loss,
+        game.penalties,
+        gradient=config.gradient,
+        augment=game.augment,
+        axis_name=axis_name,
+    )
+    shape: tuple[int, ...] = (config.batch_size,)
+    if axis_name is not None:
+        step = jax.vmap(step, in_axes=(None, 0), axis_name=axis_name)
+        shape = (game.mesh.size, config.batch_size // game.mesh.size)
+    batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((*shape, *v.shape[1:]), v.dtype), game.first_rows)
+    jax.eval_shape(step, abstract_state(game), batch)
+
+
+def _labelled_rows(config: Config, dataset: data.Dataset) -> np.ndarray | None:
+    if not config.dataset.labelled:
+        return None
+    label = np.asarray(dataset.train.rows(np.arange(len(dataset.train))).label)
+    return data.class_balanced(label, dataset.num_classes, config.dataset.labelled, config.seed)
+
+
+def _check_conditions(config: Config, dataset: data.Dataset) -> None:
+    size, found = config.condition.size, len(dataset.attributes)
+    if config.dataset.conditional and size and size != found:
+        raise ValueError(
+            f"config.condition.size is {size}, but {dataset.name} has {found} conditions: set it to that."
+        )
+
+
+def _check_labels(config: Config, dataset: data.Dataset) -> None:
+    classes = config.discriminator.num_classes
+    if config.dataset.labelled and dataset.num_classes != classes:
+        raise ValueError(
+            f"config.discriminator.num_classes is {classes}; for the loss {config.loss!r} it must be the "
+            f"number of classes of the data, {dataset.num_classes}."
+        )
+    if config.dataset.labelled and config.discriminator.packing > 1:
+        raise ValueError(
+            f"config.discriminator.packing is {config.discriminator.packing}; with labelled rows, each of a "
+            "class of its own, it must be 1."
+        )
+    if classes > 1 and config.loss != "semi_supervised":
+        raise ValueError(
+            f"config.discriminator.num_classes is {classes}; with the loss {config.loss!r} it must be 1."
+        )
+
+
+def load_data(config: Config) -> data.Dataset:
+    """Load the data set that a config names; a DataError says what is wrong with it."""
+    source = config.dataset
+    return data.load(
+        source.name,
+        path=source.path,
+        directory=source.directory,
+        train_split=source.train_split,
+        test_split=source.test_split,
+        seed=config.seed,
+        scale=source.scale,
+        conditional=source.conditional,
+        stack=source.stack,
+    )
+
+
+def blank_data(config: Config) -> data.Dataset:
+    """Make black images of the config's shape, for what needs a model but no data."""
+    split = data.ArraySplit(np.zeros((2, *config.dataset.shape), np.uint8))
+    return data.Dataset(config.dataset.name, split, split, 255.0)
+
+
+def make_mesh(batch_size: int, devices: Sequence[Any], what: str = "images a step") -> Mesh:
+    """Make the mesh with the axis "data": of as many devices as divide the batch, or the population.
+
+    Raises:
+      ValueError: the devices are those of several processes, and do not divide the batch.
+    """
+    count = len(devices)
+    if batch_size % count and len({d.process_index for d in devices}) > 1:
+        below, above = batch_size // count * count, (batch_size // count + 1) * count
+        sizes = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(
+            f"config.batch_size is {batch_size}, no multiple of the {count} devices: set it to {sizes}."
+        )
+    used = max(n for n in range(1, count + 1) if batch_size % n == 0)
+    if used < count:
+        print(f"{batch_size} {what} over {count} devices: {used} are used.", file=sys.stderr)
+    return Mesh(np.asarray(devices[:used]), (compile.AXIS,))

@@ -1,0 +1,139 @@
+"""From a config to the parts of a game: optimiser, loss, penalties, instance noise."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ali_jax import losses as loss_functions
+from ali_jax import model
+from ali_jax import penalties as penalty_functions
+from ali_jax.config import Config
+from ali_jax.names import public_functions
+from ali_jax.networks import convolutions
+from ali_jax.types import Augment, Loss, Networks, Penalty, PyTree
+
+WEIGHTS = ("gamma", "gamma_z", "weight")  # the arguments of penalties of which one is positive where it is on
+
+
+def make_optimizer(config: Config, *, platform: str = "gpu") -> optax.GradientTransformation:
+    """Make one Adam per player, over trees of `Networks`: encoder and decoder are one player.
+
+    Args:
+      config: reads `optimizer`, `num_steps`, `lowering`, and in `frozen` the names of networks that are not
+        updated.
+      platform: what the program will be compiled for, as in `networks.build`; it changes the order in which
+        Adam goes through memory, not what it computes.
+
+    Returns:
+      The transformation, for `init_state` and `train_step`.
+    """
+    on_cpu = convolutions.lowering_for(platform, config.lowering) == "cpu"
+    scale_by_adam = _scale_by_adam_on_cpu if on_cpu else optax.scale_by_adam
+    players: dict[Any, Any] = {"frozen": optax.set_to_zero()}
+    for player in ("generator", "discriminator"):
+        adam = config.optimizer[player]
+        rate = _schedule(adam.learning_rate, config)
+        scale = scale_by_adam(b1=adam.b1, b2=adam.b2, eps=adam.eps)
+        players[player] = optax.chain(scale, optax.scale_by_learning_rate(rate))
+    labels = Networks("generator", "generator", "discriminator")
+    labels = Networks(
+        *("frozen" if n in config.frozen else label for n, label in zip(labels._fields, labels, strict=True))
+    )
+    return optax.multi_transform(players, labels)
+
+
+def _scale_by_adam_on_cpu(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformation:
+    """Return `optax.scale_by_adam` in an order that XLA:CPU follows without copies.
+
+    Left to itself it computes the moments twice, to store them and within the new parameters, and copies what
+    is overwritten before its last reader is done. Here all gradients of a player come first, then the
+    moments, then what is made of them.
+    """
+    adam = optax.scale_by_adam(b1, b2, eps)
+    cut = partial(convolutions.cut, lowering="cpu")
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        _, state = adam.update(cut(updates), state, params)  # what it returns first is found from the moments
+        state = state._replace(mu=jax.tree.map(cut, state.mu), nu=jax.tree.map(cut, state.nu))
+        mu = optax.tree.bias_correction(state.mu, b1, state.count)
+        nu = optax.tree.bias_correction(state.nu, b2, state.count)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _schedule(rate: float, config: Config) -> float | optax.Schedule:
+    """Return a constant, or: constant for a fraction of the steps, then cosine to a fraction of the rate."""
+    fraction = config.optimizer.constant_fraction
+    if fraction >= 1:
+        return rate
+    constant = int(fraction * config.num_steps)
+    decay = optax.cosine_decay_schedule(
+        rate, max(config.num_steps - constant, 1), config.optimizer.final_fraction
+    )
+    return optax.join_schedules([optax.constant_schedule(rate), decay], [constant])
+
+
+def make_loss(config: Config, *, axis_name: str | None = None) -> Loss:
+    """Make the loss that `config.loss` names, with those of its options filled in that it takes.
+
+    Raises:
+      ValueError: there is no such loss.
+    """
+    known = public_functions(loss_functions)
+    if config.loss not in known:
+        raise ValueError(f"config.loss is {config.loss!r}; ali_jax.losses has {', '.join(known)}.")
+    accepted = inspect.signature(known[config.loss]).parameters
+    options = {"weight": config.labelled_weight, "axis_name": axis_name}
+    return partial(known[config.loss], **{k: v for k, v in options.items() if k in accepted})
+
+
+def make_penalties(config: Config) -> tuple[Penalty, ...]:
+    """Make the penalties of `config.penalties` that have a positive weight, with their arguments filled in.
+
+    A negative number stands for "not given". `num_steps` is the config's.
+
+    Args:
+      config: reads `penalties` and `num_steps`.
+
+    Returns:
+      The penalties, for `train_step`.
+
+    Raises:
+      ValueError: there is no such penalty, or it has no such argument.
+    """
+    known = public_functions(penalty_functions)
+    made = []
+    for name, section in config.penalties.items():
+        if name not in known:
+            raise ValueError(f"config.penalties.{name}: ali_jax.penalties has {', '.join(known)}.")
+        accepted = [
+            p.name for p in inspect.signature(known[name]).parameters.values() if p.kind is p.KEYWORD_ONLY
+        ]
+        options = {k: None if isinstance(v, float) and v < 0 else v for k, v in section.items()}
+        for option in options:
+            if option not in accepted:
+                raise ValueError(
+                    f"config.penalties.{name}.{option}: its arguments are {', '.join(accepted)}."
+                )
+        if "num_steps" in accepted:
+            options["num_steps"] = config.num_steps
+        if any(_is_positive(options.get(weight)) for weight in WEIGHTS):
+            made.append(partial(known[name], **options))
+    return tuple(made)
+
+
+def _is_positive(weight: Any) -> bool:
+    """Tell whether a weight is; one that is traced, as in a population, is taken to be."""
+    return isinstance(weight, jax.Array) or (weight or 0) > 0
+
+
+def make_augment(config: Config) -> Augment | None:
+    """Make the instance noise of `config.instance_noise`, annealed over `config.num_steps`; None for 0."""
+    if not config.instance_noise:
+        return None
+    return partial(model.instance_noise, std=config.instance_noise, num_steps=config.num_steps)

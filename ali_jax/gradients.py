@@ -1,0 +1,209 @@
+"""The gradients of the game: the paper's Algorithm 1.
+
+Owns how both players' gradients follow from one evaluation of the three networks; the update is `train`'s.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ali_jax import model
+from ali_jax.types import (
+    ALI,
+    Array,
+    Augment,
+    Batch,
+    Logits,
+    Loss,
+    Losses,
+    Metrics,
+    Networks,
+    Noise,
+    Pairs,
+    Penalty,
+    PyTree,
+    Variables,
+)
+
+Gradient = Literal["auto", "one_pass", "two_pullbacks"]
+Pullback = Callable[..., Any]
+
+# The smallest weight that the one pass pulls back: far below Adam's epsilon, far above float32's underflow.
+SMALLEST = 1e-20
+
+
+class Aux(NamedTuple):
+    """By-products of the gradient computation."""
+
+    losses: Losses
+    batch_stats: Networks[PyTree]
+    metrics: Metrics
+
+
+def game_gradients(
+    ali: ALI,
+    variables: Variables,
+    loss: Loss,
+    penalties: Sequence[Penalty],
+    batch: Batch,
+    noise: Noise,
+    step: Array | int = 0,
+    *,
+    gradient: Gradient = "auto",
+    augment: Augment | None = None,
+) -> tuple[Networks[PyTree], Aux]:
+    """Return the vector field of the game: each network's gradient of its own player's loss.
+
+    Both gradients are taken at the same point, from one evaluation of D on the joined pairs, with the same
+    noise and the same dropout masks (Algorithm 1 of the paper):
+
+        pairs  = (x, z_hat), (x_tilde, z)        from encoder and decoder
+        logits = D(pairs)
+        encoder, decoder: d losses.generator / d (their parameters), through D and the pairs
+        discriminator:    d losses.discriminator / d (its parameters)
+
+    In the code `grad_*` are gradients in parameters. `ct_*` are cotangents: of the logits, one per player,
+    and of the pairs, on their way back to encoder and decoder.
+
+    Args:
+      ali: the networks.
+      variables: parameters and batch statistics.
+      loss: `(logits, batch) -> (Losses, metrics)`.
+      penalties: functions `(ali, variables, pairs, key, step) -> (Losses, metrics)`, added to the losses.
+      batch: data.
+      noise: all randomness, from `model.draw_noise`.
+      step: the number of this step, for penalties that are annealed.
+      gradient: how the cotangents are pulled back through D. `one_pass` needs a D with one logit per pair
+        that does not depend on other pairs; `auto` takes it where D declares so (`coupled = False`).
+      augment: makes what D sees of the pairs, such as `model.instance_noise`. It must change each row by
+        itself. Penalties see the pairs as they are.
+
+    Returns:
+      The gradients, and the losses, batch statistics and metrics that were computed on the way.
+
+    Raises:
+      ValueError: `one_pass` for a D to which it does not apply.
+    """
+    params, batch_stats = variables
+
+    def generate(encoder: PyTree, decoder: PyTree) -> tuple[Pairs, tuple[PyTree, PyTree]]:
+        both = params._replace(encoder=encoder, decoder=decoder)
+        return model.generate(ali, both, batch_stats, batch, noise)
+
+    def judge(discriminator: PyTree, pairs: Pairs) -> tuple[Logits, PyTree]:
+        if augment is not None:
+            key = jax.random.fold_in(noise.key_discriminator, 2**31 - 1)
+            pairs = augment(pairs, key, jnp.asarray(step))
+        return model.judge(ali, discriminator, batch_stats.discriminator, pairs, noise.key_discriminator)
+
+    # Forward: pairs, logits, losses, each with its pullback.
+    pairs, pull_generate, stats_generator = jax.vjp(generate, params.encoder, params.decoder, has_aux=True)
+    logits, pull_judge, stats_discriminator = jax.vjp(judge, params.discriminator, pairs, has_aux=True)
+    losses, pull_loss, metrics = jax.vjp(lambda s: loss(s, batch), logits, has_aux=True)
+
+    # Backward: each player's cotangent of the logits, both through D, the generator's to its networks.
+    of_generator, of_discriminator = _selectors(losses)
+    (ct_generator,) = pull_loss(of_generator)
+    (ct_discriminator,) = pull_loss(of_discriminator)
+    through_d = _one_pass if _takes_one_pass(ali, logits, gradient) else _two_pullbacks
+    grad_discriminator, ct_pairs = through_d(pull_judge, ct_generator, ct_discriminator)
+
+    grad_penalties = []
+    for penalty in penalties:
+        term = _penalty_term(penalty, ali, variables, pairs, noise.key_penalties, jnp.asarray(step))
+        grad_penalties.append(term.grad)
+        ct_pairs = jax.tree.map(jnp.add, ct_pairs, term.ct_pairs)
+        losses, metrics = Losses(*map(jnp.add, losses, term.losses)), {**metrics, **term.metrics}
+
+    grad_encoder, grad_decoder = pull_generate(ct_pairs)
+    grads = Networks(grad_encoder, grad_decoder, grad_discriminator)
+    grads = jax.tree.map(lambda *terms: sum(terms), grads, *grad_penalties)
+    return grads, Aux(losses, Networks(*stats_generator, stats_discriminator), metrics)
+
+
+def _selectors(losses: Losses) -> tuple[Losses, Losses]:
+    """Return the cotangents of the losses that select the generator's and the discriminator's."""
+    one, zero = jnp.ones_like(losses.generator), jnp.zeros_like(losses.generator)
+    return Losses(one, zero), Losses(zero, one)
+
+
+class _Term(NamedTuple):
+    """What a penalty adds."""
+
+    losses: Losses
+    grad: Networks[PyTree]  # in parameters, other than through the pairs
+    ct_pairs: Pairs  # the generator's cotangent of the pairs
+    metrics: Metrics
+
+
+def _penalty_term(
+    penalty: Penalty, ali: ALI, variables: Variables, pairs: Pairs, key: Array, step: Array
+) -> _Term:
+    """Differentiate a penalty: its generator loss in encoder, decoder and pairs, its D loss in D alone."""
+
+    def added(params: Networks[PyTree], pairs: Pairs) -> tuple[Losses, Metrics]:
+        return penalty(ali, variables._replace(params=params), pairs, key, step)
+
+    losses, pull, metrics = jax.vjp(added, variables.params, pairs, has_aux=True)
+    of_generator, of_discriminator = _selectors(losses)
+    grad, ct_pairs = pull(of_generator)
+    grad = grad._replace(discriminator=pull(of_discriminator)[0].discriminator)
+    return _Term(losses, grad, ct_pairs, metrics)
+
+
+def _two_pullbacks(
+    pull_judge: Pullback, ct_generator: Logits, ct_discriminator: Logits
+) -> tuple[PyTree, Pairs]:
+    """Pull both players' cotangents of the logits back through D, one after the other.
+
+    Returns:
+      D's gradient, and the generator's cotangent of the pairs.
+    """
+    return pull_judge(ct_discriminator)[0], pull_judge(ct_generator)[1]
+
+
+def _one_pass(pull_judge: Pullback, ct_generator: Logits, ct_discriminator: Logits) -> tuple[PyTree, Pairs]:
+    """Do the same with one pullback, exact where each logit depends on its own pair only.
+
+    The pairs' cotangent is then b_i J_i, for the generator's cotangents b of the logits and J_i the gradient
+    of logit i in its pair. So one pullback of D's own cotangents a serves both: D's gradient as it is, and
+    the pairs' after scaling row i by b_i / a_i. Where |a_i| would underflow (D is sure of the pair), SMALLEST
+    is pulled back instead: D's gradient is then off by less than SMALLEST |ds_i / dtheta|, and the pairs'
+    cotangent stays exact. Under a hinge a_i is zero for every pair beyond D's margin; where b_i is zero too,
+    nothing is replaced. docs/performance.md has the derivation.
+
+    A discriminator that packs m pairs has one logit for m rows, which then share its factor.
+    """
+
+    def safe(a: Array, b: Array) -> Array:
+        return jnp.where(b == 0, a, jnp.where(a < 0, -1, 1) * jnp.maximum(jnp.abs(a), SMALLEST))
+
+    ct = jax.tree.map(safe, ct_discriminator, ct_generator)
+    ratio = jax.tree.map(lambda b, a: b / jnp.where(b == 0, 1, a), ct_generator, ct)
+    grad_discriminator, ct_pairs = pull_judge(ct)
+
+    def scaled(rows: Array, by: Array) -> Array:
+        by = jnp.repeat(by, len(rows) // len(by))
+        return rows * by.reshape(-1, *(1,) * (rows.ndim - 1)).astype(rows.dtype)
+
+    return grad_discriminator, ct_pairs._replace(
+        x=scaled(ct_pairs.x, ratio.q),
+        z_hat=scaled(ct_pairs.z_hat, ratio.q),
+        x_tilde=scaled(ct_pairs.x_tilde, ratio.p),
+        z=scaled(ct_pairs.z, ratio.p),
+    )
+
+
+def _takes_one_pass(ali: ALI, logits: Logits, gradient: Gradient) -> bool:
+    """Whether D allows the one pass and `gradient` asks for it; a D that declares nothing is coupled."""
+    if gradient not in ("auto", "one_pass", "two_pullbacks"):
+        raise ValueError(f"gradient is {gradient!r}; it must be auto, one_pass or two_pullbacks.")
+    exact = not model.couples(ali) and logits.q.ndim == 1
+    if gradient == "one_pass" and not exact:
+        raise ValueError(
+            "gradient='one_pass' needs a discriminator that gives one logit per pair and declares "
+            "coupled = False (no batch norm or other coupling between examples): use two_pullbacks, or auto."
+        )
+    return exact and gradient != "two_pullbacks"
