@@ -1,8 +1,7 @@
 """What the two players minimise: functions `(logits, batch) -> (Losses, metrics)`.
 
-The public functions of this module are what `config.loss` may name. On logits of shape [B] each of them gives
-a logit one cotangent per player, so that one pass through D serves both (docs/performance.md). Equations and
-sources stand in docs/variants.md.
+`config.loss` names a public function of this module. On logits of shape [B] each loss gives every logit one
+cotangent per player, so that one backward pass through D serves both players.
 """
 
 from collections.abc import Callable
@@ -14,11 +13,11 @@ from ali_jax.types import Array, Batch, Logits, Losses, Metrics
 
 
 def ali(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
-    """Return the losses of ALI's Algorithm 1: each player's in its non-saturating form.
+    """Return the losses of ALI's Algorithm 1, each player's in its non-saturating form.
 
     L_D = mean softplus(-s_q) + mean softplus(s_p), L_G = mean softplus(s_q) + mean softplus(-s_p), for
-    logits s of shape [B]. Metrics: `accuracy`, how often D is right on either kind of pair, and `confidence`,
-    the probability that it gives to being right, which the authors monitor.
+    logits s of shape [B]. Metrics, for either kind of pair: `accuracy`, how often D is right, and
+    `confidence`, the probability that D gives to the right answer, which the authors monitor.
     """
     del batch
     discriminator = jnp.mean(jax.nn.softplus(-logits.q)) + jnp.mean(jax.nn.softplus(logits.p))
@@ -40,15 +39,15 @@ def semi_supervised(
         L_D = mean_unlabelled softplus(-s_q) + mean softplus(s_p) + weight mean_labelled(s_q - l_y)
         L_G = mean_unlabelled softplus(s_q) + mean softplus(-s_p)
 
-    so that encoder and decoder play the ordinary swap, and the labelled term reaches D only. With K = 1 it is
-    constant and the rest is `ali`.
+    Encoder and decoder play the usual game, and the labelled term reaches D only. With K = 1 that term is
+    constant, and the rest is `ali`.
 
     Args:
       logits: of K classes, or [B] for K = 1.
-      batch: `label` [B] tells the labelled encoder pairs from the others, which have -1.
-      weight: of the labelled term; improved-gan's factor 1/2 on the others is a weight of 2 here.
-      axis_name: the named axis over which the batch is split. Means are over the rows of all its devices:
-        what is returned averages to them.
+      batch: `label` [B] is the class of each encoder pair, or -1 where it is not labelled.
+      weight: of the labelled term. Improved GAN halves the other terms instead, which is weight 2 here.
+      axis_name: the named axis over which the batch is split. What is returned averages, over its devices,
+        to means over all rows.
 
     Raises:
       ValueError: the batch has no labels.
@@ -106,14 +105,14 @@ def least_squares(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
 
 
 def relativistic(logits: Logits, batch: Batch, *, axis_name: str | None = None) -> tuple[Losses, Metrics]:
-    """Return the relativistic average losses (Jolicoeur-Martineau, 2018): ALI's, each kind against the other.
+    """Return the relativistic average losses (Jolicoeur-Martineau, 2018).
 
-    ALI's losses of s_q - mean s_p in place of s_q, and of s_p - mean s_q in place of s_p.
+    They are ALI's losses of s_q - mean s_p and s_p - mean s_q in place of s_q and s_p.
 
     Args:
       logits: of shape [B].
       batch: not used.
-      axis_name: the named axis over whose devices the two means are taken, where the batch is split over one.
+      axis_name: the named axis over which the batch is split; the two means are over all of its devices.
     """
     q = logits.q - _mean(logits.p, axis_name)
     p = logits.p - _mean(logits.q, axis_name)
@@ -121,7 +120,7 @@ def relativistic(logits: Logits, batch: Batch, *, axis_name: str | None = None) 
 
 
 def relativistic_pairs(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
-    """Return the relativistic losses of couples: the i-th pair of one kind against the i-th of the other.
+    """Return the paired relativistic losses: pair i of one kind against pair i of the other.
 
     L_D = mean softplus(s_p - s_q), L_G = mean softplus(s_q - s_p) (Jolicoeur-Martineau, 2018).
     """
@@ -132,14 +131,14 @@ def relativistic_pairs(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
 
 
 def none(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
-    """Return two zeros: the game of baselines whose losses are penalties alone."""
+    """Return two zeros, for baselines whose losses are penalties alone."""
     del batch
     zero = jnp.zeros((), logits.q.dtype)
     return Losses(zero, zero), {}
 
 
 def _accuracy(q: Array, p: Array, mean_q: Callable[[Array], Array] = jnp.mean) -> Metrics:
-    """Return how often D is on the right side of zero, on either kind of pair."""
+    """Return the share of logits on the right side of zero, for either kind of pair."""
     return {
         "accuracy/data": mean_q((q > 0).astype(q.dtype)),
         "accuracy/sample": jnp.mean((p < 0).astype(p.dtype)),
@@ -147,7 +146,7 @@ def _accuracy(q: Array, p: Array, mean_q: Callable[[Array], Array] = jnp.mean) -
 
 
 def _confidence(q: Array, p: Array, mean_q: Callable[[Array], Array] = jnp.mean) -> Metrics:
-    """Return the mean probability that D gives to being right, on either kind of pair."""
+    """Return the mean probability that D gives to the right answer, for either kind of pair."""
     return {
         "confidence/data": mean_q(jax.nn.sigmoid(q)),
         "confidence/sample": jnp.mean(jax.nn.sigmoid(-p)),
@@ -155,7 +154,7 @@ def _confidence(q: Array, p: Array, mean_q: Callable[[Array], Array] = jnp.mean)
 
 
 def _mean(s: Array, axis_name: str | None) -> Array:
-    """Return the mean over the batch, which may be split over a named axis: sum over sum."""
+    """Return the mean over the batch, and over the devices of a named axis if it is split over one."""
     total, count = jnp.sum(s), jnp.asarray(s.size, s.dtype)
     if axis_name is not None:
         total, count = jax.lax.psum((total, count), axis_name)

@@ -1,7 +1,7 @@
-"""The model as pure functions of (ali, variables, ...): how the three networks are used, together and alone.
+"""The three networks in use, as pure functions of (ali, variables, ...).
 
-Everything but `forward` and its two halves runs the networks as the authors' scripts do: running batch
-statistics and no dropout.
+`forward` and its halves `generate` and `judge` run the networks as training does. All other functions run
+them as evaluation does: running batch statistics, no dropout.
 """
 
 import jax
@@ -16,8 +16,8 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
     Args:
       ali: the networks.
       key: a PRNG key.
-      x: [N, *X] training data, 500 images in the authors' code: a decoder that has `fit_bias(params, x)` sets
-        its output bias from their mean.
+      x: [N, *X] training data, 500 images in the authors' code. A decoder with `fit_bias(params, x)` sets its
+        output bias from their mean.
       y: [N, A] conditions, for networks that take them.
 
     Returns:
@@ -39,22 +39,22 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
 
 
 def latent_dim(ali: ALI) -> int:
-    """Return Z, which the encoder states."""
+    """Return Z, the encoder's attribute `latent_dim`."""
     return ali.encoder.latent_dim
 
 
 def packing(ali: ALI) -> int:
-    """Return how many rows D judges at once, 1 where it does not say."""
+    """Return how many pairs D judges at once: its attribute `packing`, or 1."""
     return getattr(ali.discriminator, "packing", 1)
 
 
 def couples(ali: ALI) -> bool:
-    """Tell whether D's logits may depend on other pairs than their own: unless it denies that."""
+    """Whether a logit may depend on other pairs of the batch. True unless D declares `coupled = False`."""
     return getattr(ali.discriminator, "coupled", True)
 
 
 def has_gaussian_encoder(ali: ALI) -> bool:
-    """Tell whether the encoder is a Gaussian, with `moments(x, y, *, train)`."""
+    """Whether the encoder is Gaussian and has the method `moments(x, y, *, train)`."""
     return hasattr(ali.encoder, "moments") and getattr(ali.encoder, "posterior", "gaussian") == "gaussian"
 
 
@@ -67,7 +67,7 @@ def draw_noise(ali: ALI, key: Array, size: int) -> Noise:
       size: B.
 
     Returns:
-      z and epsilon ~ N(0, I), [B, Z] each, and keys for what else is random.
+      z and epsilon ~ N(0, I), [B, Z] each, and keys for everything else that is random.
     """
     key_z, key_epsilon, *keys = jax.random.split(key, 5)
     shape = (size, latent_dim(ali))
@@ -77,9 +77,12 @@ def draw_noise(ali: ALI, key: Array, size: int) -> Noise:
 def generate(
     ali: ALI, params: Networks[PyTree], batch_stats: Networks[PyTree], batch: Batch, noise: Noise
 ) -> tuple[Pairs, tuple[PyTree, PyTree]]:
-    """Draw both kinds of pairs in training mode; return them and the new statistics of encoder and decoder.
+    """Draw both kinds of pairs in training mode: z_hat = G_z(x, epsilon) and x_tilde = G_x(z).
 
-    z_hat = G_z(x, epsilon) and x_tilde = G_x(z): the encoder sees only data, the decoder only the prior.
+    The encoder sees only data, the decoder only draws of the prior.
+
+    Returns:
+      The pairs, and the new batch statistics of encoder and decoder.
     """
     key_e, key_d = jax.random.split(noise.key_generator)
     held = Networks(*map(collections, params, batch_stats))
@@ -102,11 +105,21 @@ def generate(
 def judge(
     ali: ALI, params: PyTree, batch_stats: PyTree, pairs: Pairs, key: Array, *, method: str = "__call__"
 ) -> tuple[Logits, PyTree]:
-    """Call D once, in training mode, on the 2B joined pairs; return logits and its new statistics.
+    """Judge the 2B joined pairs in training mode, by one call of D.
 
-    One call as in the authors' code: batch norm sees data and samples together. The kinds are interleaved,
-    row by row, so that a batch sharded over devices stays where it is. A D with `packing` = m sees m rows of
-    one kind, then m of the other. `method` is that of D which is called.
+    One call, as in the authors' code: batch norm sees data and samples together. The two kinds of pairs are
+    interleaved row by row, so that a batch that is sharded over devices stays where it is. A D with
+    `packing` = m sees m rows of one kind, then m of the other.
+
+    Args:
+      ali: the networks.
+      params, batch_stats: D's.
+      pairs: both kinds.
+      key: of D's dropout masks.
+      method: the method of D that is called.
+
+    Returns:
+      The logits of both kinds, and D's new batch statistics.
     """
     m = packing(ali)
     logits, stats = ali.discriminator.apply(
@@ -125,9 +138,10 @@ def judge(
 
 
 def instance_noise(pairs: Pairs, key: Array, step: Array, *, std: float, num_steps: int) -> Pairs:
-    """Add N(0, s^2) to x and x_tilde, where s falls linearly from std at step 0 to 0 at num_steps.
+    """Add noise N(0, s^2) to the x and x_tilde that D sees (Sonderby et al., 2017).
 
-    It is what D sees of the pairs (Sonderby et al., 2017), in the units of `Batch.x`; z is left alone.
+    s is in the units of `Batch.x` and falls linearly from `std` at step 0 to 0 at `num_steps`. z is left
+    alone.
     """
     s = std * jnp.clip(1 - step / num_steps, 0, 1)
     key_x, key_x_tilde = jax.random.split(key)
@@ -139,12 +153,12 @@ def instance_noise(pairs: Pairs, key: Array, step: Array, *, std: float, num_ste
 
 
 def forward(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple[Logits, Networks[PyTree]]:
-    """Run all three networks in training mode, as one step of training does.
+    """Run all three networks in training mode, as a training step does.
 
     Args:
       ali: the networks.
       variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
-      key: a PRNG key, from which z, epsilon and dropout masks follow.
+      key: a PRNG key, for z, epsilon and dropout masks.
       batch: data.
 
     Returns:
@@ -162,7 +176,7 @@ def forward(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple[L
 def encode(
     ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, key: Array | None = None
 ) -> Array:
-    """Encode data: sample q(z | x) or, without a key, return the code at epsilon = 0, a Gaussian's mean.
+    """Encode data: a sample of q(z | x) or, without a key, the code at epsilon = 0 (a Gaussian's mean).
 
     Args:
       ali: the networks.
@@ -190,7 +204,7 @@ def decode(
       variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
       z: [B, Z] codes.
       y: [B, A] conditions, for networks that take them.
-      key: for decoders with noise of their own, which find the stream `noise` here and only here.
+      key: a PRNG key, for decoders that draw noise of their own (from Flax's stream `noise`).
 
     Returns:
       x_tilde [B, *X]; images are in [0, 1].
@@ -250,9 +264,10 @@ def interpolate(
     Args:
       ali: the networks.
       variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
-      x0, x1: [B, *X] data at both ends; images are floats in [0, 1].
-      steps: how many codes on each line, both ends included.
-      y: [B, A] conditions of all decodings of a line, for networks that take them.
+      x0: [B, *X] data at one end of each line; images are floats in [0, 1].
+      x1: [B, *X] data at the other end.
+      steps: codes on each line, both ends included.
+      y: [B, A] conditions, one for all decodings of a line, for networks that take them.
       key: a PRNG key, to sample the ends from q(z | x) as in the paper; None: they are at epsilon = 0.
 
     Returns:
@@ -279,20 +294,20 @@ def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | 
       y: [B, A] conditions, for networks that take them.
 
     Returns:
-      Logits [B], or [B, K] of K classes, or one for every m rows where m pairs are packed; large means that a
-      pair looks like the encoder's.
+      Logits [B]; of a D of K classes [B, K]; of a D that packs m pairs [B / m]. Large means that a pair looks
+      like one of the encoder's.
     """
     held = collections(variables.params.discriminator, variables.batch_stats.discriminator)
     return ali.discriminator.apply(held, x, z, y, train=False)
 
 
 def encoder_logit(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None = None) -> Array:
-    """Return the logits [B] of "(x, z) comes from the encoder": of K classes, the logsumexp of theirs."""
+    """Return the logits [B] of "(x, z) comes from the encoder", by `of_encoder`."""
     return of_encoder(discriminate(ali, variables, x, z, y))
 
 
 def of_encoder(logits: Array) -> Array:
-    """Return the logit [B] of "from the encoder": of [B], themselves, of [B, K] classes their logsumexp."""
+    """Reduce logits [B] or [B, K] to those of "from the encoder" [B]: themselves, or their logsumexp."""
     return logits if logits.ndim == 1 else jax.nn.logsumexp(logits, axis=-1)
 
 
@@ -309,28 +324,28 @@ def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) 
       mu and log sigma, [B, Z] each.
 
     Raises:
-      ValueError: the encoder is no Gaussian that has `moments`.
+      ValueError: the encoder is not Gaussian, or has no method `moments`.
     """
     if not has_gaussian_encoder(ali):
         raise ValueError(
-            "posterior: this encoder is no Gaussian with `moments(x, y, *, train)`; sample it instead."
+            "posterior: this encoder is not a Gaussian with `moments(x, y, *, train)`; sample it instead."
         )
     held = collections(variables.params.encoder, variables.batch_stats.encoder)
     return ali.encoder.apply(held, x, y, train=False, method="moments")
 
 
 def features(ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, layers: int = 3) -> Array:
-    """Return features for a classifier: the code at epsilon = 0 beside the encoder's last hidden layers.
+    """Return features for a classifier: the code at epsilon = 0 and the encoder's last hidden layers.
 
-    Layers are taken after batch norm and before the nonlinearity, as in the authors' L2-SVM protocol
-    (paper, section 4.4): three of them, 5376 features on the SVHN networks.
+    Hidden layers are taken after batch norm and before the nonlinearity, as in the authors' L2-SVM protocol
+    (paper, section 4.4). Three of them give 5376 features on the SVHN networks.
 
     Args:
       ali: the networks.
       variables: their parameters and batch statistics, such as a TrainState's `variables` or `ema`.
       x: [B, *X] data; images are floats in [0, 1].
       y: [B, A] conditions, for networks that take them.
-      layers: how many of the encoder's last hidden layers.
+      layers: the number of hidden layers.
 
     Returns:
       Features [B, F], flattened.
@@ -343,18 +358,18 @@ def features(ali: ALI, variables: Variables, x: Array, y: Array | None = None, *
 
 
 def collections(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
-    """Return a network's Flax variables."""
+    """Return the Flax variables of one network."""
     return {"params": params, "batch_stats": batch_stats}
 
 
 def streams(key: Array) -> dict[str, Array]:
-    """Give a module its random streams: `dropout` masks, and `noise` for stochastic decoders of one's own."""
+    """Return a module's random streams: `params`, `dropout`, and `noise` for stochastic decoders."""
     key_params, key_dropout, key_noise = jax.random.split(key, 3)
     return {"params": key_params, "dropout": key_dropout, "noise": key_noise}
 
 
 def _interleave(a: Array, b: Array, m: int) -> Array:
-    """Join [B, ...] and [B, ...] to [2B, ...], m rows of the one and m of the other alternating."""
+    """Join a and b [B, ...] to [2B, ...], m rows of a and m rows of b alternating."""
     if len(a) % m:
         raise ValueError(f"The discriminator packs {m} pairs, which do not divide a batch of {len(a)}.")
     kinds = [k.reshape(-1, m, *a.shape[1:]) for k in (a, b.astype(a.dtype))]

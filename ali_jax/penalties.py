@@ -1,8 +1,8 @@
 """Terms added to the losses: functions `(ali, variables, pairs, key, step, **options) -> (Losses, metrics)`.
 
 The public functions of this module are what `config.penalties` may name. A penalty's generator loss is
-differentiated in the encoder's and decoder's parameters and in the pairs, its discriminator loss in the
-discriminator's parameters only.
+differentiated in the parameters of encoder and decoder and in the pairs. Its discriminator loss is
+differentiated in the parameters of D alone.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -32,20 +32,22 @@ def r1(
 ) -> tuple[Losses, Metrics]:
     """Return the zero-centred gradient penalty on the joint discriminator.
 
-    R = 1/2 mean_i(gamma |ds_i/dx_i|^2 + gamma_z |ds_i/dz_i|^2), s the logit, (x, z) constants; s is the
-    logsumexp of K logits, and a pack of pairs counts as one. At the encoder's pairs (x, z_hat) it is R1, at
-    the decoder's (x_tilde, z) R2; `prior` is (x, z). Weights may be traced.
+    R = 1/2 mean_i(gamma |ds_i/dx_i|^2 + gamma_z |ds_i/dz_i|^2)
+
+    s_i is the logit of pair i, and (x, z) are constants. Of K logits s is the logsumexp. A pack of pairs
+    counts as one pair. At the encoder's pairs (x, z_hat) the penalty is R1, at the decoder's (x_tilde, z) it
+    is R2; `prior` means (x, z). Weights may be traced.
 
     Args:
       gamma: weight of the x part, in units of x in [0, 1]: scaling x by c means gamma c^2; None: 0.
       gamma_z: weight of the z part; None: gamma.
-      gamma_final: both weights fall (or rise) geometrically by one factor over num_steps, after which the
-        larger of them is gamma_final; None: they stay, as two weights of 0 do.
-      at: where the gradient is taken; `both` adds R1 and R2.
+      gamma_final: the larger of the two weights after num_steps. Both change geometrically, by the same
+        factor per step. None: they are constant, and so are two weights of 0.
+      at: where the gradient is taken. `both` adds R1 and R2.
 
     Raises:
-      ValueError: a discriminator with batch statistics, unless it declares `coupled = False`: the gradient of
-        the summed logits would mix examples.
+      ValueError: D has batch statistics and does not declare `coupled = False`. The gradient of the summed
+        logits would mix examples.
     """
     if jax.tree.leaves(variables.batch_stats.discriminator) and model.couples(ali):
         raise ValueError(
@@ -77,7 +79,7 @@ def r1(
     if gamma_final is not None:
         if not isinstance(gamma_final, jax.Array) and gamma_final <= 0:
             raise ValueError(
-                f"r1: gamma_final is {gamma_final}; weights that fall geometrically end above 0."
+                f"r1: gamma_final is {gamma_final}; it must be positive, since weights change geometrically."
             )
         largest = weights.max()
         ratio = jnp.where(largest > 0, gamma_final / jnp.where(largest > 0, largest, 1.0), 1.0)
@@ -91,8 +93,8 @@ def cycle_x(
 ) -> tuple[Losses, Metrics]:
     """Return ALICE's explicit cycle, weight E_q |x - G_x(z_hat)|^2, on encoder and decoder (Li et al., 2017).
 
-    The square is summed over the dimensions of x and averaged over the batch: a mean over D dimensions has
-    the weight 1 / D. The decoder runs as in training.
+    The square is summed over the D dimensions of x and averaged over the batch; weight 1 / D makes it a mean.
+    The decoder runs as in training.
     """
     del step
     x_hat = _decoded(ali, variables, pairs.z_hat, pairs.y, key)
@@ -118,8 +120,8 @@ def cycle_z(
 
     Args:
       weight: of the term.
-      sampled: whether the code is a sample of q(z | x_tilde), as ALICE has it; its variance is then part of
-        the distance, so that the term drives it to zero. Else it is the code at epsilon = 0.
+      sampled: whether the code is a sample of q(z | x_tilde), as in ALICE. The variance of q is then part of
+        the distance, so the term drives it to zero. Otherwise the code is the one at epsilon = 0.
     """
     del step
     key_epsilon, key = jax.random.split(key)
@@ -138,9 +140,9 @@ def cycle_z(
 def adversarial_cycle(
     ali: ALI, variables: Variables, pairs: Pairs, key: Array, step: Array, *, weight: Weight
 ) -> tuple[Losses, Metrics]:
-    """Return ALICE's implicit cycle: `losses.ali` of the logits of (x, x) and of (x, x_hat), times weight.
+    """Return ALICE's implicit cycle: weight times `losses.ali` of the logits of (x, x) and (x, x_hat).
 
-    x_hat = G_x(z_hat). The logits are those of D's method `pair`; only (x, x_hat) moves encoder and decoder.
+    x_hat = G_x(z_hat). The logits come from D's method `pair`. Only (x, x_hat) moves encoder and decoder.
 
     Raises:
       ValueError: D has no `pair_layers`.
@@ -158,7 +160,7 @@ def adversarial_cycle(
 def unary_scores(
     ali: ALI, variables: Variables, pairs: Pairs, key: Array, step: Array, *, weight: Weight
 ) -> tuple[Losses, Metrics]:
-    """Return the hinges of D's scores of x and of z alone, times weight (Donahue and Simonyan, 2019).
+    """Return the hinge losses of D's scores of x alone and of z alone, times weight (BigBiGAN, 2019).
 
     Each score s has its own `losses.hinge`: L_D = mean max(0, 1 - s_q) + mean max(0, 1 + s_p), L_G =
     mean s_q - mean s_p. With the loss `hinge` for the joint logit and weight 1 it is BigBiGAN's objective.
@@ -187,11 +189,12 @@ def elbo(
 ) -> tuple[Losses, Metrics]:
     """Return a variational autoencoder's loss, the negative evidence lower bound (Kingma and Welling, 2014).
 
-    weight mean_i(|x_i - G_x(z_hat_i)|^2 / (2 sigma^2) + KL(q(z | x_i) || N(0, I))), in nats up to a constant:
-    the likelihood is Gaussian with the fixed deviation sigma. With the loss `none` nothing else is minimised.
+    weight mean_i(|x_i - G_x(z_hat_i)|^2 / (2 sigma^2) + KL(q(z | x_i) || N(0, I))), in nats up to a constant.
+    The likelihood is Gaussian with a fixed standard deviation sigma. With the loss `none` nothing else is
+    minimised.
 
     Raises:
-      ValueError: an encoder that is no Gaussian with `moments`.
+      ValueError: the encoder is not Gaussian, or has no method `moments`.
     """
     del step
     if not model.has_gaussian_encoder(ali):
@@ -212,7 +215,7 @@ def _decoded(ali: ALI, variables: Variables, z: Array, y: Array | None, key: Arr
 def _run(
     module: Any, params: PyTree, batch_stats: PyTree, inputs: tuple, key: Array, method: str | None = None
 ) -> Any:
-    """Run encoder or decoder in training mode; their new batch statistics are those of the game's own run."""
+    """Run encoder or decoder in training mode; the batch statistics that change are dropped."""
     held = model.collections(params, batch_stats)
     rngs = model.streams(key)
     return module.apply(held, *inputs, train=True, rngs=rngs, mutable=["batch_stats"], method=method)[0]

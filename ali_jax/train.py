@@ -68,7 +68,8 @@ def train_step(
       ali, tx, loss, penalties: the game; see `game_gradients`.
       state: from `init_state`.
       batch: this step's data, or in a named axis this device's share of them.
-      ema_decay: of the averaged variables, where the state has them: min(ema_decay, (1 + t) / (10 + t)).
+      ema_decay: of the averaged variables, if the state has them. At step t it is min(ema_decay,
+        (1 + t) / (10 + t)).
       axis_name: the named axis to average over, under `jax.pmap`, `jax.shard_map(..., check_vma=False)` or
         `jax.vmap`; None in a single program.
       gradient, augment: see `game_gradients`.
@@ -106,9 +107,9 @@ def train_step(
 
 
 def _check_axis(ali: ALI, batch_stats: Networks[PyTree], axis_name: str) -> None:
-    """Refuse batch statistics that would differ between devices: their gradients would be wrong.
+    """Refuse batch statistics that are not synchronised over the devices: gradients would be wrong.
 
-    Those of a module that declares `coupled = False` come from its parameters, as spectral norm's do.
+    The statistics of a module that declares `coupled = False` do not depend on the batch, as spectral norm's.
     """
     for role, module, stats in zip(Networks._fields, ali, batch_stats, strict=True):
         found = getattr(module, "axis_name", None)

@@ -1,4 +1,4 @@
-"""The nouns of ali_jax: immutable tuples that every other module speaks in.
+"""The nouns of ali_jax: immutable tuples that all modules share.
 
 All of them are NamedTuples and therefore JAX pytrees. Sizes in comments: B batch, H W C image, D vector,
 Z latent, A attributes, K classes.
@@ -16,20 +16,20 @@ T = TypeVar("T")
 
 
 class Networks(NamedTuple, Generic[T]):
-    """One thing per network: modules, parameters, statistics, gradients, optimiser labels."""
+    """One of something per network: modules, parameters, batch statistics, gradients, optimiser labels."""
 
     encoder: T
     decoder: T
     discriminator: T
 
 
-# The model: three Flax modules, of which the encoder has an attribute `latent_dim`, the size Z of its code.
+# The model: three Flax modules. The encoder has an attribute `latent_dim`, the size Z of its code.
 # (Any, since a type checker knows neither a module's attributes nor what its `apply` returns.)
 ALI: TypeAlias = Networks[Any]
 
 
 class Variables(NamedTuple):
-    """What the networks hold: trained parameters and running batch statistics."""
+    """Parameters and running batch statistics of the three networks."""
 
     params: Networks[PyTree]
     batch_stats: Networks[PyTree]
@@ -48,9 +48,9 @@ class Noise(NamedTuple):
 
     z: Array  # [B, Z] ~ N(0, I), the prior draw
     epsilon: Array  # [B, Z] ~ N(0, I), the encoder's noise
-    key_generator: Array  # the encoder's and decoder's own random streams
+    key_generator: Array  # further random streams of encoder and decoder
     key_discriminator: Array  # dropout masks of D, the same for both players
-    key_penalties: Array  # whatever penalties draw
+    key_penalties: Array  # for what penalties draw
 
 
 class Pairs(NamedTuple):
@@ -78,7 +78,7 @@ class Losses(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that training carries; arrays only, so what is scanned is what is saved."""
+    """All that training carries from step to step. Arrays only: what is scanned is what is saved."""
 
     step: Array  # [] int32, updates done
     key: Array  # [2] uint32, the run's key; the key of step i is fold_in(key, i)
@@ -88,7 +88,7 @@ class TrainState(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What an evaluator finds."""
+    """The result of an evaluator."""
 
     scalars: dict[str, float]
     images: dict[str, np.ndarray]  # uint8 [H, W, 3]

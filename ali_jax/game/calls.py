@@ -17,7 +17,7 @@ from ali_jax.types import Array, TrainState
 
 
 def make_feed(game: Game) -> data.Feed:
-    """Make the feed of a run: of all rows, of all and of the labelled ones, or of every member."""
+    """Make the feed of a run: of all rows, of labelled rows beside them, or of a population."""
     if game.members:
         return _population_feed(game)
     if game.labelled is None:
@@ -40,7 +40,10 @@ def _population_feed(game: Game) -> data.Feed:
 def _feed_of(
     game: Game, split: data.Split, sharding: NamedSharding | None = None, resident: Any = None
 ) -> data.Feed:
-    """Make the feed of a split; of a population's member, with where its rows lie, or the rows themselves."""
+    """Make the feed of a split.
+
+    For a member of a population, `sharding` says where its rows lie, and `resident` are rows that lie there.
+    """
     config = game.config
     spec = PartitionSpec(None, compile.AXIS) if config.parallel == "mesh" else PartitionSpec()
     return data.make_feed(
@@ -88,12 +91,12 @@ def _population(game: Game, feed: Any) -> compile.Population:
 
 
 def fit(game: Game) -> TrainState:
-    """Train for all of `config.num_steps`, and return the last state on one device; nothing is written.
+    """Train for `config.num_steps`, and return the last state on one device; nothing is written.
 
-    What `loop.run` does with records, checkpoints and evaluations around it.
+    `program.loop.run` does the same with records, checkpoints and evaluations.
 
     Raises:
-      ValueError: a loss stopped being a number.
+      ValueError: a loss is not finite any more.
     """
     config, state, step, calls = game.config, initial_state(game), 0, {}
     with contextlib.closing(make_feed(game)) as feed:

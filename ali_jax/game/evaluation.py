@@ -1,4 +1,4 @@
-"""Evaluators applied to a game: averaged weights, raw ones beside, every member of a population."""
+"""Evaluators applied to a game: to averaged and raw weights, and to every member of a population."""
 
 import inspect
 
@@ -14,17 +14,17 @@ from ali_jax.types import Array, Report, TrainState, Variables
 
 
 def evaluate(game: Game, state: TrainState, name: str, *, raw_beside: bool = False) -> Report:
-    """Apply an evaluator to a state: to the averaged parameters, where there are any.
+    """Apply an evaluator to a state, with the averaged parameters if there are any.
 
-    What it draws depends on the run's seed alone, so that evaluations can be compared. Of a population every
-    member that has not diverged is evaluated; `population.spread` sums the numbers up, and the pictures are
-    those of the first.
+    What the evaluator draws depends on the run's seed alone, so that evaluations can be compared. In a
+    population, every member that has not diverged is evaluated. `population.spread` summarises their numbers,
+    and the pictures are those of the first.
 
     Args:
       game, state: what is evaluated.
       name: of the evaluator.
-      raw_beside: whether the numbers of the raw parameters stand beside the averaged ones', named `raw/`;
-        controls, which are the same, do not.
+      raw_beside: whether the numbers of the raw parameters are added, named `raw/NAME`. Controls, which do
+        not depend on the parameters, are not.
     """
     if not game.members:
         return _evaluate_one(game, state, name, raw_beside)
@@ -50,7 +50,7 @@ def _evaluate_one(game: Game, state: TrainState, name: str, raw_beside: bool) ->
 
 
 def evaluation_key(config: Config) -> Array:
-    """Return the key of a run's evaluations, apart from those of its steps."""
+    """Return the key of a run's evaluations, which differs from the keys of its steps."""
     return jax.random.fold_in(jax.random.PRNGKey(config.seed), 2**31 - 2)
 
 

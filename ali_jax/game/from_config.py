@@ -1,4 +1,7 @@
-"""From a config to a game: load the data, build the parts, check that they fit; nothing is written."""
+"""From a config to a game: load the data, build the parts, check that they fit.
+
+Nothing here writes files.
+"""
 
 import functools
 import pathlib
@@ -29,14 +32,14 @@ def check_names(config: Config) -> None:
 
 
 def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
-    """Load the data, make the networks and check that the parts fit together; nothing is written.
+    """Load the data, make the parts of the game, and check that they fit together; nothing is written.
 
     Args:
-      config: what is described.
-      dataset: instead of the one that the config names.
+      config: describes the game.
+      dataset: used instead of the one that the config names.
 
     Raises:
-      ValueError: a value that is not allowed, data that are absent or do not fit; the message says which.
+      ValueError: a value is not allowed, or the data are missing or do not fit. The message says which.
     """
     configs.validate(config)
     population.validate(config)
@@ -48,8 +51,8 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
     drawn = dataset is None and data.depends_on_seed(config.dataset.name)
     members = population.members(config)
     first = load_data(members[0]) if dataset is None else dataset
-    device = jax.devices()[:1]  # of a member: its batch is whole
-    _prepare_one(population.at_most(config), first, device)  # for its checks
+    device = jax.devices()[:1]  # a member's batch is not split
+    _prepare_one(population.at_most(config), first, device)  # the checks hold for all members
     games = [
         _prepare_one(member, load_data(member) if drawn and k else first, device, checked=True)
         for k, member in enumerate(members)
@@ -61,7 +64,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
 def _prepare_one(
     config: Config, dataset: data.Dataset, devices: Sequence[Any], *, checked: bool = False
 ) -> Game:
-    """Prepare a single run on devices, `checked` if another one of the same networks was."""
+    """Prepare a single run on some devices; `checked` means that its parts are known to fit together."""
     mesh = make_mesh(config.batch_size, devices)
     axis_name = compile.AXIS if config.parallel == "pmap" else None
     platform = mesh.devices.flat[0].platform
@@ -88,7 +91,7 @@ def _prepare_one(
 
 
 def _check_step(game: Game, axis_name: str | None) -> None:
-    """Trace one step, so that parts that do not fit together are found before anything is written."""
+    """Trace one step: parts that do not fit together raise here, before anything is written."""
     config = game.config
     step = functools.partial(
         train.train_step,
@@ -158,23 +161,23 @@ def load_data(config: Config) -> data.Dataset:
 
 
 def blank_data(config: Config) -> data.Dataset:
-    """Make black images of the config's shape, for what needs a model but no data."""
+    """Make black images of the config's shape, for modes that need a model but no data."""
     split = data.ArraySplit(np.zeros((2, *config.dataset.shape), np.uint8))
     return data.Dataset(config.dataset.name, split, split, 255.0)
 
 
 def make_mesh(batch_size: int, devices: Sequence[Any], what: str = "images a step") -> Mesh:
-    """Make the mesh with the axis "data": of as many devices as divide the batch, or the population.
+    """Make the mesh, with the axis "data", of as many devices as divide the batch or the population.
 
     Raises:
-      ValueError: the devices are those of several processes, and do not divide the batch.
+      ValueError: the devices belong to several processes and do not divide the batch.
     """
     count = len(devices)
     if batch_size % count and len({d.process_index for d in devices}) > 1:
         below, above = batch_size // count * count, (batch_size // count + 1) * count
         sizes = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"config.batch_size is {batch_size}, no multiple of the {count} devices: set it to {sizes}."
+            f"config.batch_size is {batch_size}, not a multiple of the {count} devices: set it to {sizes}."
         )
     used = max(n for n in range(1, count + 1) if batch_size % n == 0)
     if used < count:

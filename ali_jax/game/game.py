@@ -1,4 +1,7 @@
-"""The game that a config describes: its data, devices, networks and losses, made and checked together."""
+"""The game that a config describes: its data, devices, networks and losses.
+
+`from_config.prepare` makes it.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -24,19 +27,19 @@ class Game(NamedTuple):
     tx: optax.GradientTransformation
     loss: Loss
     penalties: tuple[Penalty, ...]
-    first_rows: Batch  # what the networks are initialised from
+    first_rows: Batch  # the rows that the networks are initialised from
     augment: Augment | None = None  # what D sees instead of the pairs
-    labelled: np.ndarray | None = None  # rows of train whose labels are kept, where only some are
-    members: tuple["Game", ...] = ()  # of a population, whose own parts are those of the first
+    labelled: np.ndarray | None = None  # rows of train that keep their labels, if only some do
+    members: tuple["Game", ...] = ()  # of a population; its other fields are those of the first member
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of what is whole on every device: data, and the state of a single run."""
+        """The sharding of what every device holds whole: data, and the state of a single run."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def state_sharding(self) -> Any:
-        """The shardings of the state, as a prefix of it: a population's members are divided among devices."""
+        """The shardings of the state, as a prefix of it; a population's members are divided among devices."""
         split = NamedSharding(self.mesh, PartitionSpec(*(compile.AXIS,) * bool(self.members)))
         return compile.MEMBERS._replace(
             step=self.replicated, key=split, variables=split, ema=split, opt_state=split
@@ -44,7 +47,7 @@ class Game(NamedTuple):
 
 
 def abstract_state(game: Game) -> TrainState:
-    """Return the shapes, types and shardings of a state."""
+    """Return the shapes, types and shardings of the state, without computing it."""
     one = jax.eval_shape(functools.partial(fresh_state, game), jax.random.PRNGKey(0), game.first_rows)
     axes = (len(game.members),) if game.members else ()
     _, *split = game.state_sharding

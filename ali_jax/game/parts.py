@@ -16,17 +16,16 @@ from ali_jax.names import public_functions
 from ali_jax.networks import convolutions
 from ali_jax.types import Augment, Loss, Networks, Penalty, PyTree
 
-WEIGHTS = ("gamma", "gamma_z", "weight")  # the arguments of penalties of which one is positive where it is on
+WEIGHTS = ("gamma", "gamma_z", "weight")  # a penalty is on if one of these arguments is positive
 
 
 def make_optimizer(config: Config, *, platform: str = "gpu") -> optax.GradientTransformation:
     """Make one Adam per player, over trees of `Networks`: encoder and decoder are one player.
 
     Args:
-      config: reads `optimizer`, `num_steps`, `lowering`, and in `frozen` the names of networks that are not
-        updated.
-      platform: what the program will be compiled for, as in `networks.build`; it changes the order in which
-        Adam goes through memory, not what it computes.
+      config: reads `optimizer`, `num_steps`, `lowering`, and `frozen`, the networks that are not updated.
+      platform: what the program will be compiled for, as in `networks.build`. It changes the order in which
+        Adam goes through memory, not what Adam computes.
 
     Returns:
       The transformation, for `init_state` and `train_step`.
@@ -49,15 +48,15 @@ def make_optimizer(config: Config, *, platform: str = "gpu") -> optax.GradientTr
 def _scale_by_adam_on_cpu(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformation:
     """Return `optax.scale_by_adam` in an order that XLA:CPU follows without copies.
 
-    Left to itself it computes the moments twice, to store them and within the new parameters, and copies what
+    XLA:CPU would compute the moments twice, to store them and within the new parameters, and would copy what
     is overwritten before its last reader is done. Here all gradients of a player come first, then the
-    moments, then what is made of them.
+    moments, then the updates.
     """
     adam = optax.scale_by_adam(b1, b2, eps)
     cut = partial(convolutions.cut, lowering="cpu")
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        _, state = adam.update(cut(updates), state, params)  # what it returns first is found from the moments
+        _, state = adam.update(cut(updates), state, params)  # the updates are made from the moments below
         state = state._replace(mu=jax.tree.map(cut, state.mu), nu=jax.tree.map(cut, state.nu))
         mu = optax.tree.bias_correction(state.mu, b1, state.count)
         nu = optax.tree.bias_correction(state.nu, b2, state.count)
@@ -67,7 +66,7 @@ def _scale_by_adam_on_cpu(b1: Any, b2: Any, eps: Any) -> optax.GradientTransform
 
 
 def _schedule(rate: float, config: Config) -> float | optax.Schedule:
-    """Return a constant, or: constant for a fraction of the steps, then cosine to a fraction of the rate."""
+    """Return a rate that is constant, or constant for a fraction of the steps and then a cosine."""
     fraction = config.optimizer.constant_fraction
     if fraction >= 1:
         return rate
@@ -79,7 +78,7 @@ def _schedule(rate: float, config: Config) -> float | optax.Schedule:
 
 
 def make_loss(config: Config, *, axis_name: str | None = None) -> Loss:
-    """Make the loss that `config.loss` names, with those of its options filled in that it takes.
+    """Make the loss that `config.loss` names, with the options that it takes.
 
     Raises:
       ValueError: there is no such loss.
@@ -93,7 +92,7 @@ def make_loss(config: Config, *, axis_name: str | None = None) -> Loss:
 
 
 def make_penalties(config: Config) -> tuple[Penalty, ...]:
-    """Make the penalties of `config.penalties` that have a positive weight, with their arguments filled in.
+    """Make the penalties of `config.penalties` that have a positive weight, with their arguments.
 
     A negative number stands for "not given". `num_steps` is the config's.
 
@@ -128,7 +127,7 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
 
 
 def _is_positive(weight: Any) -> bool:
-    """Tell whether a weight is; one that is traced, as in a population, is taken to be."""
+    """Whether a weight is positive; one that is traced, as in a population, counts as positive."""
     return isinstance(weight, jax.Array) or (weight or 0) > 0
 
 

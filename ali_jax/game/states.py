@@ -17,7 +17,7 @@ from ali_jax.types import ALI, TrainState, Variables
 
 def initial_state(game: Game) -> TrainState:
     """Make the state before the first step, on all devices of the mesh."""
-    first: dict[ALI, Any] = {}  # compiled, by the networks that members share
+    first: dict[ALI, Any] = {}  # the compiled initialisation, by networks: members may share them
     states = []
     for member in game.members or (game,):
         init = first.setdefault(member.ali, jax.jit(functools.partial(fresh_state, member)))
@@ -32,7 +32,7 @@ def initial_state(game: Game) -> TrainState:
 
 
 def trained_state(game: Game, workdir: pathlib.Path) -> tuple[TrainState, dict[int, str]]:
-    """Read the newest sound checkpoint of the run in a folder, and what is wrong with newer ones, by step."""
+    """Read the newest sound checkpoint of a run; return it and what is wrong with newer ones, by step."""
     with contextlib.closing(checkpoint.open_manager(workdir / "checkpoints")) as manager:
         state, _, damaged = checkpoint.restore(manager, abstract_state(game))
     return state, damaged
@@ -57,7 +57,7 @@ def _with_decoder_of(game: Game, state: TrainState) -> TrainState:
     ]
     if shapes[0] != shapes[1] or shapes[2] != shapes[3]:
         raise ValueError(
-            f"config.init_from is {folder}: that run's decoder, or its number of members, is not this one's."
+            f"config.init_from is {folder}: its decoder, or its number of members, differs from this run's."
         )
     variables = Variables(
         state.variables.params._replace(decoder=params.decoder),

@@ -1,9 +1,9 @@
-"""Valid convolutions and transposed convolutions, each with the lowering its platform runs fastest.
+"""Convolutions and transposed convolutions, in the form that each platform runs fastest.
 
-Owns the two linear maps and how they are differentiated; biases, batch norm and initialisation are not here.
-"native" is plain `lax`, for GPU and TPU, and for forward-mode differentiation anywhere. "cpu" is for XLA:CPU,
-whose own gradients of strided and transposed convolutions (convolutions with a dilated input) are several
-times slower than their forward pass.
+Here are the two linear maps and their derivatives; biases, batch norm and initialisation are elsewhere. The
+lowering "native" is plain `lax`, for GPU and TPU and for forward-mode differentiation anywhere. "cpu" is for
+XLA:CPU, whose own gradients of strided and transposed convolutions (convolutions with a dilated input) are
+several times slower than their forward pass.
 """
 
 import functools
@@ -24,7 +24,7 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def lowering_for(platform: str, choice: Lowering | Literal["auto"] = "auto") -> Lowering:
-    """Return `choice` or, for "auto", what suits programs for `platform`, as in `device.platform`."""
+    """Return `choice` or, for "auto", the lowering for programs on `platform`, as in `device.platform`."""
     if choice != "auto":
         return choice
     return "cpu" if platform == "cpu" else "native"
@@ -89,7 +89,7 @@ def conv_transpose(
 
 
 def cut(x: PyTree, lowering: Lowering) -> Any:
-    """Return x, an array or several, and let "cpu" compute all of it before what reads any of it.
+    """Return x, an array or a tree of them; "cpu" computes all of x before anything that reads it.
 
     The same holds for its gradient. XLA:CPU fuses elementwise work into the transpositions and sums that read
     it, where it goes through memory in strides, once for each reader: ten times slower than on its own.

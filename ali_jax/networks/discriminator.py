@@ -14,29 +14,28 @@ from ali_jax.types import Array
 class Discriminator(nn.Module):
     """The joint discriminator: logit of "(x, z) comes from the encoder".
 
-    D(x) and D(z) are stacks of their own; their outputs and y, joined, go through D(x, z). Without x_layers
-    and z_layers it is one perceptron on [x, z]. `x_pool` averages D(x)'s maps over space before they are
-    joined. A `blind` one does not see z: with it ALI is a GAN, whose encoder learns nothing. With
-    `num_classes` above 1 there is a logit per class, beside that of "from the decoder", which is fixed at 0
-    (paper, section 4.4).
-
-    `spectral_norm` divides the kernel of every linear map by its largest singular value. `packing` = m judges
-    m consecutive pairs at once, their x and their z side by side in the last dimension: one logit, or row of
-    logits, for every m pairs (PacGAN). `z_everywhere` adds a linear map of z before every nonlinearity of
-    D(x) and D(x, z) (BiGAN). `unary_scores` gives D(x) and D(z) a linear score each: see `unary`; it excludes
-    `z_everywhere`.
-    `pair_layers` make a second, separate discriminator of pairs of data: see `pair`.
+    x goes through the stack D(x) and z through the stack D(z). Their outputs and y, joined, go through
+    D(x, z) to the logit. Without x_layers and z_layers D is one perceptron of [x, z].
 
     Attributes:
-      x_layers, z_layers, joint_layers: of D(x), D(z) and D(x, z), as `Encoder.layers`; the last linear layer
-        is added.
-      activation, slope, pieces: relu, leaky_relu with this slope, or maxout of so many pieces.
-      x_batch_norm: of D(x), one for all layers or one per layer.
-      x_dropout, z_dropout, joint_dropout: rates on the inputs of layers, one for all or one per layer;
-        joint_dropout has one more, for the logit's.
-      x_dropout_after: rates between a layer of D(x) and its activation.
+      x_layers, z_layers, joint_layers: layers of D(x), D(z) and D(x, z), as `Encoder.layers`. The logit's
+        linear layer is added.
+      activation, slope, pieces: relu, leaky_relu with this slope, or maxout over this many pieces.
+      x_batch_norm: whether layers of D(x) have batch norm: one answer for all, or one per layer.
+      x_dropout, z_dropout, joint_dropout: dropout rates on the inputs of layers, one for all or one per
+        layer. joint_dropout has one more, for the layer of the logit.
+      x_dropout_after: dropout rates between a layer of D(x) and its activation.
       z_bias: whether D(z) has biases.
-      x_pool, blind, num_classes, spectral_norm, packing, z_everywhere, unary_scores, pair_layers: see above.
+      x_pool: whether D(x)'s maps are averaged over space before they are joined.
+      blind: whether D does not see z. ALI is then a GAN, whose encoder learns nothing.
+      num_classes: K. Above 1 there is a logit per class; the logit of "from the decoder" is fixed at 0
+        (paper, section 4.4).
+      spectral_norm: whether the kernel of every linear map is divided by its largest singular value.
+      packing: m pairs are judged at once, their x and their z side by side in the last dimension. There is
+        one logit, or one row of logits, for every m consecutive pairs (PacGAN).
+      z_everywhere: whether a linear map of z is added before every nonlinearity of D(x) and D(x, z) (BiGAN).
+      unary_scores: whether D(x) and D(z) have a linear score each; see `unary`. Excludes `z_everywhere`.
+      pair_layers: layers of a second, separate discriminator of pairs of data; see `pair`.
       center, init_std, embedding, embedding_learned, lowering, axis_name, dtype: as in `Encoder`.
     """
 
@@ -70,12 +69,14 @@ class Discriminator(nn.Module):
 
     @property
     def coupled(self) -> bool:
-        """Whether a logit depends on other rows than its own, the `packing` that it judges: by batch norm."""
+        """Whether a logit depends on other pairs than those that it judges, which it does by batch norm."""
         return any(per_layer(self.x_batch_norm, len(self.x_layers), "x_batch_norm"))
 
     def setup(self) -> None:
         if self.blind and (self.z_everywhere or self.unary_scores):
-            raise ValueError("A blind discriminator has no z: unset z_everywhere and unary_scores, or blind.")
+            raise ValueError(
+                "A blind discriminator sees no z: unset z_everywhere and unary_scores, or blind."
+            )
         if self.z_everywhere and self.unary_scores:
             raise ValueError("A score of x alone must not see z: unset z_everywhere, or unary_scores.")
         shared = {"init_std": self.init_std, "dtype": self.dtype, "spectral_norm": self.spectral_norm}

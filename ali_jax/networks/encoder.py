@@ -21,19 +21,21 @@ class Encoder(nn.Module):
 
     Attributes:
       latent_dim: Z.
-      layers: of a convolutional network (kernel, stride, maps[, padding]) each, then widths; of a perceptron
-        widths.
+      layers: convolutions (kernel, stride, maps[, padding]), then widths of dense layers; a perceptron has
+        widths alone.
       activation, slope: relu, or leaky_relu with this slope.
-      batch_norm: one for all layers, or one per layer.
+      batch_norm: whether layers have it: one answer for all, or one per layer.
       init_std: standard deviation of the initial weights; 0 = He initialisation.
       posterior: gaussian, noise or deterministic.
       log_sigma_clip: (low, high); () = no limits.
-      log_sigma_bias, log_sigma_init: initial value of log sigma, and a factor on its initial weights.
+      log_sigma_bias: initial bias of log sigma.
+      log_sigma_init: factor on the initial weights of log sigma.
       center: whether the network sees 2x - 1.
-      frequencies: (count, std) of `layers.fourier_features` on the input of a perceptron; () = none.
-      embedding, embedding_learned: width of y's linear embedding, 0 = y itself, and whether it is learned.
+      frequencies: (count, std) of `layers.fourier_features` of a perceptron's input; () = none.
+      embedding, embedding_learned: width of the linear embedding of y (0 = y itself), and whether it is
+        learned.
       lowering, axis_name, dtype: form of convolutions, named axis of batch norm, type of computations; see
-        `build`.
+        `networks.build`.
     """
 
     latent_dim: int

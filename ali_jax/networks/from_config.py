@@ -83,7 +83,7 @@ def _data_shape(config: Config, x_shape: Sequence[int] | None) -> tuple[int, ...
 
 
 def _section(config: Config, role: str) -> dict[str, Any]:
-    """Return one network's keys, those that the named class has no field for only where they are defaults."""
+    """Return one network's keys as arguments of its class; one that it lacks must be at its default."""
     given, defaults = config[role].to_dict(), base()[role].to_dict()
     cls = _network_class(given["name"], role)
     fields = {field.name for field in dataclasses.fields(cls)} | {"name", "width"}
@@ -108,7 +108,7 @@ def _network_class(name: str, role: str) -> type[nn.Module]:
 
 
 def _follow_size(sections: Mapping[str, dict[str, Any]], shape: tuple[int, ...]) -> None:
-    """Where a width is set, replace the empty table of layers by one that follows the image size."""
+    """Replace the empty table of layers by one that follows the image size, where a width is set."""
     for role, key, table in (
         ("encoder", "layers", pyramid),
         ("decoder", "layers", inverted_pyramid),
@@ -138,7 +138,7 @@ def _hashable(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Untrained:
-    """A network that is not trained: it runs with running statistics and no dropout, in training too."""
+    """A network that is not trained. It always runs with running statistics and without dropout."""
 
     module: Any
 

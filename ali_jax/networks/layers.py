@@ -1,7 +1,7 @@
 """Layers of the paper's tables: one stack for convolutional, transposed and dense layers.
 
 A layer is `(kernel, stride, maps[, padding])`, or a width. A 1x1 convolution on 1x1 maps is a width.
-Owns what a layer does and in which order; which layers a network has is `networks`' matter.
+Here is what a layer does, and in which order. The networks say which layers they have.
 """
 
 import functools
@@ -52,7 +52,7 @@ def activation(name: str, *, slope: float = 0.01, pieces: int = 2) -> Callable[[
 
 
 def per_layer(value: T | Sequence[T], count: int, what: str) -> tuple[T, ...]:
-    """Spread one setting, or a tuple of one, over `count` layers, or check that there is one for each."""
+    """Return one setting per layer: a single setting, or a tuple of one, holds for all `count` layers."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     values = values * count if len(values) == 1 else values
     if len(values) != count:
@@ -63,7 +63,7 @@ def per_layer(value: T | Sequence[T], count: int, what: str) -> tuple[T, ...]:
 
 
 def output_size(size: int, layers: Sequence[Layer], *, transpose: bool = False) -> int:
-    """Return the side of the maps after `layers`; below 1 where a kernel exceeds its input."""
+    """Return the side of the maps after `layers`, or a number below 1 if a kernel exceeds its input."""
     for layer in layers:
         if isinstance(layer, int):
             size = 1
@@ -82,8 +82,8 @@ class SpectralNorm(nn.Module):
     """Divide a kernel [..., F] by its largest singular value, as one step of power iteration estimates it.
 
     sigma = v W u with v = W u / |W u| and u = W' v / |W' v|, constants, for W of shape [inputs, F] (Miyato et
-    al., 2018). The vector u is kept among the batch statistics, though it depends on no batch; it moves in
-    training, where these may change, so by one step per training step however often penalties call a network.
+    al., 2018). The vector u is kept among the batch statistics, though it does not depend on the batch. It
+    moves only where these may change: one step per training step, however often penalties call the network.
     """
 
     @nn.compact
@@ -134,7 +134,7 @@ class Convolution(nn.Module):
 
 
 class Dense(nn.Module):
-    """A linear map without bias, of all that an example holds: [B, ...] -> [B, width]."""
+    """A linear map of the flattened example, without bias: [B, ...] -> [B, width]."""
 
     width: int
     init_std: float = 0.01
@@ -151,7 +151,7 @@ class Dense(nn.Module):
 
 
 class Bias(nn.Module):
-    """A learned constant, initially zero, shaped as the last dimensions of what it is added to."""
+    """A learned constant that is added. It is initially zero and has the shape of the last dimensions."""
 
     shape: tuple[int, ...]
 
@@ -162,11 +162,11 @@ class Bias(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A linear map of conditions with bias: [B, A] -> [B, width]; width 0 and y = None change nothing.
+    """An affine map of conditions: [B, A] -> [B, width]. With width 0, or y = None, it is the identity.
 
-    In the authors' code one map is shared by the three networks and belongs to no player, so that it keeps
-    its initial values: a random projection. Here such a map is a constant, the same wherever it stands.
-    Learned, each network has its own.
+    In the authors' code one map is shared by the three networks and belongs to no player. So it keeps its
+    initial values, a random projection. Here that map is a constant, the same in all three networks. If
+    `learned`, each network has its own.
     """
 
     width: int
@@ -203,8 +203,8 @@ def _normal_matrix(rows: int, columns: int) -> np.ndarray:
 def fourier_features(x: Array, count: int, std: float) -> Array:
     """Append sines and cosines of `count` random projections to x: [B, D] -> [B, D + 2 count].
 
-    A perceptron on them resolves what is small beside the range of x (Tancik et al., 2020). The projections
-    x W, W ~ N(0, std^2), are in radians and the same in every run.
+    With them a perceptron resolves detail that is small beside the range of x (Tancik et al., 2020). The
+    projections x W, W ~ N(0, std^2), are in radians and the same in every run.
     """
     angles = x @ jnp.asarray(std * _normal_matrix(x.shape[-1], count), x.dtype)
     return jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -213,9 +213,9 @@ def fourier_features(x: Array, count: int, std: float) -> Array:
 class BatchNorm(nn.Module):
     """Normalise each channel over batch and space: gamma (h - m) / s + beta, s = sqrt(var + 1e-4).
 
-    The running averages are those of the paper's code: of m and of s itself, where Flax's are of the
-    variance; 0.95 old and 0.05 new, from 0 and 1. Statistics are float32 whatever the compute type, the
-    variance is biased. With an axis_name they are those of the batch over all devices of that axis.
+    The running averages are those of the paper's code: of m and of s itself, where Flax averages the
+    variance. They start at 0 and 1, and each step keeps 0.95 of the old value. Statistics are at least
+    float32, and the variance is biased. With an axis_name they are of the batch over all devices of it.
     """
 
     axis_name: str | None = None
@@ -247,7 +247,7 @@ class BatchNorm(nn.Module):
 class Dropout(nn.Module):
     """Set elements to zero with probability `rate` in training, and scale the others by 1 / (1 - rate).
 
-    Masks are hashes of the position and the key of the stream `dropout`: drawing them with threefry, as
+    Masks are hashes of the position and the key of the stream `dropout`. Drawing them with threefry, as
     `flax.linen.Dropout` does, takes 7 % of a step of the SVHN networks on a CPU.
     """
 
@@ -267,9 +267,9 @@ class Dropout(nn.Module):
 class Stack(nn.Module):
     """Layers in order, each: dropout on its input, linear map, batch norm or bias, dropout, activation.
 
-    A layer with batch norm has no bias. A vector is a 1x1 map to a convolution. What is `beside` the input,
-    [B, F], reaches every layer: a linear map of it is added after batch norm or bias. What an activation
-    receives is sown as the intermediate `pre_activation`.
+    A layer with batch norm has no bias. To a convolution a vector is a 1x1 map. The input `beside` [B, F], if
+    there is one, reaches every layer: a linear map of it is added after batch norm or bias. The input of
+    every activation is sown as the intermediate `pre_activation`.
     """
 
     layers: tuple[Layer, ...]
@@ -301,7 +301,7 @@ class Stack(nn.Module):
             h = Dropout(dropout)(h, train=train)
             h = self._linear(layer, f"layer_{i}")(h, train=train)
             shape = h.shape
-            if len(shape) == 4:  # pixels become rows, so that a sum over them is over one axis
+            if len(shape) == 4:  # pixels become rows: batch norm and bias then sum over one axis alone
                 h = convolutions.cut(h.reshape(-1, shape[-1]), self.lowering)
             if batch_norm:
                 norm = BatchNorm(self.axis_name, self.dtype, name=f"norm_{i}")
@@ -331,7 +331,7 @@ class Stack(nn.Module):
 
 
 class Affine(nn.Module):
-    """A linear output layer with bias, at least float32: [B, F] -> [B, width]."""
+    """A linear output layer with bias: [B, F] -> [B, width]. Its output is at least float32."""
 
     width: int
     init_std: float
@@ -361,7 +361,7 @@ def centered(x: Array) -> Array:
 
 
 def join(h: Array, other: Array | None) -> Array:
-    """Flatten h [B, ...] and append what is beside it, if anything."""
+    """Flatten h [B, ...] to [B, F] and append `other`, flattened, if there is any."""
     if other is None:
         return h if h.ndim == 2 else h.reshape(h.shape[0], -1)
     parts = (h.reshape(h.shape[0], -1), other.reshape(other.shape[0], -1).astype(h.dtype))
@@ -375,5 +375,5 @@ def check_choice(what: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def is_convolutional(table: Sequence[Layer]) -> bool:
-    """Tell whether any of the layers is a convolution."""
+    """Whether any of the layers is a convolution."""
     return any(not isinstance(layer, int) for layer in table)
