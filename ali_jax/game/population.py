@@ -1,9 +1,8 @@
 """Populations: runs that differ in their seed and in some numbers, trained at once as one program.
 
-Owns what the members are and how their numbers are summed up; how they are trained is `train`'s matter.
+Owns what the members are and how their metrics are summarised, not how they are trained.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,7 @@ from scipy import stats
 from ali_jax import config as configs
 from ali_jax.config import Config
 
-RESAMPLES = 10_000  # of the bootstrap
-LEVEL = 0.95  # of its intervals
+LEVEL = 0.95  # of the intervals for means over members
 
 
 def size(config: Config) -> int:
@@ -97,47 +95,34 @@ def _may_vary(key: str) -> bool:
 
 
 def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Sum up the numbers of K members.
+    """Summarise metrics over K members.
 
-    Returns, for each NAME, of the members whose number is finite: NAME, their mean; NAME/std, their standard
-    deviation; NAME/low and NAME/high, a bootstrap interval for the mean over seeds; and NAME/0 to NAME/K-1,
-    the numbers themselves. Of a single one, all but the mean are NaN. Of numbers of rows, n_..., the mean
-    alone.
+    Returns, for each NAME, over the members whose number is finite: NAME, their mean; NAME/std, their standard
+    deviation; NAME/low and NAME/high, the 95 % interval for the mean over seeds; and NAME/0 to NAME/K-1, the
+    numbers themselves. With a single such member, all but the mean are NaN. For numbers of rows, n_..., only
+    the mean is returned.
 
-    The interval takes percentiles further out than 2.5 and 97.5, as Hesterberg (2015) does for small samples.
-    Of normal numbers it then holds the mean in 94 % of cases for K = 8 and in 92 % for 5. No bootstrap
-    reaches beyond the members' range, so that it is 88 % for 4, 75 % for 3 and 50 % for 2.
+    The interval is Student's, mean +- t std / sqrt(K) with K - 1 degrees of freedom. It is exact for normal
+    numbers at every K, and wide for few members: t is 12.7 for two of them and 2.4 for eight. It is not cut off
+    where a number cannot be, such as above 1 for a share.
     """
-    found: dict[str, float] = {}
+    summary: dict[str, float] = {}
     for name in dict.fromkeys(key for member in values for key in member):
         numbers = np.array([member.get(name, np.nan) for member in values], np.float64)
         finite = numbers[np.isfinite(numbers)]
-        summary = np.full(4, np.nan)
-        if len(finite) == 1:
-            summary[0] = finite[0]
-        elif len(finite):
-            means, tail = finite[_draws(len(finite))].mean(axis=1), _tail(len(finite))
-            summary = [finite.mean(), finite.std(ddof=1), *np.quantile(means, [tail, 1 - tail])]
+        mean = float(finite.mean()) if len(finite) else float("nan")
+        summary[name] = mean
         if name.rpartition("/")[2].startswith("n_"):
-            found[name] = float(summary[0])
             continue
-        keys = (name, f"{name}/std", f"{name}/low", f"{name}/high")
-        found |= {key: float(number) for key, number in zip(keys, summary, strict=True)}
-        found |= {f"{name}/{k}": float(number) for k, number in enumerate(numbers)}
-    return found
-
-
-def _tail(count: int) -> float:
-    """Return the percentile for which a bootstrap of normal numbers is as wide as their t interval."""
-    quantile = stats.t.ppf((1 + LEVEL) / 2, count - 1)
-    return float(stats.norm.sf(quantile * (count / (count - 1)) ** 0.5))  # a bootstrap divides by count
-
-
-@functools.cache
-def _draws(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+        std = half = float("nan")
+        if len(finite) > 1:
+            std = float(finite.std(ddof=1))
+            half = float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1)) * std / len(finite) ** 0.5
+        summary |= {f"{name}/std": std, f"{name}/low": mean - half, f"{name}/high": mean + half}
+        summary |= {f"{name}/{k}": float(number) for k, number in enumerate(numbers)}
+    return summary
 
 
 def is_of_member(name: str) -> bool:
-    """Tell whether a name of `spread` is that of one member's number."""
+    """Whether a name that `spread` returned is that of a single member's number."""
     return name.rpartition("/")[2].isdigit()

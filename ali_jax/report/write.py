@@ -214,7 +214,7 @@ def _training(run: Run) -> Iterator[str]:
     curves = training_curves(run)
     if curves:
         band = (
-            " Bands are bootstrap intervals of the mean over the population's members."
+            " Bands are 95 % t intervals of the mean over the population's members."
             if run.members > 1
             else ""
         )
@@ -372,8 +372,7 @@ def _numbers(run: Run, look: _Look) -> Iterator[str]:
         f"Of the evaluation at {at}. Weights: {look.weights}{', the raw ones beside' if raw else ''}. "
         f"Train is {look.dataset.splits[0]} of {look.dataset.name}, test is {look.dataset.splits[1]}. "
         "Grey rows are controls: they do not depend on the trained weights. Intervals are of 95 %: for "
-        "shares Wilson's over the test rows or, of a population, the bootstrap's of the mean over members, "
-        "which cannot reach beyond them (too narrow for fewer than 5).",
+        "shares Wilson's over the test rows; of a population, Student's t for the mean over members.",
     )
     order = list(numbers)
     groups = sorted(
