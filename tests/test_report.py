@@ -19,7 +19,6 @@ from ali_jax.metrics.neighbors import nearest_few
 from ali_jax.program import loop
 from ali_jax.records import read
 from ali_jax.records.writers import spreads
-from ali_jax.report import svg
 
 EVIL = "<script>alert(1)</script>&\"'"
 VOID = {"meta", "link", "img", "rect", "path"}
@@ -77,40 +76,6 @@ def population(whole, tmp_path_factory):
                 json.dumps({key: spread[key] for key in spread if key == "step" or key in spread}) + "\n"
             )
     return folder
-
-
-def test_ticks_are_round_and_within():
-    assert svg.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
-    assert svg.ticks(-3, 47) == [0, 10, 20, 30, 40]
-    for low, high in np.random.default_rng(0).uniform(-5, 5, (50, 2)):
-        if low < high:
-            found = svg.ticks(low, high)
-            assert 2 <= len(found) <= 7
-            assert low <= min(found) < max(found) <= high
-
-
-def test_a_curve_runs_from_corner_to_corner_and_breaks_where_a_value_is_missing():
-    drawn = svg.chart([svg.Line("a", [0, 1, 2, 3, 4], [0.0, 1.0, None, float("nan"), 4.0])], "t")
-    path = re.search(r'class="curve s0" d="(.*?)"', drawn)[1]
-    assert re.findall("[ML]", path) == ["M", "L", "M"]
-    places = [tuple(map(float, place.split())) for place in re.split("[ML]", path)[1:]]
-    (x0, y0), (x1, y1), (x4, y4) = places
-    assert (x1 - x0) * 4 == pytest.approx(x4 - x0, abs=0.5)
-    assert (y0 - y1) * 4 == pytest.approx(y0 - y4, abs=0.5)
-    assert y0 > y4  # upwards
-
-
-def test_equal_ratios_are_equal_distances_on_a_logarithmic_axis():
-    drawn = svg.chart([svg.Line("a", [0, 1, 2, 3], [0.1, 1, 10, 0])], "t", log=True)
-    path = re.search(r'class="curve s0" d="(.*?)"', drawn)[1]
-    y = [float(place.split()[1]) for place in re.split("[ML]", path)[1:]]
-    assert len(y) == 3  # zero has no place
-    assert y[0] - y[1] == pytest.approx(y[1] - y[2], abs=0.2)
-
-
-def test_a_chart_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="no finite value"):
-        svg.chart([svg.Line("a", [0], [None])], "t")
 
 
 def test_members_are_gathered_under_their_name():

@@ -97,14 +97,14 @@ def _may_vary(key: str) -> bool:
 def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Summarise metrics over K members.
 
-    Returns, for each NAME, over the members whose number is finite: NAME, their mean; NAME/std, their standard
-    deviation; NAME/low and NAME/high, the 95 % interval for the mean over seeds; and NAME/0 to NAME/K-1, the
-    numbers themselves. With a single such member, all but the mean are NaN. For numbers of rows, n_..., only
-    the mean is returned.
+    Returns, for each NAME, over the members whose number is finite: NAME, their mean; NAME/std, their
+    standard deviation; NAME/low and NAME/high, the 95 % interval for the mean over seeds; and NAME/0 to
+    NAME/K-1, the numbers themselves. With a single such member, all but the mean are NaN. For numbers of
+    rows, n_..., only the mean is returned.
 
     The interval is Student's, mean +- t std / sqrt(K) with K - 1 degrees of freedom. It is exact for normal
-    numbers at every K, and wide for few members: t is 12.7 for two of them and 2.4 for eight. It is not cut off
-    where a number cannot be, such as above 1 for a share.
+    numbers at every K, and wide for few members: t is 12.7 for two of them and 2.4 for eight. Its ends may
+    lie where the number cannot, such as above 1 for a share.
     """
     summary: dict[str, float] = {}
     for name in dict.fromkeys(key for member in values for key in member):
