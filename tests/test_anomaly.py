@@ -79,8 +79,8 @@ def test_the_scores_of_egbad_are_their_formula(odd):
     logit = odd[:, 0, :2, 0].sum(axis=1) + 0.2
     for weight in (0.9, 0.5):
         expected = weight * error + (1 - weight) * np.log1p(np.exp(-logit))
-        found = egbad(ALI, EMPTY, jnp.asarray(odd), weight=weight, match_features=False)
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        result = egbad(ALI, EMPTY, jnp.asarray(odd), weight=weight, match_features=False)
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
         scorer = AnomalyScorer(ALI, EMPTY, score="egbad_logit", weight=weight)
         np.testing.assert_allclose(scorer.score_samples(odd), -expected, rtol=1e-5)
 
@@ -102,9 +102,9 @@ def test_features_are_those_of_the_last_joint_layer(odd, key):
 
     x_hat = Fill().apply({}, z, train=False)
     expected = jnp.abs(hidden(jnp.asarray(odd)) - hidden(x_hat)).sum(axis=1)
-    found = egbad(ALI._replace(discriminator=d), variables, jnp.asarray(odd), weight=0.0)
+    result = egbad(ALI._replace(discriminator=d), variables, jnp.asarray(odd), weight=0.0)
     assert expected.max() > 0
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="this discriminator has none: take score='egbad_logit' or 'ladder'"):
         egbad(ALI, EMPTY, jnp.asarray(odd))
 
@@ -154,11 +154,11 @@ def test_egbads_logit_of_classes_is_their_logsumexp(odd):
         def __call__(self, x, z, y=None, *, train):
             return z.sum(axis=1)[:, None] + jnp.log(jnp.array([[0.2, 0.3, 0.5]]))
 
-    found, expected = (
+    result, expected = (
         egbad(ALI._replace(discriminator=d), EMPTY, jnp.asarray(odd), match_features=False)
         for d in (Classes(), Sum())
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 def test_a_discriminator_of_packs_scores_no_single_row(normal):
@@ -176,8 +176,8 @@ def test_the_ladder_forgives_the_encoder_but_not_the_decoder(normal, odd):
     np.testing.assert_allclose(gain, np.full(99, cost), rtol=0.1)
     lost = climbed.score_samples(normal) - climbed.score_samples(odd)
     np.testing.assert_allclose(lost, np.full(99, 2 * 0.4**2 / np.prod(SHAPE)), rtol=0.2)
-    found = jax.jit(lambda x: ladder_error(ALI, EMPTY, x, steps=30))(jnp.asarray(odd))
-    np.testing.assert_allclose(-climbed.score_samples(odd), found.error, rtol=1e-3)
+    result = jax.jit(lambda x: ladder_error(ALI, EMPTY, x, steps=30))(jnp.asarray(odd))
+    np.testing.assert_allclose(-climbed.score_samples(odd), result.error, rtol=1e-3)
 
 
 def test_the_scorer_keeps_to_scikit_learns_conventions(normal, odd):
@@ -198,9 +198,9 @@ def test_the_scorer_keeps_to_scikit_learns_conventions(normal, odd):
 
 def test_the_map_shows_the_odd_pixel(odd):
     for score in ("ladder", "egbad_logit"):
-        found = AnomalyScorer(ALI, EMPTY, score=score, steps=30).pixel_map(odd)
-        assert found.shape == (99, 3, 3)
-        assert (found.reshape(99, -1).argmax(axis=1) == 2 * 3 + 1).all()
+        result = AnomalyScorer(ALI, EMPTY, score=score, steps=30).pixel_map(odd)
+        assert result.shape == (99, 3, 3)
+        assert (result.reshape(99, -1).argmax(axis=1) == 2 * 3 + 1).all()
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_p_values_are_their_definition(rng):
         cut = conformal.threshold(calibration, alpha)
         np.testing.assert_array_equal(scores > cut, conformal.p_values(calibration, scores) <= alpha + 1e-12)
     assert conformal.p_values(calibration, np.array([np.nan])) == 1 / 20
-    with pytest.raises(ValueError, match="1 of them are no numbers"):
+    with pytest.raises(ValueError, match="1 of them are NaN"):
         conformal.p_values(np.array([1.0, np.nan]), scores)
 
 
@@ -276,15 +276,19 @@ def test_areas_are_scikit_learns(rng):
     assert ours.value == pytest.approx(average_precision_score(truth, scores))
     assert ours.low < ours.value < ours.high
     assert detection.auroc(normal, normal.max() + anomalous) == (1, 1, 1)
-    with pytest.raises(ValueError, match="1 that are no numbers"):
+    by_hand = (1 / 2) * 1 + (1 / 2) * (2 / 3)  # one of one above 2, two of three above 1
+    for largest in (3.0, np.inf):
+        result = detection.average_precision(np.array([1.0, 2.0]), np.array([1.5, largest]))
+        assert result == pytest.approx(by_hand)
+    with pytest.raises(ValueError, match="1 of them NaN"):
         detection.auroc(normal, np.array([1, np.nan]))
 
 
 @pytest.mark.parametrize("shift", [0.5, 2.0])
 def test_delongs_intervals_cover_the_truth(shift, rng):
     truth = stats.norm.cdf(shift / np.sqrt(2))
-    found = [detection.auroc(rng.standard_normal(80), shift + rng.standard_normal(40)) for _ in range(300)]
-    assert sum(low <= truth <= high for _, low, high in found) >= 272
+    result = [detection.auroc(rng.standard_normal(80), shift + rng.standard_normal(40)) for _ in range(300)]
+    assert sum(low <= truth <= high for _, low, high in result) >= 272
 
 
 def test_bootstrap_intervals_of_the_average_precision_cover_the_truth(rng):
@@ -292,6 +296,6 @@ def test_bootstrap_intervals_of_the_average_precision_cover_the_truth(rng):
         return rng.standard_normal(n), 1.5 + rng.standard_normal(m)
 
     truth = detection.average_precision(*draw(200_000, 50_000))
-    found = [detection.average_precision_interval(*draw(160, 40), draws=60) for _ in range(300)]
-    covered = Counter(low <= truth <= high for _, low, high in found)
+    result = [detection.average_precision_interval(*draw(160, 40), draws=60) for _ in range(300)]
+    covered = Counter(low <= truth <= high for _, low, high in result)
     assert covered[True] >= 272

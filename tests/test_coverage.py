@@ -1,4 +1,4 @@
-"""Intervals for mode counts: they hold the truth as often as they say, which the bootstrap does not."""
+"""Intervals for mode counts: they cover the truth as often as they say, which the bootstrap does not."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from ali_jax.metrics.coverage import (
     twins,
 )
 
-DRAWS, ENOUGH = 300, 272  # of 300 intervals at 95 %, all but 1 in 1,000 times at least so many hold the truth
+DRAWS, ENOUGH = 300, 272  # of 300 intervals at 95 %: with probability 0.999 at least so many cover the truth
 
 UNIFORM = np.full(100, 0.01)
 UNEVEN = 1 / np.arange(1, 101) / np.sum(1 / np.arange(1, 101))
@@ -27,38 +27,38 @@ def rng():
     return np.random.default_rng(0)
 
 
-def held(intervals, truth):
-    return sum(found.low <= truth <= found.high for found in intervals)
+def number_covering(truth, intervals):
+    return sum(interval.low <= truth <= interval.high for interval in intervals)
 
 
 @pytest.mark.parametrize("p", PROBABILITIES.values(), ids=PROBABILITIES)
 @pytest.mark.parametrize("batches", [1, 10])
-def test_intervals_hold_the_expected_number_of_modes(p, batches, rng):
+def test_intervals_cover_the_expected_number_of_modes(p, batches, rng):
     truth = np.sum(1 - (1 - p) ** 150)
-    found = [expected_modes(rng.multinomial(150, p, size=batches)) for _ in range(DRAWS)]
-    assert held(found, truth) >= ENOUGH
-    assert np.mean([f.estimate for f in found]) == pytest.approx(truth, rel=0.01)
-    assert np.mean([f.high - f.low for f in found]) < 22 / np.sqrt(batches)
+    intervals = [expected_modes(rng.multinomial(150, p, size=batches)) for _ in range(DRAWS)]
+    assert number_covering(truth, intervals) >= ENOUGH
+    assert np.mean([interval.estimate for interval in intervals]) == pytest.approx(truth, rel=0.01)
+    assert np.mean([interval.high - interval.low for interval in intervals]) < 22 / np.sqrt(batches)
 
 
-def test_the_bootstrap_does_not_hold_it(rng):
-    truth, held = np.sum(1 - (1 - UNEVEN) ** 150), 0
+def test_the_bootstrap_does_not_cover_it(rng):
+    truth, covered = np.sum(1 - (1 - UNEVEN) ** 150), 0
     for _ in range(DRAWS):
         counts = rng.multinomial(150, UNEVEN)
         again = (rng.multinomial(150, counts / 150, size=100) > 0).sum(axis=1)
-        held += np.quantile(again, 0.025) <= truth <= np.quantile(again, 0.975)
-    assert held < 10
+        covered += np.quantile(again, 0.025) <= truth <= np.quantile(again, 0.975)
+    assert covered < 10
 
 
 @pytest.mark.parametrize("p", PROBABILITIES.values(), ids=PROBABILITIES)
-def test_intervals_hold_the_number_of_frequent_modes(p, rng):
+def test_intervals_cover_the_number_of_frequent_modes(p, rng):
     least = 0.005
-    found = [frequent_modes(counts, 2_000, least) for counts in rng.multinomial(2_000, p, size=DRAWS)]
-    assert held(found, np.sum(p >= least)) >= ENOUGH
-    assert max(f.high - f.low for f in found) < 100
+    intervals = [frequent_modes(counts, 2_000, least) for counts in rng.multinomial(2_000, p, size=DRAWS)]
+    assert number_covering(np.sum(p >= least), intervals) >= ENOUGH
+    assert max(interval.high - interval.low for interval in intervals) < 100
 
 
-def test_errors_of_the_classifier_widen_the_interval_until_it_holds(rng):
+def test_errors_of_the_classifier_widen_the_interval_until_it_covers(rng):
     p = np.r_[np.full(5, 0.2), np.zeros(5)]  # half of the modes are missing
     errors = np.full((10, 10), 0.02 / 9) + np.eye(10) * (0.98 - 0.02 / 9)
     naive, aware = [], []
@@ -67,26 +67,26 @@ def test_errors_of_the_classifier_widen_the_interval_until_it_holds(rng):
         confusion = np.stack([rng.multinomial(1_000, row) for row in errors])
         naive.append(frequent_modes(counts, 20_000, 1e-3))
         aware.append(frequent_modes(counts, 20_000, 1e-3, confusion=confusion))
-    assert held(naive, 5) == 0
-    assert held(aware, 5) >= ENOUGH
-    assert {f.low for f in aware} == {5}
+    assert number_covering(5, naive) == 0
+    assert number_covering(5, aware) >= ENOUGH
+    assert {interval.low for interval in aware} == {5}
 
 
-def test_bounds_on_readings_hold_all_at_once(rng):
+def test_bounds_on_the_classifiers_errors_hold_simultaneously(rng):
     errors = np.full((5, 5), 0.02) + np.eye(5) * 0.9
-    held = 0
+    right = 0
     for _ in range(DRAWS):
-        kept, inflow = reading_bounds(np.stack([rng.multinomial(200, row) for row in errors]))
-        held += (kept <= 0.92).all() and (inflow >= 0.02).all()
-    assert held >= ENOUGH
+        recall, inflow = reading_bounds(np.stack([rng.multinomial(200, row) for row in errors]))
+        right += (recall <= 0.92).all() and (inflow >= 0.02).all()
+    assert right >= ENOUGH
     with pytest.raises(ValueError, match="a labelled example of every mode"):
         reading_bounds(np.diag([3, 0]))
 
 
-def test_chaos_interval_holds_the_number_of_equal_modes(rng):
-    found = [chao(counts) for counts in rng.multinomial(150, UNIFORM, size=DRAWS)]
-    assert held(found, 100) >= ENOUGH
-    assert np.median([f.estimate for f in found]) == pytest.approx(100, rel=0.05)
+def test_chaos_interval_covers_the_number_of_equal_modes(rng):
+    intervals = [chao(counts) for counts in rng.multinomial(150, UNIFORM, size=DRAWS)]
+    assert number_covering(100, intervals) >= ENOUGH
+    assert np.median([interval.estimate for interval in intervals]) == pytest.approx(100, rel=0.05)
 
 
 def test_chaos_estimate_by_hand():
@@ -96,12 +96,12 @@ def test_chaos_estimate_by_hand():
 
 
 @pytest.mark.parametrize("p", [np.full(2_000, 1 / 2_000), UNEVEN], ids=["uniform", "uneven"])
-def test_intervals_hold_the_effective_support(p, rng):
-    found = []
+def test_intervals_cover_the_effective_support(p, rng):
+    intervals = []
     for _ in range(DRAWS):
         things = rng.choice(len(p), size=500, p=p)
-        found.append(effective_support(np.bincount(things)[things] - 1))
-    assert held(found, 1 / np.sum(p**2)) >= ENOUGH
+        intervals.append(effective_support(np.bincount(things)[things] - 1))
+    assert number_covering(1 / np.sum(p**2), intervals) >= ENOUGH
 
 
 def test_a_sample_without_repetition_has_a_lower_bound_alone():

@@ -59,11 +59,11 @@ def test_the_known_divergences_are_those_of_the_documentation():
 def test_the_exact_log_ratio_attains_the_divergence(rng):
     q, p = rng.standard_normal(200_000) + 1.5, rng.standard_normal(200_000)
     ratio = [1.5 * t - 1.5**2 / 2 for t in (q, p)]
-    found = jensen_shannon_bound(*ratio)
-    assert found.jensen_shannon == pytest.approx(of_shift(1.5), abs=3 * found.standard_error)
-    assert found.accuracy == pytest.approx(scipy.stats.norm.cdf(0.75), abs=0.005)
+    result = jensen_shannon_bound(*ratio)
+    assert result.jensen_shannon == pytest.approx(of_shift(1.5), abs=3 * result.standard_error)
+    assert result.accuracy == pytest.approx(scipy.stats.norm.cdf(0.75), abs=0.005)
     for wrong in (0.3, 3.0):
-        assert jensen_shannon_bound(*(wrong * s for s in ratio)).jensen_shannon < found.jensen_shannon - 0.02
+        assert jensen_shannon_bound(*(wrong * s for s in ratio)).jensen_shannon < result.jensen_shannon - 0.02
 
 
 def test_the_standard_error_is_the_deviation_over_samples(rng):
@@ -75,9 +75,9 @@ def test_the_standard_error_is_the_deviation_over_samples(rng):
 
 
 def test_a_blind_critic_bounds_nothing():
-    found = jensen_shannon_bound(np.zeros(10), np.zeros(10))
-    assert found.accuracy == 0.5
-    assert (found.jensen_shannon, found.standard_error) == pytest.approx((0, 0))
+    result = jensen_shannon_bound(np.zeros(10), np.zeros(10))
+    assert result.accuracy == 0.5
+    assert (result.jensen_shannon, result.standard_error) == pytest.approx((0, 0))
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_a_blind_critic_bounds_nothing():
 )
 def test_a_fresh_critic_finds_most_of_a_known_divergence(draw, divergence, rng):
     parts = draw(rng, 20_000), draw(rng, 2_000), draw(rng, 10_000)
-    found = joint_divergence(*parts, steps=500)
-    assert found.jensen_shannon < divergence + 3 * found.standard_error
-    assert found.jensen_shannon > 0.93 * divergence - 3 * found.standard_error - 1e-3
+    result = joint_divergence(*parts, steps=500)
+    assert result.jensen_shannon < divergence + 3 * result.standard_error
+    assert result.jensen_shannon > 0.93 * divergence - 3 * result.standard_error - 1e-3
     if not divergence:
-        assert found.accuracy == pytest.approx(0.5, abs=0.012)
+        assert result.accuracy == pytest.approx(0.5, abs=0.012)
 
 
 def test_images_beside_conditions_are_seen(rng):

@@ -70,9 +70,9 @@ def test_the_kernel_distance_is_the_brute_force_one(rng):
         mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
         for a, b in ((x[:3], y[:4]), (x[3:], y[4:]))
     ]
-    found = frechet.kernel_distance(x, y, blocks=2)
-    assert found.value == pytest.approx(np.mean(blocks), rel=1e-12)
-    assert found.error == pytest.approx(abs(blocks[0] - blocks[1]) / 2, rel=1e-12)
+    result = frechet.kernel_distance(x, y, blocks=2)
+    assert result.value == pytest.approx(np.mean(blocks), rel=1e-12)
+    assert result.error == pytest.approx(abs(blocks[0] - blocks[1]) / 2, rel=1e-12)
 
 
 def test_the_kernel_distance_is_unbiased_and_its_error_honest(rng):
@@ -144,7 +144,7 @@ def test_inception_has_the_known_layers_and_shapes():
     # Channels that enter the blocks, as their authors give them: 192, 288, 768, 1280, 2048.
     entering = {name: kernels[f"{name}.branch1x1"][2] for name in ("Mixed_5b", "Mixed_5d", "Mixed_6b")}
     assert entering == {"Mixed_5b": 192, "Mixed_5d": 288, "Mixed_6b": 768}
-    assert kernels["Mixed_7b.branch1x1"][2], kernels["Mixed_7c.branch1x1"][2] == (1280, 2048)
+    assert [kernels[f"{name}.branch1x1"][2] for name in ("Mixed_7b", "Mixed_7c")] == [1280, 2048]
     shapes = inception.file_shapes()
     assert shapes["Conv2d_1a_3x3.conv.weight"] == (32, 3, 3, 3)
     assert shapes["Mixed_6c.branch7x7dbl_4.conv.weight"] == (160, 160, 7, 1)
@@ -171,22 +171,22 @@ def test_a_file_of_weights_is_read_by_name_without_pickle(tmp_path, monkeypatch)
     layers = {"a": (1, 1, 2, 3), "b.c": (3, 1, 3, 2)}
     monkeypatch.setattr(inception, "kernel_shapes", lambda: layers)
     rng = np.random.default_rng(0)
-    held = {name: rng.random(shape).astype(np.float32) for name, shape in inception.file_shapes().items()}
-    np.savez(tmp_path / "good.npz", **held, **{"fc.weight": np.zeros((1008, 2048), np.float16)})
+    weights = {name: rng.random(shape).astype(np.float32) for name, shape in inception.file_shapes().items()}
+    np.savez(tmp_path / "good.npz", **weights, **{"fc.weight": np.zeros((1008, 2048), np.float16)})
     layer = inception.load(tmp_path / "good.npz")["b.c"]
     x = rng.random((4, 3)).astype(np.float32)
-    norm = (x @ held["b.c.conv.weight"][:, :, 2, 0].T - held["b.c.bn.running_mean"][None]) / np.sqrt(
-        held["b.c.bn.running_var"][None] + 1e-3
+    norm = (x @ weights["b.c.conv.weight"][:, :, 2, 0].T - weights["b.c.bn.running_mean"][None]) / np.sqrt(
+        weights["b.c.bn.running_var"][None] + 1e-3
     )
-    expected = norm * held["b.c.bn.weight"][None] + held["b.c.bn.bias"][None]
-    found = x @ layer.kernel[2, 0] * layer.scale[None] + layer.offset[None]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    expected = norm * weights["b.c.bn.weight"][None] + weights["b.c.bn.bias"][None]
+    result = x @ layer.kernel[2, 0] * layer.scale[None] + layer.offset[None]
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
-    np.savez(tmp_path / "short.npz", **{k: v for k, v in held.items() if k != "a.bn.bias"})
+    np.savez(tmp_path / "short.npz", **{k: v for k, v in weights.items() if k != "a.bn.bias"})
     with pytest.raises(ValueError, match=r"a.bn.bias has shape none; .* it is \(3,\)"):
         inception.load(tmp_path / "short.npz")
-    np.savez(tmp_path / "pickled.npz", **{**held, "a.bn.bias": np.array([{}], object)})
+    np.savez(tmp_path / "pickled.npz", **{**weights, "a.bn.bias": np.array([{}], object)})
     for bad in ("pickled.npz", "missing.npz", "text.npz"):
         (tmp_path / "text.npz").write_text("no archive")
-        with pytest.raises(ValueError, match=f"{bad} is no .npz file of arrays"):
+        with pytest.raises(ValueError, match=f"{bad} is not an .npz file of arrays"):
             inception.load(tmp_path / bad)

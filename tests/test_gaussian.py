@@ -75,8 +75,8 @@ def test_the_estimate_from_codes_is_unbiased(m, rng):
     x, _ = draw(rng, 20_000)
     for stretch in (1.0, 1.3):
         exact = stretch**2 - 1 - 2 * np.log(stretch)  # of two dimensions
-        found = kl_of_codes(true_codes(rng, x, m, stretch), posterior(DECODER, x))
-        assert found == pytest.approx(exact, abs=0.02)
+        result = kl_of_codes(true_codes(rng, x, m, stretch), posterior(DECODER, x))
+        assert result == pytest.approx(exact, abs=0.02)
 
 
 def test_codes_without_volume_are_far_from_any_posterior(rng):
@@ -101,9 +101,9 @@ def test_what_coordinates_hide_shows_in_joint_quantities(rng):
     exact = posterior(DECODER, x)
     sigma = np.sqrt(np.diag(exact.covariance))
     codes = exact.mean[None] + sigma * rng.standard_normal((19, 2_000, 1))  # one noise for both dimensions
-    found = calibration(DECODER, x, z, codes)
-    assert min(found["z0"], found["z1"]) > 0.01
-    assert found["density"] < 1e-6
+    result = calibration(DECODER, x, z, codes)
+    assert min(result["z0"], result["z1"]) > 0.01
+    assert result["density"] < 1e-6
 
 
 def test_the_fit_of_logits_is_that_of_a_line(rng):

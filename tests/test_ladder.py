@@ -43,11 +43,11 @@ def residual(x):
 
 def test_the_gaps_tell_a_bad_encoder_from_a_bad_decoder(x, key):
     codes, starts = encode(x), jax.random.normal(key, (2, N, Z))
-    found = climb(x, codes + 0.5, (codes + 0.5)[None], starts)  # the encoder's fault: Z 0.5^2 on top
-    np.testing.assert_allclose(found.searched, residual(x), rtol=1e-2, atol=1e-6)
-    np.testing.assert_allclose(found.encoder_gap, np.full(N, Z * 0.25), rtol=1e-2)
-    np.testing.assert_allclose(found.decoder_gap, residual(x), rtol=1e-2, atol=1e-6)
-    np.testing.assert_allclose(found.encoder_gap + found.decoder_gap, found.mean, rtol=1e-5)
+    result = climb(x, codes + 0.5, (codes + 0.5)[None], starts)  # the encoder's fault: Z 0.5^2 on top
+    np.testing.assert_allclose(result.searched, residual(x), rtol=1e-2, atol=1e-6)
+    np.testing.assert_allclose(result.encoder_gap, np.full(N, Z * 0.25), rtol=1e-2)
+    np.testing.assert_allclose(result.decoder_gap, residual(x), rtol=1e-2, atol=1e-6)
+    np.testing.assert_allclose(result.encoder_gap + result.decoder_gap, result.mean, rtol=1e-5)
     np.testing.assert_allclose(climb(x, codes, codes[None], starts).encoder_gap, np.zeros(N), atol=1e-5)
 
 
@@ -63,8 +63,8 @@ def test_the_best_iterate_is_kept_the_start_included(x):
 
 
 def test_the_error_that_is_reported_is_that_of_the_code(x):
-    found = refine(x, encode(x) + 0.3, steps=7)
-    np.testing.assert_allclose(found.error, ladder.squared_error(x, decode(found.z)), rtol=1e-5)
+    result = refine(x, encode(x) + 0.3, steps=7)
+    np.testing.assert_allclose(result.error, ladder.squared_error(x, decode(result.z)), rtol=1e-5)
 
 
 def test_rows_do_not_see_one_another(x):
@@ -77,9 +77,9 @@ def test_rows_do_not_see_one_another(x):
 def test_the_best_of_k_is_the_smallest_of_every_row(x, key):
     z = encode(x)[None] + jax.random.normal(key, (5, N, Z))
     errors = np.stack([ladder.squared_error(x, decode(codes)) for codes in z])
-    found = best_of(x, z)
-    np.testing.assert_allclose(found.error, errors.min(axis=0), rtol=1e-5)
-    np.testing.assert_array_equal(found.z[2], z[errors[:, 2].argmin(), 2])
+    result = best_of(x, z)
+    np.testing.assert_allclose(result.error, errors.min(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(result.z[2], z[errors[:, 2].argmin(), 2])
 
 
 def test_codes_come_back_through_a_decoder_and_its_inverse(key):
@@ -94,5 +94,5 @@ def test_codes_come_back_through_a_decoder_and_its_inverse(key):
 def test_shapes_that_differ_are_refused(x):
     with pytest.raises(ValueError, match=r"x has shape \(24, 2, 4\) and x_hat \(24, 8\)"):
         ladder.squared_error(x, x.reshape(N, D))
-    with pytest.raises(ValueError, match="-1 steps"):
+    with pytest.raises(ValueError, match="steps is -1"):
         ladder.refine(decode, x, encode(x), steps=-1)

@@ -41,41 +41,41 @@ def true_samples(rng, n):
 
 
 def test_true_samples_have_all_modes_and_the_spread_of_a_truncated_gaussian(rng):
-    found = mode_statistics(true_samples(rng, 20_000), MODES, STD)
-    assert (found["modes"], found["modes_strict"]) == (25, 25)
-    assert found["high_quality"] == pytest.approx(1 - np.exp(-4.5), abs=3e-3)
-    assert found["mode_spread"] == pytest.approx(0.974, abs=5e-3)
-    assert found["reverse_kl"] == pytest.approx(24 / 40_000, abs=6e-4)
+    result = mode_statistics(true_samples(rng, 20_000), MODES, STD)
+    assert (result["modes"], result["modes_strict"]) == (25, 25)
+    assert result["high_quality"] == pytest.approx(1 - np.exp(-4.5), abs=3e-3)
+    assert result["mode_spread"] == pytest.approx(0.974, abs=5e-3)
+    assert result["reverse_kl"] == pytest.approx(24 / 40_000, abs=6e-4)
 
 
 def test_shrunk_modes_show_in_the_spread_alone(rng):
     index = rng.integers(25, size=5_000)
-    found = mode_statistics(MODES[index] + 0.2 * STD * rng.standard_normal((5_000, 2)), MODES, STD)
-    assert (found["modes_strict"], found["high_quality"]) == (25, 1)
-    assert found["mode_spread"] == pytest.approx(0.2, rel=0.05)
+    result = mode_statistics(MODES[index] + 0.2 * STD * rng.standard_normal((5_000, 2)), MODES, STD)
+    assert (result["modes_strict"], result["high_quality"]) == (25, 1)
+    assert result["mode_spread"] == pytest.approx(0.2, rel=0.05)
 
 
 def test_one_mode_is_at_the_largest_reverse_kl():
-    found = mode_statistics(np.repeat(MODES[:1], 100, axis=0), MODES, STD)
-    assert (found["modes"], found["modes_strict"], found["mode_spread"]) == (1, 1, 0)
-    assert found["reverse_kl"] == pytest.approx(np.log(25))
+    result = mode_statistics(np.repeat(MODES[:1], 100, axis=0), MODES, STD)
+    assert (result["modes"], result["modes_strict"], result["mode_spread"]) == (1, 1, 0)
+    assert result["reverse_kl"] == pytest.approx(np.log(25))
 
 
 def test_a_strict_mode_has_a_fifth_of_its_fair_share():
     counts = np.full(25, 100)
     counts[0], counts[1], counts[2] = 20, 19, 261  # of 2,500 samples; the fair share is 100
-    found = mode_statistics(np.repeat(MODES, counts, axis=0), MODES, STD)
-    assert (found["modes"], found["modes_strict"]) == (25, 24)
+    result = mode_statistics(np.repeat(MODES, counts, axis=0), MODES, STD)
+    assert (result["modes"], result["modes_strict"]) == (25, 24)
 
 
 def test_counts_are_scored_exactly():
     counts = np.zeros(1000, int)
     counts[:5] = 5, 6, 1, 0, 25_988  # of 26,000; a fifth of the fair share is 5.2
-    found = count_statistics(counts, 26_000)
+    result = count_statistics(counts, 26_000)
     shares = np.array([5, 6, 1, 25_988]) / 26_000
-    assert found.keys() == {"modes", "modes_strict", "reverse_kl"}
-    assert (found["modes"], found["modes_strict"]) == (4, 2)
-    assert found["reverse_kl"] == pytest.approx(np.sum(shares * np.log(1000 * shares)))
+    assert result.keys() == {"modes", "modes_strict", "reverse_kl"}
+    assert (result["modes"], result["modes_strict"]) == (4, 2)
+    assert result["reverse_kl"] == pytest.approx(np.sum(shares * np.log(1000 * shares)))
     fair = count_statistics(np.full(1000, 26), 26_000)
     assert fair == pytest.approx({"modes": 1000, "modes_strict": 1000, "reverse_kl": 0}, abs=1e-12)
     assert count_statistics(np.array([5, 0]), 52)["modes_strict"] == 0  # 47 samples are of no mode
@@ -86,9 +86,9 @@ def test_misread_digits_add_modes_to_the_lenient_count_above_all(rng):
     digits = rng.integers(10, size=(16, 3))[rng.integers(16, size=26_000)]
     misread = np.where(rng.random(digits.shape) < 0.01, rng.integers(1, 10, size=digits.shape), 0)
     counts = np.bincount((digits + misread) % 10 @ np.array([100, 10, 1]), minlength=1000)
-    found = count_statistics(counts, 26_000)
-    assert found["modes"] == pytest.approx(320, rel=0.1)
-    assert found["modes_strict"] == pytest.approx(30, abs=10)
+    result = count_statistics(counts, 26_000)
+    assert result["modes"] == pytest.approx(320, rel=0.1)
+    assert result["modes_strict"] == pytest.approx(30, abs=10)
 
 
 @pytest.mark.parametrize(("counts", "number"), [([[1]], 1), ([3, 4], 6), ([-1, 2], 3), ([0, 0], 0)])
@@ -99,9 +99,9 @@ def test_counts_that_cannot_be_are_refused(counts, number):
 
 def test_samples_away_from_all_modes_count_only_for_the_paper():
     far = MODES + 1.0  # between the modes, or outside
-    found = mode_statistics(far, MODES, STD)
-    assert (found["modes"], found["high_quality"], found["mode_spread"]) == (0, 0, 0)
-    assert found["reverse_kl"] == pytest.approx(np.log(25))
+    result = mode_statistics(far, MODES, STD)
+    assert (result["modes"], result["high_quality"], result["mode_spread"]) == (0, 0, 0)
+    assert result["reverse_kl"] == pytest.approx(np.log(25))
     assert paper_mode_count(MODES * 1.1, MODES) == 25
     assert paper_mode_count(np.array([[100.0, 100.0], [90.0, 80.0]]), MODES) == 1
 
@@ -196,8 +196,8 @@ def test_knn_accuracy_of_mnist_pixels_is_the_published_one(real_data):
         train, test = (
             mnist[f"{part}_image"].reshape(-1, 784) / np.float32(255) for part in ("train", "test")
         )
-        found = knn_accuracy(train, mnist["train_label"], test, mnist["test_label"])
-    assert found == pytest.approx(0.9691, abs=2e-4)  # LeCun et al. 1998: 3.09 % error
+        result = knn_accuracy(train, mnist["train_label"], test, mnist["test_label"])
+    assert result == pytest.approx(0.9691, abs=2e-4)  # LeCun et al. 1998: 3.09 % error
 
 
 def test_logistic_regression_is_scikit_learns(digits):

@@ -78,13 +78,13 @@ def test_each_member_is_the_run_that_it_would_be_alone(name, values):
 def test_numbers_of_members_are_those_of_their_runs():
     config = config_of("mixture", population__seeds=2, ema_decay=0.9)
     made, (state, _) = game.prepare(config), trained(config)
-    found = game.evaluate(made, state, "modes", raw_beside=True).scalars
+    result = game.evaluate(made, state, "modes", raw_beside=True).scalars
     for k, member in enumerate(population.members(config)):
         alone = game.evaluate(
             game.prepare(member), game.member_of(state, k), "modes", raw_beside=True
         ).scalars
         for name in ("high_quality", "mode_spread", "mode_kept", "raw/mode_kept"):
-            assert found[f"{name}/{k}"] == alone[name]
+            assert result[f"{name}/{k}"] == alone[name]
 
 
 def test_members_of_a_mixture_have_points_of_their_own_and_images_lie_on_the_device_once():
@@ -152,16 +152,16 @@ def test_what_cannot_be_trained_at_once_is_refused(values, message):
 
 
 def test_the_spread_of_members_leaves_out_those_that_are_no_numbers():
-    found = population.spread(
+    result = population.spread(
         [{"modes": 1.0, "n_test": 9.0}, {"modes": np.nan, "n_test": 9.0}, {"modes": 4.0, "n_test": 9.0}]
     )
-    assert (found["modes"], found["modes/std"]) == (2.5, pytest.approx(3 / 2**0.5))
+    assert (result["modes"], result["modes/std"]) == (2.5, pytest.approx(3 / 2**0.5))
     half = 12.7062 * 1.5  # Student's quantile for one degree of freedom, times std / sqrt(2)
-    assert (found["modes/low"], found["modes/high"]) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-5)
-    assert (found["modes/0"], found["modes/2"]) == (1.0, 4.0)
-    assert np.isnan(found["modes/1"])
-    assert found["n_test"] == 9.0
-    assert "n_test/std" not in found
+    assert (result["modes/low"], result["modes/high"]) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-5)
+    assert (result["modes/0"], result["modes/2"]) == (1.0, 4.0)
+    assert np.isnan(result["modes/1"])
+    assert result["n_test"] == 9.0
+    assert "n_test/std" not in result
     assert population.is_of_member("raw/modes/12")
     assert not population.is_of_member("modes/std")
     alone = population.spread([{"modes": 1.0}, {"modes": np.nan}])

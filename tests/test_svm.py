@@ -1,4 +1,4 @@
-"""The L2-SVM protocol: liblinear's optimum, the draws, the choice of C, and the interval."""
+"""The L2-SVM protocol: liblinear's optimum, balanced draws, the choice of C, and the interval."""
 
 import json
 
@@ -145,9 +145,9 @@ def test_equal_validation_errors_choose_the_first_c():
     assert svm.select_c(few, train, 2, np.exp(svm.LOG_C)).c == np.exp(-20.0)
 
 
-@pytest.mark.parametrize(("rows", "held"), [(73_257, 10_000), (60_000, 10_000), (8_500, 1_500), (1_400, 247)])
-def test_sizes_of_the_validation_set(rows, held):
-    assert svm.validation_size(rows) == held
+@pytest.mark.parametrize(("rows", "size"), [(73_257, 10_000), (60_000, 10_000), (8_500, 1_500), (1_400, 247)])
+def test_sizes_of_the_validation_set(rows, size):
+    assert svm.validation_size(rows) == size
 
 
 def test_the_protocol_keeps_its_parts_apart():
@@ -158,17 +158,17 @@ def test_the_protocol_keeps_its_parts_apart():
     )
     draws = svm.protocol_draws(5, pool.labels, 3, 15, 4)
     assert [rows.shape for rows in draws] == [(1, 15), (10, 15), (4, 15)]
-    found = svm.svm_protocol(pool, validation, test, draws, 3)
+    result = svm.svm_protocol(pool, validation, test, draws, 3)
     flipped = test._replace(labels=2 - test.labels)
     again = svm.svm_protocol(pool, validation, flipped, draws, 3)
-    assert again.c == found.c
-    assert found.c == np.exp(svm.LOG_C)[np.argmin(found.selection_errors)]
-    np.testing.assert_array_equal(again.validation_errors, found.validation_errors)
-    for draw, error in zip(draws.test, found.test_errors, strict=True):
-        machine = svm.fit_l2_svm(pool.features[draw], pool.labels[draw], 3, found.c)
+    assert again.c == result.c
+    assert result.c == np.exp(svm.LOG_C)[np.argmin(result.selection_errors)]
+    np.testing.assert_array_equal(again.validation_errors, result.validation_errors)
+    for draw, error in zip(draws.test, result.test_errors, strict=True):
+        machine = svm.fit_l2_svm(pool.features[draw], pool.labels[draw], 3, result.c)
         predictions = np.argmax(test.features @ machine.weights + machine.bias[None], axis=1)
         assert np.mean(predictions != test.labels) == error
-    assert found.gap <= svm.TOLERANCE
+    assert result.gap <= svm.TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,10 @@ def test_the_protocol_keeps_its_parts_apart():
     [
         (lambda: svm.class_balanced_draws(0, np.array([0, 0, 1]), 2, 2, 1), "2 labels .* class 1 has 1 in"),
         (lambda: svm.class_balanced_draws(0, np.array([0, 0, 1]), 3, 1, 1), "1 labels .* class 2 has 0 in"),
-        (lambda: svm.protocol_draws(0, np.array([0, 1]), 2, 3, 1), "3 labels cannot be shared out among 2"),
+        (
+            lambda: svm.protocol_draws(0, np.array([0, 1]), 2, 3, 1),
+            "3 labels cannot be divided equally among 2",
+        ),
         (lambda: svm.fit_l2_svm(np.ones((3, 2)), np.zeros(2, int), 2, 1.0), r"\(3, 2\) .* \(2,\) do not go"),
         (lambda: svm.fit_l2_svm(np.ones((2, 2)), np.array([0, 2]), 2, 1.0), "must be 0 to 1"),
         (lambda: svm.fit_l2_svm(np.ones((2, 2)), np.array([0, 1]), 2, 0.0), "C is 0.0"),
@@ -231,15 +234,19 @@ def test_the_evaluator_reads_what_it_needs_and_reports_the_protocol(key):
     digits = digits._replace(train=ArraySplit(digits.train.x, None, unlabelled, 10))
     ali = Networks(Pixels(64), None, None)
     variables = Variables(Networks({"zero": jnp.zeros(())}, {}, {}), Networks({}, {}, {}))
-    found = evaluate.l2_svm(ali, variables, key, digits, svm_labels=200, svm_draws=5).scalars
-    held = 1300 * 3 // 17
-    assert (found["n_svm_pool"], found["n_svm_validation"], found["n_svm_test"]) == (1300 - held, held, 397)
-    assert (found["n_svm_labels"], found["n_svm_draws"]) == (200, 5)
-    assert found["svm_gap"] <= svm.TOLERANCE
-    assert 0.02 < found["svm_error_low"] < found["svm_error"] < found["svm_error_high"] < 0.2
-    assert 0 < found["svm_error_std"] < 0.05
-    assert 0.02 < found["svm_validation_error"] < 0.3  # the last rows, of other writers
-    assert np.min(np.abs(found["svm_log_c"] - svm.LOG_C)) < 1e-9
+    result = evaluate.l2_svm(ali, variables, key, digits, svm_labels=200, svm_draws=5).scalars
+    size = 1300 * 3 // 17
+    assert (result["n_svm_pool"], result["n_svm_validation"], result["n_svm_test"]) == (
+        1300 - size,
+        size,
+        397,
+    )
+    assert (result["n_svm_labels"], result["n_svm_draws"]) == (200, 5)
+    assert result["svm_gap"] <= svm.TOLERANCE
+    assert 0.02 < result["svm_error_low"] < result["svm_error"] < result["svm_error_high"] < 0.2
+    assert 0 < result["svm_error_std"] < 0.05
+    assert 0.02 < result["svm_validation_error"] < 0.3  # the last rows, of other writers
+    assert np.min(np.abs(result["svm_log_c"] - svm.LOG_C)) < 1e-9
     with pytest.raises(ValueError, match="200 labels of each class were asked for"):
         evaluate.l2_svm(ali, variables, key, digits, svm_labels=2000, svm_draws=5)
 
@@ -257,12 +264,12 @@ def test_the_benchmark_finds_the_errors_of_both_equal(tmp_path, capsys):
         test_features=test,
         test_labels=test_labels,
     )
-    options = ["--labels", "60", "--draws", "4", "--peer-fits", "3", "--json", str(tmp_path / "found.json")]
+    options = ["--labels", "60", "--draws", "4", "--peer-fits", "3", "--json", str(tmp_path / "result.json")]
     assert benchmark.main(["--features", str(file), *options]) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["largest_difference"] <= 1 / 90
-    assert found["excess_objective"][0] > -1e-7
-    assert len(found["ratios"]["wall"]) == 2
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["largest_difference"] <= 1 / 90
+    assert result["excess_objective"][0] > -1e-7
+    assert len(result["ratios"]["wall"]) == 2
     assert "4 draws of 60 labels, 50 features, 90 test rows" in capsys.readouterr().out
 
 

@@ -79,10 +79,10 @@ def one_narrow(rng):
 
 @pytest.mark.parametrize("draw", [one_shifted, octant_missing, one_narrow])
 def test_kolmogorov_smirnov_sees_what_a_coordinate_shows(draw, rng):
-    found = [ks_tests(draw(rng)).p_values for _ in range(30)]
-    assert sum(p.min() <= 0.05 for p in found) >= 28
+    result = [ks_tests(draw(rng)).p_values for _ in range(30)]
+    assert sum(p.min() <= 0.05 for p in result) >= 28
     if draw is not octant_missing:
-        assert {int(p.argmin()) for p in found} == {3}
+        assert {int(p.argmin()) for p in result} == {3}
 
 
 def test_a_correlation_shows_to_the_joint_tests_alone(rng):
@@ -127,9 +127,9 @@ def test_p_values_end_at_one_and_at_the_reciprocal_of_the_permutations(test, rng
 def test_kolmogorov_smirnov_is_scipys(rng):
     z = rng.standard_t(3, (40, 3))
     each = [scipy.stats.kstest(column, scipy.stats.norm.cdf) for column in z.T]
-    found = ks_tests(z)
-    np.testing.assert_allclose(found.statistics, [r.statistic for r in each])
-    np.testing.assert_allclose(found.p_values, holm(np.array([r.pvalue for r in each])), rtol=1e-6)
+    result = ks_tests(z)
+    np.testing.assert_allclose(result.statistics, [r.statistic for r in each])
+    np.testing.assert_allclose(result.p_values, holm(np.array([r.pvalue for r in each])), rtol=1e-6)
 
 
 def test_holm_multiplies_by_the_hypotheses_that_are_left():
@@ -137,8 +137,8 @@ def test_holm_multiplies_by_the_hypotheses_that_are_left():
 
 
 def test_moment_errors_of_true_codes_are_their_floors(rng):
-    found = np.array([moment_errors(rng.standard_normal((50, 4))) for _ in range(400)])
-    np.testing.assert_allclose(np.sqrt(np.mean(found**2, axis=0)), moment_floors(50, 4), rtol=0.05)
+    result = np.array([moment_errors(rng.standard_normal((50, 4))) for _ in range(400)])
+    np.testing.assert_allclose(np.sqrt(np.mean(result**2, axis=0)), moment_floors(50, 4), rtol=0.05)
 
 
 def test_moment_errors_of_known_moments():
@@ -165,10 +165,10 @@ def test_use_of_z_is_all_of_the_auc_where_only_pairs_tell(rng):
         return -np.abs(x - z)
 
     shuffled = [code[derangement(rng, 2_000)] for code in z]
-    found = use_of_z(*(logits(x[:, 0], code) for code in (z[0], shuffled[0], z[1], shuffled[1])))
-    assert found.auc > 0.9
-    assert found.auc_drop == pytest.approx(found.auc - 0.5, abs=0.03)
-    assert found.logit_change > 0.5
+    result = use_of_z(*(logits(x[:, 0], code) for code in (z[0], shuffled[0], z[1], shuffled[1])))
+    assert result.auc > 0.9
+    assert result.auc_drop == pytest.approx(result.auc - 0.5, abs=0.03)
+    assert result.logit_change > 0.5
 
 
 def test_the_auc_counts_ties_half(rng):

@@ -1,4 +1,4 @@
-"""Apply a function to many rows, a bounded number at a time."""
+"""Apply a function to many rows in blocks of bounded size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ ROWS_PER_BLOCK = 500
 def map_blocks(function: Callable[..., PyTree], *arrays: Any, size: int = ROWS_PER_BLOCK) -> PyTree:
     """Apply a row-wise function to blocks of rows, and join its results as numpy arrays.
 
-    `arrays` are arrays or pytrees of arrays that share their first axis; None stays None. Every block has
-    the same shape, so that a jitted function compiles once: the last one is filled up with copies of the
-    last row, whose results are dropped.
+    `arrays` are arrays or pytrees of arrays with equal lengths; None stays None. Every block has the same
+    shape, so that a jitted function compiles once: the last block is padded with copies of the last row,
+    whose results are dropped.
     """
     total = len(jax.tree.leaves(arrays)[0])
     if not total:
-        raise ValueError("There are no rows to work on: the arrays are empty.")
+        raise ValueError("The arrays have no rows: give at least one.")
     size = min(size, total)
     results = []
     for start in range(0, total, size):

@@ -1,7 +1,7 @@
-"""The reference classifier, with which the classes of generated images are read off.
+"""The reference classifier, which reads the classes of generated images.
 
-A network of its own, trained on training data only. Its size follows the data: a multi-layer perceptron for
-vectors and images under 16 pixels, a small convolutional network for larger ones.
+It is trained on training data only and does not share weights with the model. It is a multi-layer
+perceptron for vectors and images under 16 pixels, and a small convolutional network for larger images.
 """
 
 import functools
@@ -28,11 +28,11 @@ class Classifier(NamedTuple):
 
     predict: Predict
     probabilities: Callable[[np.ndarray], np.ndarray]  # [N, K]
-    features: Callable[[np.ndarray], np.ndarray]  # [N, F], what the last linear layer reads
+    features: Callable[[np.ndarray], np.ndarray]  # [N, F], the input of the last linear layer
 
 
 class _Recipe(NamedTuple):
-    """A network and how it is trained; hashable."""
+    """A network and its training; hashable."""
 
     convolutions: tuple[tuple[int, int, int], ...]  # kernel, stride, maps
     hidden: tuple[int, ...]
@@ -45,6 +45,8 @@ class _Recipe(NamedTuple):
 
 
 class _Progress(NamedTuple):
+    """The state of the training."""
+
     params: PyTree
     average: PyTree
     opt_state: PyTree
@@ -59,10 +61,7 @@ def train_classifier(
     divisor: float = 1.0,
     length: float = 1.0,
 ) -> Predict:
-    """Train a reference classifier, and return its function from data in [0, 1] to labels.
-
-    See `fit_classifier`.
-    """
+    """Train a reference classifier as `fit_classifier` does, and return its `predict` alone."""
     return fit_classifier(x, labels, num_classes, seed=seed, divisor=divisor, length=length).predict
 
 
@@ -75,21 +74,24 @@ def fit_classifier(
     divisor: float = 1.0,
     length: float = 1.0,
 ) -> Classifier:
-    """Train on x [N, *X] and labels [N].
+    """Train a reference classifier on x [N, *X] and labels [N].
+
+    Training uses Adam with cosine decay, random translations of images, dropout and a moving average of the
+    weights.
 
     Args:
-      x: images [N, H, W, C] or vectors [N, D] as stored; the functions are given x / divisor.
-      labels: integers below `num_classes`; rows with a negative one are left out.
+      x: images [N, H, W, C] or vectors [N, D] as stored; the returned functions take x / divisor.
+      labels: integers below `num_classes`; rows with negative labels are left out.
+      num_classes: K.
       seed: of weights, batches, translations and dropout.
       divisor: see x.
-      length: factor on the updates that the network was tuned with, 1,000 or 5,000.
-
-    Adam with cosine decay, random translations of images, dropout, moving average of the weights.
+      length: factor on the number of updates, which is 1,000 for perceptrons and 5,000 for convolutions.
     """
     known = np.asarray(labels) >= 0
     if len(x) != len(known) or not known.any():
         raise ValueError(
-            f"{len(x)} rows came with {known.sum()} usable labels of {len(known)}: give one per row."
+            f"{len(x)} rows have {known.sum()} usable labels of {len(known)}: give one label per row, and at "
+            "least one that is not negative."
         )
     x, labels = x[known], np.asarray(labels)[known].astype(np.int32)
     platform = platform_of()
@@ -123,7 +125,7 @@ def _train(
     standardise: Callable[[Array], Array],
     key: Array,
 ) -> PyTree:
-    """Return the averaged parameters after all steps."""
+    """Return the averaged parameters after training."""
     optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps))
     key_init, key_steps = jax.random.split(key)
 
@@ -153,8 +155,8 @@ def _train(
 def _recipe_for(shape: tuple[int, ...], num_classes: int, lowering: Lowering) -> _Recipe:
     """Choose the network by the shape of one x.
 
-    Test accuracy is 99.4 % on MNIST with convolutions, 99 % on the digits with the perceptron; translations
-    cost the latter more than a point, as its images are 8 pixels wide.
+    Test accuracy is 99.4 % on MNIST with convolutions and 99 % on the digits with the perceptron.
+    Translations would cost the latter more than a point, since its images are 8 pixels wide.
     """
     if len(shape) == 3 and min(shape[:2]) >= 16:
         return _Recipe(
@@ -189,7 +191,7 @@ def _init(recipe: _Recipe, key: Array, *, shape: tuple[int, ...]) -> PyTree:
 
 
 def _logits(recipe: _Recipe, params: PyTree, x: Array, key: Array | None = None) -> Array:
-    """Return [B, K] for standardised x; with a key, drop out."""
+    """Return the logits [B, K] of standardised x, with dropout if a key is given."""
     kernel, bias = params[-1]
     h = _dropped(recipe, _last_hidden(recipe, params, x, key), key, len(recipe.hidden))
     return jax.nn.relu(h) @ kernel + bias[None]
@@ -209,8 +211,8 @@ def _last_hidden(recipe: _Recipe, params: PyTree, x: Array, key: Array | None = 
 
 
 def _dropped(recipe: _Recipe, h: Array, key: Array | None, layer: int) -> Array:
-    """Drop out what a dense layer is given, if there is a key."""
+    """Apply dropout to the input of a dense layer, if a key is given."""
     if key is None:
         return h
-    kept = jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - recipe.dropout, h.shape)
-    return jnp.where(kept, h / (1 - recipe.dropout), 0)
+    mask = jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - recipe.dropout, h.shape)
+    return jnp.where(mask, h / (1 - recipe.dropout), 0)

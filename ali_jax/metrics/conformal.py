@@ -1,9 +1,9 @@
-"""Split-conformal p-values: what makes a threshold on any score mean a false-alarm rate.
+"""Split-conformal p-values, which give a threshold on any score a known false-alarm rate.
 
-Scores are anomaly scores: large is anomalous. Calibration scores are those of normal rows that neither the
-scorer nor its scaling nor its early stopping has seen. Then a new normal row has p <= alpha with probability
-alpha at most, whatever the score and the law of the data, as long as it and the calibration rows are
-exchangeable: drawn alike.
+Scores are anomaly scores: large is anomalous. Calibration scores are those of normal rows that were not
+used to train the scorer, to scale it or to stop it early. Then a new normal row has p <= alpha with
+probability at most alpha, for any score and any distribution of the data, if it and the calibration rows
+are exchangeable.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from scipy import stats
 def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return p [M] = (1 + #{calibration [N] >= s}) / (N + 1) for every s of scores [M].
 
-    A score that is no number counts as larger than all; among calibration scores it is an error.
+    A score that is NaN counts as larger than all others; a calibration score that is NaN is an error.
     """
     ordered = np.sort(_checked(calibration))
     below = np.searchsorted(ordered, np.asarray(scores, np.float64), side="left")
@@ -47,8 +47,8 @@ def threshold(calibration: np.ndarray, alpha: float) -> float:
 def false_alarm_interval(n: int, alpha: float, *, level: float = 0.95) -> tuple[float, float]:
     """Return the bounds of the false-alarm rate that one calibration set of n scores gives.
 
-    Alpha is the mean over calibration sets. Given one, the rate is Beta(k, n + 1 - k), k as in
-    `allowed_exceedances`; it lies between these quantiles with probability `level`.
+    Alpha is the mean rate over calibration sets. The rate of a single set follows Beta(k, n + 1 - k), with k
+    as in `allowed_exceedances`, and lies between the bounds with probability `level`.
     """
     k = allowed_exceedances(n, alpha)
     low, high = stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], k, n + 1 - k)
@@ -56,9 +56,9 @@ def false_alarm_interval(n: int, alpha: float, *, level: float = 0.95) -> tuple[
 
 
 def count_law(n: int, m: int, alpha: float) -> Any:
-    """Return the law of the number of false alarms among m new normal rows, a frozen scipy distribution.
+    """Return the distribution of the number of false alarms among m new normal rows, a frozen one of SciPy.
 
-    Beta-binomial(m, k, n + 1 - k), over calibration sets of n scores and new rows together; scores without
+    It is Beta-binomial(m, k, n + 1 - k), over calibration sets of n scores and new rows, for scores without
     ties.
     """
     k = allowed_exceedances(n, alpha)
@@ -69,7 +69,7 @@ def _checked(calibration: np.ndarray) -> np.ndarray:
     calibration = np.asarray(calibration, np.float64)
     if calibration.ndim != 1 or not len(calibration) or np.isnan(calibration).any():
         raise ValueError(
-            f"The calibration scores have shape {calibration.shape} and {np.isnan(calibration).sum()} of "
-            "them are no numbers: give one number for each of at least one normal row."
+            f"The calibration scores have shape {calibration.shape}, and {np.isnan(calibration).sum()} of "
+            "them are NaN: give one number for each of at least one normal row."
         )
     return calibration

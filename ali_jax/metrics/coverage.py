@@ -1,14 +1,14 @@
-"""How many modes a model has, and how many different things it makes: estimates that say what they estimate.
+"""Estimates, with intervals, of how many modes a model covers and how many different samples it makes.
 
-A count of modes rises with the number of samples and falls with the errors of whoever reads the modes off, so
-that a bare count means little. Three questions have an answer with an interval each:
+A bare count of modes means little: it rises with the number of samples, and errors of the classifier
+change it. Each function answers a question that does not depend on these:
 
-    expected_modes    how many modes do n samples hit, on average over samples?
+    expected_modes    how many modes do n samples hit, on average?
     frequent_modes    how many modes have at least a given probability?
-    chao              how many modes are there at all, seen or not?
+    chao              how many modes are there in all, seen or unseen?
 
-Intervals are of nominal coverage `level` or more. The percentile bootstrap is not among them: modes that were
-not seen are never drawn again, so that it misses the truth nearly always.
+Intervals have at least the nominal coverage `level`. A percentile bootstrap would hardly ever cover the
+truth, since it cannot draw modes that were not seen.
 """
 
 from typing import Any, NamedTuple
@@ -36,9 +36,9 @@ class Interval(NamedTuple):
 def expected_modes(counts: np.ndarray, *, level: float = LEVEL) -> Interval:
     """Estimate sum_k P(n samples hit mode k) from counts [R, K] of R independent batches of n samples.
 
-    Clopper and Pearson's interval for the R K indicators of a hit. They have K different probabilities, and
-    are negatively dependent within a batch: both make their sum less dispersed than a binomial one (Hoeffding
-    1956), so that the interval is conservative. Errors in reading the modes off are not accounted for.
+    The interval is Clopper and Pearson's for the R K indicators of a hit. They have K different probabilities
+    and are negatively dependent within a batch. Both make their sum less dispersed than a binomial variable
+    (Hoeffding 1956), so that the interval is conservative. It does not account for errors of the classifier.
     """
     hits: Any = np.asarray(counts) > 0
     if hits.ndim != 2 or not hits.size:
@@ -49,16 +49,17 @@ def expected_modes(counts: np.ndarray, *, level: float = LEVEL) -> Interval:
 
 
 class Reading(NamedTuple):
-    """Bounds, all at once, on how a classifier reads K modes."""
+    """Simultaneous bounds on the errors of a classifier of K modes."""
 
-    kept: np.ndarray  # [K] at least this share of a mode is read as that mode
-    inflow: np.ndarray  # [K] at most this share of any other mode is read as it
+    recall: np.ndarray  # [K] at least this share of a mode is classified as that mode
+    inflow: np.ndarray  # [K] at most this share of any other mode is classified as it
 
 
 def reading_bounds(confusion: np.ndarray, *, level: float = LEVEL) -> Reading:
-    """Bound a classifier's errors from counts [K, K] of (true, read) labels that it was not trained on.
+    """Bound a classifier's errors from counts [K, K] of (true, predicted) labels on unseen data.
 
-    Exact binomial bounds with Bonferroni's correction: half of the error for `kept`, half for `inflow`.
+    The bounds are exact binomial ones with Bonferroni's correction: half of the error goes to `recall`
+    and half to `inflow`.
     """
     confusion = np.asarray(confusion)
     size, totals = len(confusion), confusion.sum(axis=1)
@@ -68,9 +69,10 @@ def reading_bounds(confusion: np.ndarray, *, level: float = LEVEL) -> Reading:
             "2, with a labelled example of every mode."
         )
     alpha = 1 - level
-    kept, _ = _binomial(np.diagonal(confusion), totals, alpha / size)  # of two tails one is used: alpha / 2
-    _, read = _binomial(confusion, totals[:, None], alpha / (size * (size - 1)))
-    return Reading(kept, np.where(np.eye(size, dtype=bool), 0.0, read).max(axis=0))
+    # One of the two tails is used, so that the error of each half is alpha / 2.
+    recall, _ = _binomial(np.diagonal(confusion), totals, alpha / size)
+    _, predicted = _binomial(confusion, totals[:, None], alpha / (size * (size - 1)))
+    return Reading(recall, np.where(np.eye(size, dtype=bool), 0.0, predicted).max(axis=0))
 
 
 def frequent_modes(
@@ -83,10 +85,12 @@ def frequent_modes(
 ) -> Interval:
     """Estimate how many modes have probability `least` or more, from counts [K] among n samples.
 
-    Exact bounds for each mode's probability, at once by Bonferroni's correction: `low` modes surely have it,
-    and no more than `high` can. With `confusion`, held-out counts [K, K] of (true, read) labels, half of the
-    error goes into `reading_bounds`, and a mode's probability p follows from that of being read, r:
-    (r - inflow) / (1 - inflow) <= p <= r / kept.
+    Each mode's probability has exact bounds, simultaneous by Bonferroni's correction: `low` modes reach
+    `least` by their lower bound, `high` modes by their upper bound. With `confusion`, counts [K, K] of
+    (true, predicted) labels on held-out data, half of the error goes to `reading_bounds`, and the
+    probability p of a mode is bounded by that of being classified as it, r:
+
+        (r - inflow) / (1 - inflow) <= p <= r / recall
     """
     counts = np.asarray(counts)
     if counts.ndim != 1 or not 0 <= counts.sum() <= n or n < 1:
@@ -99,16 +103,17 @@ def frequent_modes(
     low, high = _binomial(counts, n, alpha / len(counts))
     low = (low - reading.inflow) / (1 - reading.inflow)
     with np.errstate(divide="ignore"):
-        high = high / reading.kept
+        high = high / reading.recall
     frequent = [float(np.sum(bound >= least)) for bound in (counts / n, low, high)]
     return Interval(*frequent)
 
 
 def chao(counts: np.ndarray, *, level: float = LEVEL) -> Interval:
-    """Estimate the number of modes, seen or not, from counts [K] of those that may be seen (Chao 1987).
+    """Estimate the number of modes, seen or unseen, from counts [K] (Chao 1987).
 
-    S + f1^2 / 2 f2 for S modes seen, f1 of them once and f2 twice, with her log-normal interval. What it
-    estimates is a lower bound, reached where the unseen modes are as likely as those seen once.
+    The estimate is S + f1^2 / 2 f2 for S modes seen, f1 of them once and f2 twice, with her log-normal
+    interval. It estimates a lower bound on the number, which is attained if unseen modes are as likely as
+    those seen once.
     """
     counts = np.asarray(counts)
     seen, once, twice = (float(np.sum(which)) for which in (counts > 0, counts == 1, counts == 2))
@@ -127,26 +132,27 @@ def chao(counts: np.ndarray, *, level: float = LEVEL) -> Interval:
 
 
 def duplicate_threshold(test: np.ndarray, train: np.ndarray, *, share: float = 0.01) -> float:
-    """Return the distance below which two rows count as one: such that `share` of test has a twin in train.
+    """Return the distance below which two rows count as duplicates.
 
-    It is that quantile of the Euclidean distances from test [N, *X] to the nearest row of train [M, *X].
+    It is the quantile `share` of the Euclidean distances from test [N, *X] to the nearest row of train
+    [M, *X]: that share of test has a twin in train.
     """
     _, distances = nearest(test.reshape(len(test), -1), train.reshape(len(train), -1))
     return float(np.quantile(distances, share))
 
 
 def twins(rows: np.ndarray, threshold: float, references: np.ndarray | None = None) -> np.ndarray:
-    """Count for each row [N, *X] the rows of references [M, *X] within the threshold.
+    """Count the rows of references [M, *X] within the threshold of each row [N, *X].
 
-    Without references: the other rows. What is no number has no twin.
+    Without references, count the other rows. Rows that are not finite have no twin.
     """
-    own = references is None
-    others = jnp.asarray((rows if own else references).reshape(len(rows if own else references), -1))
-    half_squares = jnp.sum(others**2, axis=1) / 2
+    others = rows if references is None else references
+    flat = jnp.asarray(others.reshape(len(others), -1))
+    half_squares = jnp.sum(flat**2, axis=1) / 2
     counts = map_blocks(
-        lambda block: _close(others, half_squares, block, threshold), rows.reshape(len(rows), -1)
+        lambda block: _close(flat, half_squares, block, threshold), rows.reshape(len(rows), -1)
     )
-    return np.maximum(counts - 1, 0) if own else counts
+    return np.maximum(counts - 1, 0) if references is None else counts
 
 
 @jax.jit
@@ -157,20 +163,21 @@ def _close(references: Array, half_squares: Array, rows: Array, threshold: float
 
 
 def effective_support(twins: np.ndarray, *, level: float = LEVEL) -> Interval:
-    """Estimate 1 / sum_k p_k^2 by the birthday paradox: how many equally likely things would repeat as often.
+    """Estimate the effective support 1 / sum_k p_k^2 from duplicates, as in the birthday problem.
+
+    It is the number of equally likely things that would repeat as often. Among n samples, the expected
+    number D of pairs of twins is n (n - 1) / 2 sum_k p_k^2. The interval is that of a Poisson variable D,
+    widened where few things repeat often: then Var D / E D exceeds 1 by 2 (n - 2)(s3 / s2 - s2), where
+    s_j = sum_k p_k^j is estimated from pairs and triples of twins. Without twins it has no upper end.
 
     Args:
-      twins: [n] how many of the other samples each one repeats, from `twins`.
+      twins: [n] number of other samples that are twins of each one, from `twins`.
       level: of the interval.
-
-    D pairs among n (n - 1) / 2 are expected to be n (n - 1) / 2 sum_k p_k^2. The interval is Poisson's for D,
-    widened where few things repeat often: then Var D / E D exceeds 1 by 2 (n - 2)(s3 / s2 - s2), with
-    s_j = sum_k p_k^j, estimated from pairs and triples of twins. Without twins it has no upper end.
     """
     degrees = np.asarray(twins, np.float64)
     n = len(degrees)
     if n < 3:
-        raise ValueError(f"There are {n} samples: give three or more.")
+        raise ValueError(f"The number of samples is {n}: give three or more.")
     compared, close = n * (n - 1) / 2, degrees.sum() / 2
     dispersion = 1.0
     if close:
@@ -181,14 +188,17 @@ def effective_support(twins: np.ndarray, *, level: float = LEVEL) -> Interval:
 
 
 def cross_support(twins: np.ndarray, references: int, *, level: float = LEVEL) -> Interval:
-    """Estimate the same from twins [N] of each row among as many references of a second sample."""
+    """Estimate the effective support from the twins [N] of each row among the rows of a second sample."""
     compared, close = len(twins) * references, float(np.sum(twins))
     low, high = _poisson(close, 1 - level)
     return Interval(*(compared / end if end else np.inf for end in (close, high, low)))
 
 
 def _binomial(successes: np.ndarray, n: np.ndarray | int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return Clopper and Pearson's exact interval, alpha / 2 beyond either end."""
+    """Return Clopper and Pearson's exact intervals, with alpha / 2 beyond either end.
+
+    SciPy's `binomtest` gives the same for a single count.
+    """
     failures = n - successes
     low = np.where(successes > 0, beta.ppf(alpha / 2, np.maximum(successes, 1), failures + 1), 0.0)
     high = np.where(failures > 0, beta.ppf(1 - alpha / 2, successes + 1, np.maximum(failures, 1)), 1.0)
@@ -196,6 +206,6 @@ def _binomial(successes: np.ndarray, n: np.ndarray | int, alpha: float) -> tuple
 
 
 def _poisson(count: float, alpha: float) -> tuple[float, float]:
-    """Return Garwood's exact interval for the expectation, alpha / 2 beyond either end."""
+    """Return Garwood's exact interval for the expectation, with alpha / 2 beyond either end."""
     low = chi2.ppf(alpha / 2, 2 * count) / 2 if count else 0.0
     return float(low), float(chi2.ppf(1 - alpha / 2, 2 * count + 2) / 2)

@@ -1,13 +1,14 @@
 """How well a score ranks anomalous rows above normal ones, with intervals over the rows.
 
-Scores are anomaly scores: large is anomalous. The intervals are those of other test rows from the same
-source; what another seed of the training would change is not in them.
+Scores are anomaly scores: large is anomalous. The intervals are for the choice of the test rows. They do not
+contain the variation over training seeds.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
 
 class Estimate(NamedTuple):
@@ -21,7 +22,8 @@ class Estimate(NamedTuple):
 def auroc(normal: np.ndarray, anomalous: np.ndarray, *, level: float = 0.95) -> Estimate:
     """Return the probability that an anomalous score [M] exceeds a normal one [N], ties counting half.
 
-    The interval is that of DeLong et al. (1988), on the logit scale; at 0 or 1 it has no width.
+    The interval is that of DeLong et al. (1988), on the logit scale; at 0 or 1 it has no width. The area
+    itself, which equals scikit-learn's, is the mean of the terms whose variance the interval needs.
     """
     normal, anomalous = _checked(normal), _checked(anomalous)
     n, m = len(normal), len(anomalous)
@@ -40,23 +42,20 @@ def auroc(normal: np.ndarray, anomalous: np.ndarray, *, level: float = 0.95) -> 
 
 
 def average_precision(normal: np.ndarray, anomalous: np.ndarray) -> float:
-    """Return the area under precision against recall as a step function, anomalous [M] being the positives.
+    """Return the average precision of scores, normal [N] and anomalous [M], the latter being the positives.
 
-    sum over thresholds of (recall - recall before) x precision, scikit-learn's. Its value for a useless
-    score is M / (N + M), so that numbers at different shares of anomalies do not compare.
+    It is the sum over thresholds of (recall - previous recall) x precision. A useless score has M / (N + M):
+    numbers are comparable only for the same share of anomalies.
     """
     scores = np.concatenate([_checked(normal), _checked(anomalous)])
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(order >= len(normal))
-    last = np.append(np.diff(scores[order]) != 0, True)  # of those that share a score
-    precision = hits[last] / (np.flatnonzero(last) + 1)
-    return float(np.sum(np.diff(hits[last], prepend=0) * precision) / len(anomalous))
+    truth = np.repeat([0, 1], [len(normal), len(anomalous)])
+    return float(average_precision_score(truth, stats.rankdata(scores)))  # ranks, for scores may be infinite
 
 
 def average_precision_interval(
     normal: np.ndarray, anomalous: np.ndarray, *, level: float = 0.95, draws: int = 400, seed: int = 0
 ) -> Estimate:
-    """Return the average precision with the percentiles of a bootstrap over rows, the classes apart."""
+    """Return the average precision with a percentile bootstrap over rows, normal and anomalous ones apart."""
     rng = np.random.default_rng(seed)
     values = [
         average_precision(rng.choice(normal, len(normal)), rng.choice(anomalous, len(anomalous)))
@@ -70,7 +69,7 @@ def _checked(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or len(scores) < 2 or np.isnan(scores).any():
         raise ValueError(
-            f"Scores of shape {scores.shape} with {np.isnan(scores).sum()} that are no numbers: give one "
-            "number per row, for two rows or more of each kind."
+            f"Scores of shape {scores.shape}, {np.isnan(scores).sum()} of them NaN: give one number per row, "
+            "for two or more rows of each kind."
         )
     return scores

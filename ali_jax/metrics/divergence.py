@@ -1,8 +1,8 @@
-"""How far apart the two joints are: the divergence that ALI minimises, bounded by a discriminator of its own.
+"""A lower bound on the Jensen-Shannon divergence of the two joints, which ALI minimises.
 
-For any discriminator D, log 2 minus its cross-entropy on held-out pairs is in expectation at most
-JSD(q(x, z), p(x, z)), with equality for log D/(1 - D) = log q/p. The critic is trained afresh on the final
-model's pairs: the discriminator of the game lags behind what it has taught.
+For any discriminator D, the expectation of log 2 minus its cross-entropy on held-out pairs is at most
+JSD(q(x, z), p(x, z)), with equality for log D/(1 - D) = log q/p. The critic is a new discriminator that is
+trained on pairs of the final model: the one of the game was trained on those of a model still changing.
 """
 
 import functools
@@ -24,24 +24,24 @@ Critic: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x [N, *X],
 
 BATCH_SIZE = 128  # of either kind
 STEPS = 4_000
-CHECK_EVERY = 100  # steps between looks at the validation pairs
-PATIENCE = 10  # looks without a better one, after which training stops
+CHECK_EVERY = 100  # steps between evaluations on the validation pairs
+PATIENCE = 10  # evaluations without improvement after which training stops
 LEARNING_RATE = 1e-3
 
 
 class Divergence(NamedTuple):
-    """What a critic finds on held-out pairs."""
+    """The performance of a critic on held-out pairs."""
 
-    accuracy: float  # 1/2 where it sees no difference
-    jensen_shannon: float  # nats; a lower bound in expectation: at most log 2, below 0 for a bad critic
+    accuracy: float  # 1/2 for a critic that sees no difference
+    jensen_shannon: float  # nats; in expectation a lower bound, at most log 2; negative for a bad critic
     standard_error: float  # of jensen_shannon, over the held-out pairs
 
 
 def jensen_shannon_bound(q: np.ndarray, p: np.ndarray) -> Divergence:
     """Return log 2 - 1/2 (mean softplus(-s_q) + mean softplus(s_p)) for logits q [N] and p [M].
 
-    q are those of (x, z_hat), p those of (x_tilde, z); none may have been trained on. A logit of 0 counts
-    half in the accuracy.
+    q are those of (x, z_hat), p those of (x_tilde, z), and the critic must not have been trained on these
+    pairs. A logit of 0 counts half in the accuracy.
     """
     right = [np.mean(np.sign(s) + 1) / 2 for s in (q, -p)]
     losses = [np.logaddexp(0, -s.astype(np.float64)) for s in (q, -p)]
@@ -55,8 +55,8 @@ def joint_divergence(
 ) -> Divergence:
     """Train a critic on `train`, stop it by `validation`, and bound the divergence with it on `held_out`.
 
-    The three hold arrays of the host; no x and no z of one may stand in another, else the bound is none.
-    Where one holds what is no number, so is the result.
+    The three contain numpy arrays and must not share any x or z, else the bound is not valid. The result
+    is NaN if any of them is not finite.
     """
     if not all(np.isfinite(array).all() for array in jax.tree.leaves((train, validation, held_out))):
         return Divergence(np.nan, np.nan, np.nan)
@@ -66,11 +66,11 @@ def joint_divergence(
 
 
 def train_critic(train: Pairs, validation: Pairs, *, seed: int = 0, steps: int = STEPS) -> Critic:
-    """Train a discriminator on pairs [N, ...] and return its logits as a function of x and z (beside it y).
+    """Train a discriminator on pairs [N, ...] and return its logits as a function of x and z, y appended.
 
-    Adam with cosine decay, 128 pairs of either kind a step; the parameters with the least cross-entropy on
-    the validation pairs are kept. x is standardised by the data's mean and deviation per element. The network
-    is a perceptron on x and z, with two convolutions before it for images of 16 pixels or more.
+    Adam with cosine decay, 128 pairs of either kind a step. The parameters with the lowest cross-entropy
+    on the validation pairs are used. x is standardised by the data's mean and deviation per element. The
+    network is a perceptron on x and z, after two convolutions for images of 16 pixels or more.
     """
     platform = platform_of()
     jit = functools.partial(jax.jit, compiler_options=compiler_options(platform))
@@ -79,8 +79,8 @@ def train_critic(train: Pairs, validation: Pairs, *, seed: int = 0, steps: int =
 
     def logits(params: PyTree, x: Array, z: Array) -> Array:
         standard = (x - mean.astype(np.float32)) / np.maximum(std, 1e-2 * std.max()).astype(np.float32)
-        found: Any = network.apply({"params": params}, standard, z)
-        return found
+        output: Any = network.apply({"params": params}, standard, z)
+        return output
 
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
     key_init, key_rows = jax.random.split(jax.random.key(seed))
@@ -104,15 +104,15 @@ def train_critic(train: Pairs, validation: Pairs, *, seed: int = 0, steps: int =
         params, opt_state = run(params, opt_state, data, i)
         if (i + 1) % CHECK_EVERY == 0:
             critic = functools.partial(map_blocks, functools.partial(apply, params))
-            found = jensen_shannon_bound(*(critic(x, _codes(validation, z)) for x, z in _kinds(validation)))
-            best = best.updated(params, found.jensen_shannon)
+            score = jensen_shannon_bound(*(critic(x, _codes(validation, z)) for x, z in _kinds(validation)))
+            best = best.updated(params, score.jensen_shannon)
             if best.age == PATIENCE:
                 break
     return functools.partial(map_blocks, functools.partial(apply, best.params))
 
 
 class _Best(NamedTuple):
-    """The best parameters so far, and how many looks ago they were found."""
+    """The best parameters so far, and the number of evaluations since."""
 
     params: PyTree
     bound: float
@@ -123,7 +123,7 @@ class _Best(NamedTuple):
 
 
 class _Network(nn.Module):
-    """The logit [B] of standardised x [B, *X] and z [B, Z]; each has a layer of its own, lest x drown z."""
+    """The logit [B] of standardised x [B, *X] and z [B, Z], each after a layer of its own, as x is larger."""
 
     x_layers: tuple[Layer, ...]
     lowering: Lowering
@@ -145,9 +145,10 @@ def _x_layers(shape: tuple[int, ...]) -> tuple[Layer, ...]:
 
 
 def _kinds(pairs: Pairs) -> list[tuple[Any, Any]]:
+    """Return x and z of the encoder's and of the decoder's pairs."""
     return [(pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z)]
 
 
 def _codes(pairs: Pairs, z: Any) -> np.ndarray:
-    """Return z [N, Z], with the conditions beside it where there are any."""
+    """Return z [N, Z], with the conditions appended if there are any."""
     return np.asarray(z) if pairs.y is None else np.concatenate([z, pairs.y], axis=1)

@@ -1,8 +1,8 @@
 """Frechet and kernel distances between features of two sets of images (FID and KID), with their provenance.
 
-The extractor is the caller's. A distance means something only beside its extractor, resizing, sample count
-and the other fields of `Provenance`: `table` refuses numbers that do not share them. Statistics are float64,
-on the host; those of parts of a set merge to those of the whole.
+The caller extracts the features. Distances are comparable only for the same extractor, resizing, sample count
+and other fields of `Provenance`: `table` refuses numbers that differ in them. Statistics are float64, on the
+host. Those of the parts of a set merge into those of the whole.
 """
 
 import functools
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 
 class KernelDistance(NamedTuple):
-    """A number and its standard error."""
+    """The kernel distance and its standard error."""
 
     value: float
     error: float
@@ -38,16 +38,16 @@ class Provenance(NamedTuple):
     """What a distance depends on besides the two sets of images."""
 
     extractor: str  # such as "classifier" or "inception"
-    resize: str  # how images are brought to the extractor's size
+    resize: str  # how images are resized for the extractor
     count: int  # of samples
-    split: str  # what they are compared with: data set and split
+    split: str  # data set and split that the samples are compared with
     seed: str  # of the samples: the PRNG key's numbers
     weights: str  # such as raw or ema
     batch_norm: str  # running | batch | none: the statistics in the decoder
 
 
 class Measurement(NamedTuple):
-    """A distance as it stands in tables."""
+    """A distance with its provenance, as tables show it."""
 
     value: float
     provenance: Provenance
@@ -62,10 +62,10 @@ def moments(features: np.ndarray) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Return the moments of two sets together (Chan et al., 1979)."""
+    """Return the moments of the union of two sets (Chan et al., 1979)."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(
-            f"Moments of {len(a.mean)} and of {len(b.mean)} features do not merge: take one extractor."
+            f"Moments of {len(a.mean)} and of {len(b.mean)} features do not merge: use one extractor."
         )
     count = a.count + b.count
     offset = b.mean - a.mean
@@ -74,7 +74,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def stream(blocks: Iterable[np.ndarray]) -> Moments:
-    """Return the moments of all blocks of features [n, F], holding one at a time."""
+    """Return the moments of all blocks of features [n, F], with one block at a time in memory."""
     return functools.reduce(merge, map(moments, blocks))
 
 
@@ -83,13 +83,13 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
         |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^{1/2} C_b C_a^{1/2})^{1/2})
 
-    The last trace is the sum of the singular values of C_a^{1/2} C_b^{1/2}: no square root is taken of a
-    matrix whose eigenvalues are zero up to rounding. Moments that are not finite give nan. The distance of
-    finite samples is too large, by an amount that falls with their number: compare at equal numbers.
+    The last trace is the sum of the singular values of C_a^{1/2} C_b^{1/2}, which avoids the square root of a
+    matrix whose eigenvalues are zero up to rounding. Moments that are not finite give NaN. The distance is
+    biased upwards, and less for more samples: compare at equal numbers of samples.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(
-            f"Moments of {len(a.mean)} and of {len(b.mean)} features have no distance: take one extractor."
+            f"Moments of {len(a.mean)} and of {len(b.mean)} features have no distance: use one extractor."
         )
     covariances = a.covariance, b.covariance
     if not all(np.isfinite(array).all() for array in (a.mean, b.mean, *covariances)):
@@ -103,16 +103,17 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def kernel_distance(a: np.ndarray, b: np.ndarray, *, blocks: int = 10) -> KernelDistance:
     """Return KID of features a [N, F] and b [M, F]: the unbiased squared MMD of the kernel (x.y / F + 1)^3.
 
-    The mean over `blocks` disjoint parts of both sets, and its standard error: sd over blocks / sqrt(blocks).
-    Unbiased: its expectation is 0 for two samples of one law, whatever their number, and it may be negative.
-    Rows must be in random order; those that do not fill a part are left out.
+    The value is the mean over `blocks` disjoint parts of both sets; its standard error is their standard
+    deviation / sqrt(blocks). It is unbiased: for two samples of one distribution the expectation is 0 at
+    any number of samples, and the value may be negative. Rows must be in random order. Rows that do not
+    fill a part are left out.
     """
     a, b = _checked(a), _checked(b)
     size = min(len(a), len(b)) // blocks
     if blocks < 2 or size < 2 or a.shape[1] != b.shape[1]:
         raise ValueError(
-            f"Features of shape {a.shape} and {b.shape} cannot be divided into {blocks} blocks: give as many "
-            "features of both, two blocks or more, and two rows per block or more."
+            f"Features of shape {a.shape} and {b.shape} cannot be divided into {blocks} blocks: give equally "
+            "many features, two or more blocks, and two or more rows per block."
         )
     parts = [
         _squared_mmd(x, y)
@@ -126,35 +127,35 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, *, blocks: int = 10) -> Kernel
 
 
 def disagree(a: float, b: float, floor: float) -> bool:
-    """Tell whether two distances of one model differ by more than sampling explains.
+    """Whether two distances of one model differ by more than sampling explains.
 
-    By more than half of the smaller one and more than the floor, the distance between real sets. A rule of
-    thumb: at equal numbers of samples, distances repeat within a few per cent.
+    A rule of thumb: they do if the difference exceeds half of the smaller one plus `floor`, the distance
+    between two real sets. At equal numbers of samples, distances are reproducible within a few per cent.
     """
     return abs(a - b) > 0.5 * min(a, b) + max(floor, 0.0)
 
 
 def table(rows: Mapping[str, Measurement], *, compared: Sequence[str] = ()) -> str:
-    """Return a Markdown table of distances, with their common provenance under it.
+    """Return a Markdown table of distances, with their common provenance below it.
 
     Args:
-      rows: by the names of the first column.
-      compared: fields of the provenance that may differ, each a column: what the table is about.
+      rows: measurements by the names in the first column.
+      compared: fields of the provenance that may differ; each becomes a column.
 
     Raises:
-      ValueError: the provenance differs in another field; the message names it.
+      ValueError: the provenance differs in another field, which the message names.
     """
     if unknown := set(compared) - set(Provenance._fields):
         raise ValueError(f"Provenance has no {', '.join(unknown)}, but {', '.join(Provenance._fields)}.")
     first = next(iter(rows.values())).provenance._asdict()
     for name, row in rows.items():
-        found = row.provenance._asdict()
-        differing = [key for key in first if key not in compared and found[key] != first[key]]
+        other = row.provenance._asdict()
+        differing = [key for key in first if key not in compared and other[key] != first[key]]
         if differing:
-            fields = "; ".join(f"{key}: {first[key]} and {found[key]}" for key in differing)
+            fields = "; ".join(f"{key}: {first[key]} and {other[key]}" for key in differing)
             raise ValueError(
-                f"{next(iter(rows))!r} and {name!r} cannot stand in one table, as their provenance differs "
-                f"({fields}): measure them alike, or name what is compared."
+                f"{next(iter(rows))!r} and {name!r} cannot be in one table, as their provenance differs "
+                f"({fields}): measure them alike, or name these fields in `compared`."
             )
     lines = [["", *compared, "distance"], ["---", *["---"] * len(compared), "---:"]]
     for name, row in rows.items():

@@ -1,7 +1,7 @@
-"""The linear-Gaussian model, of which everything is known: z ~ N(0, I), x = W z + b + tau eta, eta ~ N(0, I).
+"""The linear-Gaussian model, whose posterior is known: z ~ N(0, I), x = W z + b + tau eta, eta ~ N(0, I).
 
-With a decoder of this form a trained encoder can be held against the exact posterior, and a discriminator's
-logit against the exact log ratio of the joints. Without the noise neither exists.
+With such a decoder, a trained encoder can be compared with the exact posterior, and a discriminator's
+logit with the exact log ratio of the joints. Without the noise neither exists.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class LinearGaussian(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """A normal distribution, or N of them that share their covariance."""
+    """A normal distribution, or N of them with one covariance."""
 
     mean: np.ndarray  # [Z] or [N, Z]
     covariance: np.ndarray  # [Z, Z]
@@ -63,10 +63,11 @@ def kl_of_moments(mean: np.ndarray, sigma: np.ndarray, target: Gaussian) -> floa
 
 
 def kl_of_codes(codes: np.ndarray, target: Gaussian) -> float:
-    """Estimate the average over x of KL(q(z | x) || target) from codes [M, N, Z], M of each x; q is normal.
+    """Estimate the average over x of KL(q(z | x) || target) from codes [M, N, Z], M of each x, for normal q.
 
-    It is unbiased: from the plug-in estimate with each x's mean and covariance the expected excess is taken.
-    Infinite, or large, where the codes of an x fill no volume. M must exceed Z.
+    The estimate is unbiased: its expected excess is subtracted from the plug-in estimate, which uses the mean
+    and covariance of each x's codes. It is infinite or large where the codes of an x span no volume. M must
+    exceed Z.
     """
     m, _, size = codes.shape
     if m <= size:
@@ -98,12 +99,12 @@ def calibration(decoder: LinearGaussian, x: np.ndarray, z: np.ndarray, codes: np
     Args:
       decoder: p(x, z).
       x: [N, D] drawn from it.
-      z: [N, Z] the draws behind x.
-      codes: [M, N, Z] of q(z | x), M of each x.
+      z: [N, Z] the draws that x was made from.
+      codes: [M, N, Z] drawn from q(z | x), M for each x.
 
-    If q(z | x) = p(z | x), the rank of f(z) among the M values f(code) is uniform, for every f: coordinates
-    (z0, z1, ...) and what joins them, |z|^2 (norm) and log p(z | x) (density). The test is chi-squared over
-    the M + 1 ranks, joined to at most 20.
+    If q(z | x) = p(z | x), the rank of f(z) among the M values f(code) is uniform for every f. Tested are the
+    coordinates (z0, z1, ...) and two functions of all of them, |z|^2 (norm) and log p(z | x) (density). The
+    test is chi-squared over the M + 1 ranks, merged into at most 20 bins.
     """
     exact = posterior(decoder, x)
     precision = np.linalg.inv(exact.covariance)
@@ -112,30 +113,31 @@ def calibration(decoder: LinearGaussian, x: np.ndarray, z: np.ndarray, codes: np
         off = z - exact.mean
         return -np.einsum("...i,ij,...j->...", off, precision, off)
 
-    found = {f"z{i}": _uniformity(z[:, i], codes[:, :, i]) for i in range(z.shape[1])}
-    found["norm"] = _uniformity(np.sum(z**2, axis=-1), np.sum(codes**2, axis=-1))
-    found["density"] = _uniformity(density(z), density(codes))
-    return found
+    p_values = {f"z{i}": _uniformity(z[:, i], codes[:, :, i]) for i in range(z.shape[1])}
+    p_values["norm"] = _uniformity(np.sum(z**2, axis=-1), np.sum(codes**2, axis=-1))
+    p_values["density"] = _uniformity(density(z), density(codes))
+    return p_values
 
 
 def _uniformity(truth: np.ndarray, draws: np.ndarray) -> float:
+    """Return the p-value of uniform ranks of truth [N] among draws [M, N]."""
     ranks = np.sum(draws < truth[None], axis=0)
-    joined = -(-(len(draws) + 1) // 20)
-    bins = -(-(len(draws) + 1) // joined)
-    sizes = np.bincount(np.arange(len(draws) + 1) // joined, minlength=bins)
-    counts = np.bincount(ranks // joined, minlength=bins)
+    per_bin = -(-(len(draws) + 1) // 20)
+    bins = -(-(len(draws) + 1) // per_bin)
+    sizes = np.bincount(np.arange(len(draws) + 1) // per_bin, minlength=bins)
+    counts = np.bincount(ranks // per_bin, minlength=bins)
     return float(scipy.stats.chisquare(counts, len(truth) * sizes / sizes.sum()).pvalue)
 
 
 class LogitFit(NamedTuple):
-    """How a discriminator's logit follows the exact log ratio."""
+    """How closely a discriminator's logit follows the exact log ratio."""
 
     slope: float  # of the regression of the logit on the ratio; 1 for the best discriminator
     correlation: float
 
 
 def logit_fit(logits: np.ndarray, ratios: np.ndarray, *, limit: float = 4.0) -> LogitFit:
-    """Regress logits [N] on log ratios [N] over pairs with |ratio| < limit; beyond, one kind is too rare."""
+    """Regress logits [N] on log ratios [N] where |ratio| < limit; beyond, pairs of one kind are rare."""
     near = np.abs(ratios) < limit
     fit: Any = scipy.stats.linregress(ratios[near], logits[near])
     return LogitFit(float(fit.slope), float(fit.rvalue))

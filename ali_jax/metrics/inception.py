@@ -1,8 +1,8 @@
-"""The Inception-v3 that FID is quoted with, from a local file of its weights.
+"""The Inception-v3 of published FIDs, with weights from a local file.
 
-The network of 2015-12-05 as pytorch-fid and torch-fidelity have it: average pools that leave out the padding,
-and a maximum pool in the last block. The file `pt_inception-2015-12-05-6726825d.pth` that both distribute is
-converted once, where torch is installed, so that no pickle is read here:
+It is the network of 2015-12-05 as in pytorch-fid and torch-fidelity: average pools exclude the padding,
+and the last block has a maximum pool. Both distribute the file `pt_inception-2015-12-05-6726825d.pth`.
+Convert it once, where torch is installed, so that no pickle is read here:
 
     state = torch.load("pt_inception-2015-12-05-6726825d.pth", weights_only=True)
     numpy.savez("inception.npz", **{name: value.numpy() for name, value in state.items()})
@@ -42,31 +42,31 @@ _Conv: TypeAlias = Callable[[Array, str, int, tuple[int, int], int, bool], Array
 
 
 def load(path: str | Path) -> Params:
-    """Read the weights from an .npz file with the names and shapes of `file_shapes`; more may be there.
+    """Read the weights from an .npz file with the names and shapes of `file_shapes`; others are ignored.
 
     Raises:
-      ValueError: there is no such file, it is no .npz of arrays, or a name or shape is not as it should be.
+      ValueError: the file is missing or not an .npz file of arrays, or a name is missing or a shape is wrong.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file_shapes() if name in file}
+            weights = {name: file[name] for name in file_shapes() if name in file}
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no .npz file of arrays ({error}): convert the weights as the docstring of "
+            f"{path} is not an .npz file of arrays ({error}): convert the weights as the docstring of "
             "ali_jax.metrics.inception says."
         ) from None
     for name, shape in file_shapes().items():
-        found = held[name].shape if name in held else "none"
-        if found != shape:
+        given = weights[name].shape if name in weights else "none"
+        if given != shape:
             raise ValueError(
-                f"{path}: {name} has shape {found}; in pt_inception-2015-12-05 it is {shape}. Convert that "
+                f"{path}: {name} has shape {given}; in pt_inception-2015-12-05 it is {shape}. Convert that "
                 "file, as the docstring of ali_jax.metrics.inception says."
             )
-    return {name: _folded(held, name) for name in kernel_shapes()}
+    return {name: _folded(weights, name) for name in kernel_shapes()}
 
 
 def features(params: Params, x: Array) -> Array:
-    """Return [B, 2048], the input of the last linear layer, for images x [B, H, W, 1 or 3] in [0, 1]."""
+    """Return the input [B, 2048] of the last linear layer for images x [B, H, W, 1 or 3] in [0, 1]."""
     if x.ndim != 4 or x.shape[-1] not in (1, 3):
         raise ValueError(f"Inception takes images [B, H, W, 1 or 3]; these have shape {x.shape}.")
     x = jnp.broadcast_to(x, (*x.shape[:3], 3))
@@ -86,21 +86,21 @@ def features(params: Params, x: Array) -> Array:
 
 @functools.cache
 def kernel_shapes() -> dict[str, tuple[int, int, int, int]]:
-    """Return the shapes (h, w, C, F) of all kernels, by the names of their layers, in their order."""
-    found = {}
+    """Return the shapes (h, w, C, F) of all kernels by the names of their layers, in order."""
+    shapes = {}
 
     def conv(x: Array, name: str, maps: int, kernel: tuple[int, int], stride: int, padded: bool) -> Array:
-        found[name] = (*kernel, x.shape[-1], maps)
+        shapes[name] = (*kernel, x.shape[-1], maps)
         around = [2 * (n // 2) if padded else 0 for n in kernel]
         size = [(n + p - k) // stride + 1 for n, p, k in zip(x.shape[1:3], around, kernel, strict=True)]
         return jnp.zeros((x.shape[0], *size, maps))
 
     jax.eval_shape(functools.partial(_network, conv), jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
-    return found
+    return shapes
 
 
 def file_shapes() -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the arrays that the file must have: kernels are [F, C, h, w] there."""
+    """Return the names and shapes of the arrays that the file must contain; its kernels are [F, C, h, w]."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (height, width, channels, maps) in kernel_shapes().items():
         shapes[f"{name}.conv.weight"] = (maps, channels, height, width)
@@ -108,15 +108,16 @@ def file_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _folded(held: dict[str, np.ndarray], name: str) -> Layer:
-    gain, bias, mean, variance = (held[f"{name}.bn.{key}"].astype(np.float64) for key in STATISTICS)
+def _folded(weights: dict[str, np.ndarray], name: str) -> Layer:
+    """Return a layer with its batch norm folded into scale and offset."""
+    gain, bias, mean, variance = (weights[f"{name}.bn.{key}"].astype(np.float64) for key in STATISTICS)
     scale = gain / np.sqrt(variance + EPSILON)
-    kernel = held[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
+    kernel = weights[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
     return Layer(*(jnp.asarray(array, jnp.float32) for array in (kernel, scale, bias - mean * scale)))
 
 
 def _network(conv: _Conv, x: Array) -> Array:
-    """Return the features of x [B, 299, 299, 3] in [-1, 1], with every layer left to `conv`."""
+    """Return the features of x [B, 299, 299, 3] in [-1, 1]; `conv` computes every convolutional layer."""
     x = conv(x, "Conv2d_1a_3x3", 32, (3, 3), 2, False)
     x = conv(x, "Conv2d_2a_3x3", 32, (3, 3), 1, False)
     x = conv(x, "Conv2d_2b_3x3", 64, (3, 3), 1, True)
@@ -205,7 +206,7 @@ def _block_8(conv: _Conv, x: Array, name: str, pool: Callable[[Array], Array]) -
 
 
 def _max_pool(x: Array, stride: int) -> Array:
-    """Take the maximum over 3x3 windows: at stride 1 padded, at stride 2 not."""
+    """Take the maximum over 3x3 windows, with padding at stride 1 and without at stride 2."""
     padding = "SAME" if stride == 1 else "VALID"
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 

@@ -6,8 +6,9 @@ from scipy.stats import norm
 def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval for the probability behind `successes` among n independent trials.
 
-    Its ends are the probabilities p with |successes / n - p| = quantile * sqrt(p (1 - p) / n), within [0, 1]
-    also at 0 or n successes. `successes` may be a mean, no integer.
+    Its ends are the probabilities p with |successes / n - p| = quantile * sqrt(p (1 - p) / n); they lie
+    within [0, 1] also at 0 or n successes. `successes` need not be an integer, as SciPy's `binomtest`
+    requires: it may be a mean over several runs.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(

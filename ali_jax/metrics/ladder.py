@@ -1,9 +1,9 @@
-"""The reconstruction ladder: does a model reconstruct badly for want of an encoder, or of a decoder?
+"""The reconstruction ladder: is the encoder or the decoder to blame for bad reconstructions?
 
-Rungs are mean squared errors per row, each with a better code than the last: a sample of the posterior, its
-mean, the best of several samples, the best that gradient descent on the code finds from the mean. What it
-finds from random codes, where the encoder has no part, bounds from above the error that the decoder leaves
-with any code. All functions take the decoder as a row-wise function of codes.
+Each rung is the mean squared error per row with a better code than on the rung before: a sample of the
+posterior, its mean, the best of several samples, and the result of gradient descent on the code from the
+mean. Gradient descent from random codes does not involve the encoder: its error is an upper bound on the
+error of the decoder with the best code. All functions take the decoder as a row-wise function of codes.
 """
 
 import functools
@@ -19,11 +19,11 @@ from ali_jax.types import Array
 Decode: TypeAlias = Callable[[Array], Array]  # z [N, Z] -> x [N, *X], each row from its own code alone
 Encode: TypeAlias = Callable[[Array], Array]  # x [N, *X] -> z [N, Z]
 
-LEARNING_RATE = 0.1  # of Adam on codes, whose scale the prior N(0, I) sets; falls to 0 as a cosine
+LEARNING_RATE = 0.1  # of Adam on codes, whose scale is that of the prior N(0, I); falls to 0 as a cosine
 
 
-class Found(NamedTuple):
-    """Codes and how well they do."""
+class Fit(NamedTuple):
+    """Codes and the errors of their decodings."""
 
     z: Array  # [N, Z]
     error: Array  # [N] mean squared error per pixel
@@ -40,14 +40,14 @@ class Ladder(NamedTuple):
 
     @property
     def decoder_gap(self) -> Array:
-        """What is left with the best code found: an upper bound on the decoder's share of the error."""
+        """The error with the best known code: an upper bound on the decoder's share of the error."""
         return jnp.minimum(self.refined, self.searched)
 
     @property
     def encoder_gap(self) -> Array:
-        """What the mean code loses against the best code found: a lower bound on the encoder's share.
+        """The excess of the mean code over the best known code: a lower bound on the encoder's share.
 
-        The sum of the two gaps is `mean`.
+        The two gaps add up to `mean`.
         """
         return self.mean - self.decoder_gap
 
@@ -59,21 +59,21 @@ def squared_error(x: Array, x_hat: Array) -> Array:
     return jnp.mean(jnp.square(x - x_hat).reshape(len(x), -1), axis=1)
 
 
-def best_of(decode: Decode, x: Array, z: Array) -> Found:
+def best_of(decode: Decode, x: Array, z: Array) -> Fit:
     """Return for each row of x [N, *X] the best of its k codes z [k, N, Z]."""
     error = jnp.stack([squared_error(x, decode(codes)) for codes in z])
     best = jnp.argmin(error, axis=0)
     rows = jnp.arange(len(x))
-    return Found(z[best, rows], error[best, rows])
+    return Fit(z[best, rows], error[best, rows])
 
 
-def refine(decode: Decode, x: Array, z: Array, *, steps: int, learning_rate: float = LEARNING_RATE) -> Found:
+def refine(decode: Decode, x: Array, z: Array, *, steps: int, learning_rate: float = LEARNING_RATE) -> Fit:
     """Lower the error of each row of x [N, *X] by `steps` Adam steps on its code, from z [N, Z].
 
-    The best iterate is kept, the start included: no row's error rises. Rows do not see one another.
+    Returns the best iterate, the start included, so that no row's error rises. Rows are independent.
     """
     if steps < 0:
-        raise ValueError(f"{steps} steps were asked for: give 0 or more.")
+        raise ValueError(f"steps is {steps}: give 0 or more.")
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, max(steps, 1)))
 
     def total(z: Array) -> tuple[Array, Array]:
@@ -84,29 +84,29 @@ def refine(decode: Decode, x: Array, z: Array, *, steps: int, learning_rate: flo
         z, opt_state, best = carry
         slope, error = jax.grad(total, has_aux=True)(z)
         updates, opt_state = optimizer.update(slope, opt_state)
-        return optax.apply_updates(z, updates), opt_state, _better(best, Found(z, error))
+        return optax.apply_updates(z, updates), opt_state, _better(best, Fit(z, error))
 
-    start = Found(z, jnp.full(len(x), jnp.inf))
+    start = Fit(z, jnp.full(len(x), jnp.inf))
     z, _, best = jax.lax.fori_loop(0, steps, step, (z, optimizer.init(z), start))
-    return _better(best, Found(z, squared_error(x, decode(z))))
+    return _better(best, Fit(z, squared_error(x, decode(z))))
 
 
-def search(decode: Decode, x: Array, z: Array, *, steps: int, learning_rate: float = LEARNING_RATE) -> Found:
-    """Refine each row of x [N, *X] from its r starting codes z [r, N, Z], and return the best."""
-    found = [refine(decode, x, start, steps=steps, learning_rate=learning_rate) for start in z]
-    return functools.reduce(_better, found)
+def search(decode: Decode, x: Array, z: Array, *, steps: int, learning_rate: float = LEARNING_RATE) -> Fit:
+    """Refine the code of each row of x [N, *X] from r starts z [r, N, Z], and return the best."""
+    fits = [refine(decode, x, start, steps=steps, learning_rate=learning_rate) for start in z]
+    return functools.reduce(_better, fits)
 
 
 def ladder(decode: Decode, x: Array, mean: Array, samples: Array, starts: Array, *, steps: int) -> Ladder:
-    """Climb the ladder for x [N, *X].
+    """Return all rungs of the ladder for x [N, *X].
 
     Args:
       decode: the decoder.
       x: data.
       mean: [N, Z] codes at epsilon = 0.
       samples: [k, N, Z] samples of q(z | x).
-      starts: [r, N, Z] codes that do not depend on x, such as draws of the prior.
-      steps: of Adam, from the mean and from each start.
+      starts: [r, N, Z] codes that do not depend on x, such as draws from the prior.
+      steps: number of Adam steps from the mean, and from each start.
     """
     return Ladder(
         sample=squared_error(x, decode(samples[0])),
@@ -120,12 +120,12 @@ def ladder(decode: Decode, x: Array, mean: Array, samples: Array, starts: Array,
 def code_error(encode: Encode, decode: Decode, z: Array) -> Array:
     """Return [N], the error of z -> x -> z: the mean over dimensions of (z - encode(decode(z)))^2.
 
-    For z ~ N(0, I) it is 2 where the code returned is another, independent draw, and 1 where it is always 0.
+    For z ~ N(0, I) it is 2 on average if the encoder returns an independent draw, and 1 if it returns 0.
     """
     return squared_error(z, encode(decode(z)))
 
 
-def _better(a: Found, b: Found) -> Found:
-    """Return of each row the code with the smaller error; the first of equals."""
+def _better(a: Fit, b: Fit) -> Fit:
+    """Return the code with the smaller error for each row, that of `a` if they are equal."""
     wins = b.error < a.error
-    return Found(jnp.where(wins[:, None], b.z, a.z), jnp.where(wins, b.error, a.error))
+    return Fit(jnp.where(wins[:, None], b.z, a.z), jnp.where(wins, b.error, a.error))

@@ -1,10 +1,12 @@
-"""Coverage of a mixture whose components are known, and of modes that samples have been read as.
+"""Coverage of the components of a known mixture, and of modes that a classifier has assigned samples to.
 
-Points go to the component with the nearest mean, which is the one with the largest responsibility when
-weights and covariances are equal. Points that are not finite belong to no component.
+A point belongs to the component with the nearest mean, which has the largest responsibility when weights and
+covariances are equal. Points that are not finite belong to no component.
 """
 
 import numpy as np
+from scipy.spatial.distance import cdist
+from scipy.special import entr
 
 
 def _nearest_mode(points: np.ndarray, modes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -14,10 +16,8 @@ def _nearest_mode(points: np.ndarray, modes: np.ndarray) -> tuple[np.ndarray, np
             f"Points of shape {points.shape} and modes of shape {modes.shape} do not go together: "
             "give [N, D] and [K, D] with K at least 1."
         )
-    points = points.astype(np.float64)
     finite = np.asarray(np.isfinite(points).all(axis=1))
-    difference = np.where(finite[:, None], points, 0.0)[:, None] - modes.astype(np.float64)[None]
-    distance = np.linalg.norm(difference, axis=-1)
+    distance = cdist(np.where(finite[:, None], points, 0.0), modes)
     index = distance.argmin(axis=1)
     return np.where(finite, index, -1), np.where(finite, distance.min(axis=1), np.inf)
 
@@ -27,7 +27,7 @@ def mode_statistics(
 ) -> dict[str, float]:
     """Score samples [N, D] against an equal mixture of isotropic Gaussians with means `modes` [K, D].
 
-    A sample is of high quality within `sigmas` standard deviations of the nearest mean. Returned are
+    A sample is of high quality within `sigmas` standard deviations of the nearest mean. Returns
 
     modes         number of modes with at least one high-quality sample
     modes_strict  number of modes with at least `strict_fraction` of the fair share N / K of them
@@ -37,7 +37,7 @@ def mode_statistics(
                   over `std`; 0.974 for true samples in two dimensions; 0 when there is none
     """
     if not len(samples):
-        raise ValueError("No samples were given to score against the modes: give at least one.")
+        raise ValueError("There are no samples to score: give at least one.")
     index, distance = _nearest_mode(samples, modes)
     good = distance <= sigmas * std
     counts = np.bincount(index[good], minlength=len(modes))
@@ -50,19 +50,18 @@ def mode_statistics(
 
 
 def count_statistics(counts: np.ndarray, number: int, *, strict_fraction: float = 0.2) -> dict[str, float]:
-    """Score how many of `number` samples fell on each of K modes that are equally likely: counts [K].
+    """Score the counts [K] of samples on K equally likely modes, of `number` samples in all.
 
-    modes         number of modes with at least one
+    modes         number of modes with at least one sample
     modes_strict  number of modes with at least `strict_fraction` of the fair share, number / K
-    reverse_kl    KL(counts, as shares || uniform); log K when they are all 0
+    reverse_kl    KL(counts, as shares || uniform); log K when all counts are 0
     """
     if counts.ndim != 1 or not 0 <= counts.sum() <= number or not number or counts.min(initial=0) < 0:
         raise ValueError(
             f"Counts of shape {counts.shape} that sum to {counts.sum()} are not those of {number} samples: "
             "give [K], none negative, of at least one sample."
         )
-    shares = counts[counts > 0] / max(counts.sum(), 1)
-    reverse_kl = np.log(len(counts)) + np.sum(shares * np.log(shares))
+    reverse_kl = np.log(len(counts)) - np.sum(entr(counts / max(counts.sum(), 1)))
     return {
         "modes": float(np.sum(counts > 0)),
         "modes_strict": float(np.sum(counts >= strict_fraction * number / len(counts))),
@@ -71,7 +70,7 @@ def count_statistics(counts: np.ndarray, number: int, *, strict_fraction: float 
 
 
 def mode_counts(samples: np.ndarray, modes: np.ndarray, std: float, *, sigmas: float = 3.0) -> np.ndarray:
-    """Count the samples [N, D] nearest to each of modes [K, D] and within `sigmas` deviations of it: [K]."""
+    """Count [K] the samples [N, D] nearest to each of modes [K, D] and within `sigmas` * `std` of it."""
     index, distance = _nearest_mode(samples, modes)
     return np.bincount(index[distance <= sigmas * std], minlength=len(modes))
 
@@ -79,13 +78,13 @@ def mode_counts(samples: np.ndarray, modes: np.ndarray, std: float, *, sigmas: f
 def paper_mode_count(samples: np.ndarray, modes: np.ndarray) -> int:
     """Count the modes [K, D] that are nearest to at least one of samples [N, D].
 
-    This is the paper's count ("Learning inference jointly"), which it takes on 10,000 samples. It is
-    lenient: a sample counts however far it lies from every mode.
+    This is the paper's count ("Learning inference jointly"), on 10,000 samples. It is lenient: a sample
+    counts however far it is from every mode.
     """
     index, _ = _nearest_mode(samples, modes)
     return len(np.unique(index[index >= 0]))
 
 
 def mode_kept(x: np.ndarray, x_hat: np.ndarray, modes: np.ndarray) -> float:
-    """Return the share of rows of x [N, D] whose reconstruction in x_hat [N, D] stays with the same mode."""
+    """Return the share of rows of x [N, D] whose reconstructions x_hat [N, D] belong to the same mode."""
     return float(np.mean(_nearest_mode(x, modes)[0] == _nearest_mode(x_hat, modes)[0]))

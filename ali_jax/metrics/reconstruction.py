@@ -15,25 +15,25 @@ def mean_squared_error(x: np.ndarray, x_hat: np.ndarray) -> float:
 def random_pair_error(x: np.ndarray) -> float:
     """Return the mean squared error between two distinct rows of x [N, *X], averaged over all such pairs.
 
-    The average needs no draw: over ordered pairs i != j it is twice the unbiased variance of a pixel,
-    averaged over pixels. It is the scale on which `mean_squared_error` is read.
+    Over all ordered pairs i != j this is twice the unbiased variance of a pixel, averaged over pixels. It is
+    the scale for `mean_squared_error`: the error of an unrelated image.
     """
     if len(x) < 2:
-        raise ValueError(f"A pair needs two rows, and x has {len(x)}.")
+        raise ValueError(f"x has {len(x)} rows: give at least two, to form a pair.")
     return float(2 * np.mean(np.var(x, axis=0, ddof=1, dtype=np.float64)))
 
 
 def memorisation_ratio(samples: np.ndarray, test: np.ndarray, train: np.ndarray) -> float:
     """Return the median distance from samples to the nearest row of train, over the same for test.
 
-    All are [N, *X] with one X; the distance is Euclidean. About 1 for samples as far from the training
-    set as unseen data are, near 0 for copies of training images.
+    The arrays are [N, *X] with the same X; the distance is Euclidean. It is about 1 for samples as far
+    from the training set as unseen data are, and near 0 for copies of training images.
     """
     return distance_ratio(median_distance(samples, train), median_distance(test, train))
 
 
 def distance_ratio(samples: float, test: float) -> float:
-    """Return the samples' distance over test's; infinite where test repeats train and nothing can be said."""
+    """Return the samples' distance over test's; infinite, and without meaning, if test repeats train."""
     return samples / test if test else float("inf")
 
 

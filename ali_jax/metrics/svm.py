@@ -1,9 +1,10 @@
-"""The paper's semi-supervised protocol: linear L2-SVMs on few labels, redrawn many times.
+"""The paper's semi-supervised protocol: linear L2-SVMs on few labels, over many draws of the labels.
 
-The solver runs on the host, in float64 and with LAPACK. Features are unscaled and C goes up to e^20, so that
-1/2C falls to 1e-9 while the eigenvalues of the Gram matrix reach 1e6: float32 has no digits left there. And
-the linear systems have as many rows as there are active examples, another number for every class and step,
-where compiled programs would have to solve the largest each time.
+The solver is our own because it takes a fourteenth of the time of scikit-learn's LinearSVC on the
+protocol. It runs on the host, in float64 with LAPACK. Features are unscaled and C goes up to e^20, so
+that 1/2C is as small as 1e-9 while the eigenvalues of the Gram matrix reach 1e6, beyond the precision of
+float32. A linear system has one row per active example, a number that changes with class and step: a
+compiled program would have to solve the largest system each time.
 """
 
 import functools
@@ -15,16 +16,16 @@ from scipy.linalg import get_lapack_funcs
 from threadpoolctl import ThreadpoolController
 
 TOLERANCE = 1e-8  # duality gap at which a fit ends, relative to the objective
-FULL_STEPS = 30  # Newton steps that are not shortened; some 3 to 10 are taken
+FULL_STEPS = 30  # Newton steps before steps are shortened; 3 to 10 usually suffice
 MAX_STEPS = 200
-ROUNDING = 1e-12  # of the objective, relative, with room to spare
-SHARED_ROWS = 12_000  # the most rows whose Gram matrix is held, 1.2 GB
-VALIDATION_DRAWS = 10  # of which the validation error is the mean, as in the authors' script
-LOG_C = np.linspace(-20, 20, 50)  # natural logarithms of the values of C that are tried, as there
+ROUNDING = 1e-12  # generous relative bound on the rounding error of the objective
+SHARED_ROWS = 12_000  # the most rows whose Gram matrix is stored, 1.2 GB
+VALIDATION_DRAWS = 10  # the validation error is their mean, as in the authors' script
+LOG_C = np.linspace(-20, 20, 50)  # natural logarithms of the candidate values of C, from the same script
 
 _POSV, _POTRF, _POTRI = get_lapack_funcs(("posv", "potrf", "potri"), dtype=np.float64)
 
-# (active [N, K], signs [N, K]) -> the minimiser over all w where exactly those examples count
+# (active [N, K], signs [N, K]) -> the minimiser of the objective in which only the active examples count
 _Newton: TypeAlias = Callable[[np.ndarray, np.ndarray], "_Point"]
 
 
@@ -37,9 +38,9 @@ class LinearSVM(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Which rows are given as labelled; each row of these is a class-balanced draw."""
+    """Indices of the rows whose labels are used; each row of these arrays is a class-balanced draw."""
 
-    selection: np.ndarray  # [1, N] to choose C with
+    selection: np.ndarray  # [1, N] for the choice of C
     validation: np.ndarray  # [10, N] for the validation error
     test: np.ndarray  # [D, N] for the test error
 
@@ -52,20 +53,20 @@ class Labelled(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The C of least validation error; of equal ones the first, hence the smallest."""
+    """The C with the lowest validation error, the first of equals."""
 
     c: float
     errors: np.ndarray  # [len(cs)] validation error of each value
 
 
 class SVMResult(NamedTuple):
-    """What the protocol finds. Errors are fractions."""
+    """The result of the protocol. Errors are fractions."""
 
     c: float
     selection_errors: np.ndarray  # [50] validation error of each C of the grid, with one draw
-    validation_errors: np.ndarray  # [10] at the chosen C, with fresh draws
-    test_errors: np.ndarray  # [D] likewise
-    gap: float  # the largest relative duality gap of the machines behind validation and test errors
+    validation_errors: np.ndarray  # [10] at the chosen C, with other draws
+    test_errors: np.ndarray  # [D] at the chosen C, with yet other draws
+    gap: float  # the largest relative duality gap of the machines whose errors these are
 
 
 class _Point(NamedTuple):
@@ -125,7 +126,7 @@ def fit_path(features: np.ndarray, labels: np.ndarray, num_classes: int, cs: np.
 
 
 def error_rates(machines: LinearSVM, data: Labelled) -> np.ndarray:
-    """Return the share of rows to which each of the stacked machines [D] gives a wrong class."""
+    """Return the share of rows that each of the stacked machines [D] classifies wrongly."""
     number, size, num_classes = machines.weights.shape
     weights = np.moveaxis(machines.weights, 0, 1).reshape(size, -1).astype(np.float32)
     scores = np.asarray(data.features, np.float32) @ weights + machines.bias.reshape(1, -1).astype(np.float32)
@@ -138,7 +139,7 @@ def class_balanced_draws(
 ) -> np.ndarray:
     """Draw `per_class` rows of every class, without replacement, `draws` times: [draws, K * per_class].
 
-    Rows are those of labels [N], of which negative ones are no labels.
+    Rows are those of labels [N]; those with negative labels are never drawn.
     """
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(labels == k) for k in range(num_classes)]
@@ -158,10 +159,11 @@ def class_balanced_draws(
 
 
 def protocol_draws(seed: int, labels: np.ndarray, num_classes: int, total: int, draws: int) -> Draws:
-    """Draw all that the protocol needs from a pool's labels [N]: each time `total` rows, balanced."""
+    """Draw the rows for all parts of the protocol from labels [N]: `total` balanced rows per draw."""
     if total < 1 or total % num_classes:
         raise ValueError(
-            f"{total} labels cannot be shared out among {num_classes} classes: ask for a multiple of that."
+            f"{total} labels cannot be divided equally among {num_classes} classes: ask for a multiple of "
+            f"{num_classes}."
         )
     number = 1 + VALIDATION_DRAWS + draws
     rows = class_balanced_draws(seed, labels, num_classes, total // num_classes, number)
@@ -171,13 +173,13 @@ def protocol_draws(seed: int, labels: np.ndarray, num_classes: int, total: int, 
 def validation_size(number: int) -> int:
     """Return how many of `number` labelled training rows, the last ones, are held out to choose C.
 
-    10,000 of 60,000 or more, as in the paper; of fewer 3 in 17, which are 1,500 of 8,500.
+    It is 10,000 for 60,000 rows or more, as in the paper, and 3 in 17 for fewer, such as 1,500 of 8,500.
     """
     return 10_000 if number >= 60_000 else number * 3 // 17
 
 
 def select_c(train: Labelled, validation: Labelled, num_classes: int, cs: np.ndarray) -> Selection:
-    """Choose among cs, in rising order, by the error of machines fitted to `train` on `validation`."""
+    """Choose among cs, in ascending order, by the error on `validation` of machines fitted to `train`."""
     errors = error_rates(fit_path(*train, num_classes, cs), validation)
     return Selection(float(cs[np.argmin(errors)]), errors)
 
@@ -187,8 +189,9 @@ def svm_protocol(
 ) -> SVMResult:
     """Run the protocol of the paper's L2-SVM on SVHN (section 4.4 and the authors' script).
 
-    One draw from the pool chooses C among e^-20 ... e^20 by its error on `validation`; that C is kept for
-    ten fresh draws, whose errors on `validation` are returned, and for those whose test errors are.
+    C is chosen among e^-20 ... e^20 with one draw from the pool, by the error on `validation`. With that C,
+    machines are fitted to ten other draws, whose errors on `validation` are returned, and to D more, whose
+    errors on `test` are.
     """
     first = Labelled(*(array[draws.selection[0]] for array in pool))
     c, selection_errors = select_c(first, validation, num_classes, np.exp(LOG_C))
@@ -209,8 +212,8 @@ def svm_protocol(
 def _check(features: np.ndarray, labels: np.ndarray, num_classes: int, c: float) -> None:
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise ValueError(
-            f"Features of shape {features.shape} and labels of shape {labels.shape} do not go together: "
-            "give [N, F] and [N] with N at least 1."
+            f"Features of shape {features.shape} and labels of shape {labels.shape} do not go together: give "
+            "[N, F] and [N] with N at least 1."
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
@@ -236,10 +239,10 @@ def _signs(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def _fit(
     x: np.ndarray, gram: np.ndarray, signs: np.ndarray, c: float, start: _Point | None = None
 ) -> tuple[LinearSVM, _Point]:
-    """Minimise from `start`, or from w = 0; return the machines and the solution they come from.
+    """Minimise from `start`, or from w = 0; return the machines and the solution they are made from.
 
-    The problem is divided by 2c: ridge / 2 |w|^2 + 1/2 sum max(0, slack)^2 with ridge = 1/2c. A ridge below
-    the rounding of the Gram matrix is raised to it; so large a C is the hard margin's limit.
+    The problem is divided by 2c: ridge / 2 |w|^2 + 1/2 sum max(0, slack)^2 with ridge = 1/2c. A ridge
+    below the rounding error of the Gram matrix is raised to it; at so large a C the margin is hard.
     """
     if not np.isfinite(gram).all():  # of a model that has diverged
         broken = np.full_like(signs, np.nan)
@@ -257,36 +260,37 @@ def _fit(
     if not in_dual:
         for k, on in enumerate(_active_rows(point.slack > 0)):
             if len(on) > len(w):
-                w[:, k] = _primal_weights(x[on], signs[on, k], ridge)  # the sum over beta has lost digits
+                w[:, k] = _primal_weights(x[on], signs[on, k], ridge)  # more exact than the sum over beta
     return LinearSVM(w[:-1], w[-1], gap), point
 
 
 def _minimise(newton: _Newton, signs: np.ndarray, ridge: float, start: _Point) -> tuple[_Point, np.ndarray]:
     """Take Newton steps on the active examples of each class until its duality gap is closed.
 
-    The objective is piecewise quadratic, so that the minimum is met exactly once the active examples stay
-    the same (Chapelle 2007). Full steps do so in some ten, but could go in circles: after FULL_STEPS they are
-    halved until the objective falls, which makes the search finite (Mangasarian 2002).
+    The objective is piecewise quadratic, so that a step reaches the minimum exactly once the active
+    examples no longer change (Chapelle 2007). About ten full steps suffice, but they could cycle: after
+    FULL_STEPS they are halved until the objective falls, which makes the search finite (Mangasarian
+    2002).
     """
     point, gap = _Point(*(array.copy() for array in start)), np.full(signs.shape[1], np.inf)
     for count in range(MAX_STEPS):
         gap = _relative_gap(point, signs, ridge)
-        left = np.flatnonzero(gap > TOLERANCE)
-        if not left.size:
+        open_classes = np.flatnonzero(gap > TOLERANCE)
+        if not open_classes.size:
             break
-        now = _Point(*(array[:, left] for array in point))
-        full = newton(now.slack > 0, signs[:, left])
-        step = np.ones(left.size) if count < FULL_STEPS else _step_sizes(now, full, signs[:, left], ridge)
+        now, s = _Point(*(array[:, open_classes] for array in point)), signs[:, open_classes]
+        full = newton(now.slack > 0, s)
+        step = np.ones(open_classes.size) if count < FULL_STEPS else _step_sizes(now, full, s, ridge)
         for array, a, b in zip(point, now, full, strict=True):
-            array[:, left] = np.where(step[None] == 1, b, a + step[None] * (b - a))
+            array[:, open_classes] = np.where(step[None] == 1, b, a + step[None] * (b - a))
     return point, gap
 
 
 def _relative_gap(point: _Point, signs: np.ndarray, ridge: float) -> np.ndarray:
     """Return the duality gap [K] over the objective; infinite where beta is not feasible in the dual.
 
-    The dual variables are sign * beta >= 0. The |w|^2 of primal and dual are the same one, by which the gap
-    becomes a sum of terms that all vanish at the solution, and no large numbers are subtracted.
+    The dual variables are sign * beta >= 0. Primal and dual have the same |w|^2, which cancels: the gap
+    is a sum of terms that all vanish at the solution, and no large numbers are subtracted.
     """
     alpha, hinge = ridge * signs * point.beta, np.maximum(point.slack, 0)
     gap = 0.5 * np.sum((hinge - alpha) ** 2, axis=0) + np.sum(alpha * (hinge - point.slack), axis=0)
@@ -300,7 +304,7 @@ def _objective(point: _Point, ridge: float) -> np.ndarray:
 
 
 def _step_sizes(now: _Point, full: _Point, signs: np.ndarray, ridge: float) -> np.ndarray:
-    """Return the largest of 1, 1/2, 1/4 ... per class for which the objective falls as its slope promises."""
+    """Return the largest step of 1, 1/2, 1/4 ... per class that decreases the objective (Armijo's rule)."""
     before = _objective(now, ridge)
     gradient = ridge * now.beta - signs * np.maximum(now.slack, 0)
     slope = np.sum(gradient * (full.outputs - now.outputs), axis=0)
@@ -317,15 +321,15 @@ def _step_sizes(now: _Point, full: _Point, signs: np.ndarray, ridge: float) -> n
 def _dual_newton(gram: np.ndarray, ridge: float) -> _Newton:
     """Return the step in the dual: (gram + ridge I) beta = signs over the active rows, beta = 0 elsewhere.
 
-    The inverse over all rows is shared by classes and steps. From it the solution follows by a system of the
-    size of the inactive rows, or directly by one of the size of the active rows; the smaller is taken.
+    Classes and steps share the inverse over all rows. With it, the solution takes a system of the size of the
+    inactive rows; without it, one of the size of the active rows. The smaller system is solved.
     """
     system = gram + ridge * np.eye(len(gram))
     inverse = _inverse(system)
 
     def step(active: np.ndarray, signs: np.ndarray) -> _Point:
         base = inverse @ signs
-        push = np.zeros_like(signs)  # forces that hold the inactive rows' beta at zero
+        push = np.zeros_like(signs)  # Lagrange multipliers of beta = 0 in the inactive rows
         beta = np.zeros_like(signs)
         by_inverse = 2 * active.sum(axis=0) >= len(signs)
         for k in range(signs.shape[1]):
@@ -342,7 +346,7 @@ def _dual_newton(gram: np.ndarray, ridge: float) -> _Newton:
 
 
 def _full_rank_newton(x: np.ndarray, gram: np.ndarray, ridge: float) -> _Newton:
-    """Return the step in the dual or in the primal, for each class where its matrix has the smaller size."""
+    """Return the step in the dual or in the primal, whichever matrix is smaller for each class."""
 
     def step(active: np.ndarray, signs: np.ndarray) -> _Point:
         beta, outputs = np.zeros_like(signs), np.zeros_like(signs)
@@ -370,12 +374,12 @@ def _active_rows(active: np.ndarray) -> list[np.ndarray]:
 
 @functools.cache
 def _threads() -> ThreadpoolController:
-    """Return the control of BLAS's threads, which on systems this small mostly wait for each other."""
+    """Return the controller of BLAS's threads: for systems this small, several are slower than one."""
     return ThreadpoolController()
 
 
 def _solve(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Solve a positive definite system by Cholesky's factors."""
+    """Solve a positive definite system by its Cholesky factor."""
     if not len(target):
         return target
     _, solution, info = _POSV(matrix.T, target, lower=1, overwrite_a=1)

@@ -1,13 +1,14 @@
-"""Whether two samples come from one distribution, how far apart they are, and whether a discriminator sees z.
+"""Two-sample tests, distances between samples, and how much a discriminator uses z.
 
-`mmd_test`, `energy_test` and `nearest_neighbor_test` are exact at every sample size: their p-values come from
-permutations of the pooled rows. They hold the matrix of all distances, 4 (N + M)^2 bytes, a few times over.
-At a fixed sample size the statistic is the finding; the p-value says whether it is more than noise. Rows that
-are no numbers make the statistic none, and the p-value the smallest.
+`mmd_test`, `energy_test` and `nearest_neighbor_test` are exact at every sample size: their p-values come
+from permutations of the pooled rows. They need memory for a few matrices of all distances, 4 (N + M)^2
+bytes each. Read the statistic, at a fixed sample size, for how far apart the samples are, and the p-value
+for whether that is more than noise. If rows are not finite, the statistic is NaN and the p-value the
+smallest possible.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ PERMUTATIONS = 199
 
 
 class TwoSampleTest(NamedTuple):
-    """What a test finds."""
+    """The result of a test."""
 
     statistic: float  # larger: further apart
     p_value: float  # (1 + #{null >= statistic}) / (permutations + 1)
@@ -32,7 +33,7 @@ def mmd_test(
     """Test x [N, Z] against y [M, Z] by the squared maximum mean discrepancy, unbiased (Gretton et al. 2012).
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y), k(a, b) = exp(-|a - b|^2 / 2 h^2), h^2 the median squared
-    distance of the pooled rows. Its expectation is 0 for equal distributions, so that it may be negative.
+    distance of the pooled rows. The estimate may be negative: its mean is 0 for equal distributions.
 
     Raises:
       ValueError: the samples do not fit together, or permutations + 1 is no multiple of 20.
@@ -113,9 +114,8 @@ def _kernel_test(kernel: Array, n: int, rng: np.random.Generator, permutations: 
     to_first, to_all = products[:, :-1], products[:, -1]
     diagonal = np.asarray(jnp.diagonal(kernel), np.float64)
 
-    within_first = np.sum(
-        to_first * first, axis=0
-    )  # the sums over blocks of the kernel, of every permutation
+    # For every permutation, the sums over the blocks of the kernel.
+    within_first = np.sum(to_first * first, axis=0)
     across = to_all @ first - within_first
     within_second = to_all.sum() - within_first - 2 * across
     on_first = diagonal @ first
@@ -133,7 +133,7 @@ def _product(kernel: Array, columns: Array) -> Array:
 
 
 def _labels(rng: np.random.Generator, n: int, total: int, permutations: int) -> np.ndarray:
-    """Tell which rows are the first sample's [N, permutations + 1]: as given, then in random order."""
+    """Return which rows are in the first sample [N, permutations + 1]: as given, then in random orders."""
     if permutations < 1 or (permutations + 1) % 20:
         raise ValueError(f"permutations is {permutations}; permutations + 1 must be a multiple of 20.")
     given = np.arange(total) < n
@@ -142,7 +142,7 @@ def _labels(rng: np.random.Generator, n: int, total: int, permutations: int) -> 
 
 
 def _compared(statistics: np.ndarray) -> TwoSampleTest:
-    """Compare the first with the others; what is no number is called different."""
+    """Compare the first statistic with the others; NaN counts as different."""
     observed, null = statistics[0], statistics[1:]
     return TwoSampleTest(float(observed), float((1 + np.sum(null >= observed)) / len(statistics)))
 
@@ -150,25 +150,25 @@ def _compared(statistics: np.ndarray) -> TwoSampleTest:
 class KolmogorovSmirnov(NamedTuple):
     """One test per dimension."""
 
-    statistics: np.ndarray  # [Z], largest distance between the distribution functions
-    p_values: np.ndarray  # [Z], after Holm's correction: the smallest is that of "no dimension differs"
+    statistics: np.ndarray  # [Z] largest distance between the distribution functions
+    p_values: np.ndarray  # [Z] after Holm's correction; the smallest tests whether any dimension differs
 
 
 def ks_tests(
     z: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray] = scipy.stats.norm.cdf
 ) -> KolmogorovSmirnov:
-    """Test each column of z [N, Z] against a distribution function, the standard normal's by default."""
+    """Test each column of z [N, Z] against a distribution function, by default the standard normal's."""
     if z.ndim != 2 or not len(z):
         raise ValueError(f"z has shape {z.shape}: give [N, Z] with N at least 1.")
-    n = len(z)
-    expected = cdf(np.sort(np.asarray(z, np.float64), axis=0))
-    above, below = np.arange(1, n + 1)[:, None] / n - expected, expected - np.arange(n)[:, None] / n
-    statistics = np.maximum(above, below).max(axis=0)
-    return KolmogorovSmirnov(statistics, holm(scipy.stats.kstwo.sf(statistics, n)))
+    test: Any = scipy.stats.ks_1samp(np.asarray(z, np.float64), cdf, axis=0, method="exact")
+    return KolmogorovSmirnov(test.statistic, holm(test.pvalue))
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return Holm's adjusted p-values [K]: rejecting those below alpha errs at all with probability alpha."""
+    """Return Holm's adjusted p-values [K].
+
+    With those below alpha rejected, the probability of one false rejection or more is at most alpha.
+    """
     order = np.argsort(p_values)
     scaled = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
@@ -177,14 +177,14 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 class MomentErrors(NamedTuple):
-    """Distance of the first two moments from those of N(0, I)."""
+    """Distances of the first two moments from those of N(0, I)."""
 
     mean: float  # |mean| / sqrt(Z)
     covariance: float  # |covariance - I|_F / Z
 
 
 def moment_errors(z: np.ndarray) -> MomentErrors:
-    """Measure how far the mean and the covariance of z [N, Z] are from 0 and I."""
+    """Return how far the mean and the covariance of z [N, Z] are from 0 and I."""
     size = z.shape[1]
     covariance = np.cov(z.T, ddof=1).reshape(size, size)
     return MomentErrors(
@@ -194,15 +194,15 @@ def moment_errors(z: np.ndarray) -> MomentErrors:
 
 
 def moment_floors(n: int, size: int) -> MomentErrors:
-    """Return the root mean square of `moment_errors` for n true draws of N(0, I): 1/sqrt(n), about that."""
+    """Return the root mean square of `moment_errors` over n true draws of N(0, I), about 1/sqrt(n) each."""
     return MomentErrors(float(1 / np.sqrt(n)), float(np.sqrt((size + 1) / (size * (n - 1)))))
 
 
 def posterior_width(z_hat: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the root mean square standard deviation [Z] of q(z | x), from two codes [N, Z] of every x.
 
-    It needs no encoder that tells its sigma: E(z - z')^2 = 2 sigma^2. Near 0: the code is a function of x;
-    near 1, with q(z) = p(z): it says nothing about x.
+    It works for any encoder, since E(z - z')^2 = 2 sigma^2. Near 0, the code is a function of x. Near 1, with
+    q(z) = p(z), it says nothing about x.
     """
     return np.sqrt(np.mean(np.square(z_hat - other, dtype=np.float64), axis=0) / 2)
 
@@ -220,7 +220,7 @@ def code_statistics(
     code_covariance_error    |covariance - I|_F / Z, likewise
     code_width, _min, _max   standard deviation of q(z | x): of all dimensions, of the narrowest, the widest
 
-    The distances say how far, at this N; the p-values whether that is more than noise.
+    The distances are comparable only for the same N. The p-values say whether they are more than noise.
     """
     z_hat, other = (np.where(np.isfinite(codes), codes, np.nan) for codes in (z_hat, other))
     scalars = {}
@@ -246,15 +246,15 @@ def code_statistics(
 
 
 class UseOfZ(NamedTuple):
-    """How much a discriminator looks at z; all but `auc` are exactly 0 for one that does not."""
+    """How much a discriminator uses z; all but `auc` are exactly 0 for one that does not."""
 
     logit_change: float  # mean |s(x, z) - s(x, z')|
-    auc: float  # of telling the two kinds of pairs apart; 1/2 at the game's solution
-    auc_drop: float  # what it loses when z is shuffled within each kind
+    auc: float  # of q's pairs against p's; 1/2 at the solution of the game
+    auc_drop: float  # how much lower it is with z shuffled within each kind of pair
 
 
 def use_of_z(q: np.ndarray, q_shuffled: np.ndarray, p: np.ndarray, p_shuffled: np.ndarray) -> UseOfZ:
-    """Compare logits [N] of both kinds of pairs with those of the same x beside other rows' z."""
+    """Compare the logits [N] of q's and p's pairs with those after z is shuffled among the rows of each."""
     change = np.mean(np.abs(np.concatenate([q - q_shuffled, p - p_shuffled])), dtype=np.float64)
     auc = area_under_curve(q, p)
     return UseOfZ(float(change), auc, auc - area_under_curve(q_shuffled, p_shuffled))
@@ -262,13 +262,12 @@ def use_of_z(q: np.ndarray, q_shuffled: np.ndarray, p: np.ndarray, p_shuffled: n
 
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
     """Return P(positive score > negative score), ties counted half, for scores [N] and [M]."""
-    n, m = len(positive), len(negative)
-    ranks = scipy.stats.rankdata(np.concatenate([positive, negative]))
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+    test: Any = scipy.stats.mannwhitneyu(positive, negative, method="asymptotic")
+    return float(test.statistic / (len(positive) * len(negative)))
 
 
 def derangement(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Return a random permutation [n] of one cycle: nothing stays in place, for n of 2 or more."""
+    """Return a random permutation [n] that is one cycle: for n of 2 or more, nothing stays in place."""
     order = rng.permutation(n)
     moved = np.empty(n, order.dtype)
     moved[order] = np.roll(order, 1)

@@ -70,7 +70,7 @@ def alad(ali: ALI, variables: Variables, x: Array) -> Array:
     return _absolute(_pair_features(ali, variables, x, x) - _pair_features(ali, variables, x, x_hat))
 
 
-def ladder_error(ali: ALI, variables: Variables, x: Array, *, steps: int = 20) -> ladder.Found:
+def ladder_error(ali: ALI, variables: Variables, x: Array, *, steps: int = 20) -> ladder.Fit:
     """Return the best code found from the mean code of x [N, *X] in `steps` Adam steps, and its error [N]."""
     decode = functools.partial(model.decode, ali, variables)
     return ladder.refine(decode, x, model.encode(ali, variables, x), steps=steps)
