@@ -1,4 +1,4 @@
-"""A page in a real headless Chromium, driven over its DevTools protocol through two pipes."""
+"""Pages in a real headless Chromium, controlled through its DevTools protocol over two pipes."""
 
 import contextlib
 import json
@@ -24,12 +24,12 @@ FLAGS = [
 
 
 def executable() -> str | None:
-    """Return the path of Chromium, or None where there is none."""
+    """Return the path of Chromium, or None if it is not installed."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Browser:
-    """Commands to one tab, and the events that it has reported."""
+    """A tab: it takes commands and records events."""
 
     def __init__(self, commands: int, answers: int) -> None:
         self.events: list[dict[str, Any]] = []
@@ -53,7 +53,7 @@ class Browser:
         return answer["result"]
 
     def open(self, url: str, *, width: int, dark: bool = False) -> None:
-        """Open a page in a window of some width, and wait until it is loaded."""
+        """Open a page in a window of the given width, and wait until it is loaded."""
         self.events.clear()
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.send("Emulation.setDeviceMetricsOverride", **size)
@@ -64,13 +64,13 @@ class Browser:
             self.events.append(self._read())
 
     def value(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression on the page."""
+        """Evaluate a JavaScript expression on the page and return its value."""
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def of(self, *methods: str) -> list[dict[str, Any]]:
-        """Return the parameters of the events of some kinds."""
+        """Return the parameters of the recorded events of these methods."""
         return [event["params"] for event in self.events if event.get("method") in methods]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The parts that pages are made of. Text becomes HTML here and nowhere else: what comes in is escaped."""
+"""The building blocks of pages, which escape the text that they are given."""
 
 import base64
 import importlib.resources
@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-# Nothing may be loaded, from wherever: all that a page shows stands in it.
+# A page may load nothing: all that it shows is embedded.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-EMPTY_ICON = "data:,"  # else a browser asks the server for one
+EMPTY_ICON = "data:,"  # without it, browsers request /favicon.ico
 
 
 class Cell(NamedTuple):
-    """A cell of a table; a plain string is a cell without a kind."""
+    """A cell of a table. A plain string stands for a cell without a kind."""
 
     text: str
     kind: str = ""  # a class of style.css: number, words
@@ -32,7 +32,7 @@ class TableRow(NamedTuple):
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """Return a whole page; the parts of its body are HTML."""
+    """Return a whole page; the parts of its body must be HTML."""
     style = importlib.resources.files("ali_jax.report").joinpath("style.css").read_text()
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -47,13 +47,13 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def section(name: str, title: str, *parts: str) -> str:
-    """Return a section with a heading that the contents can link to; nothing where it has no parts."""
+    """Return a section with a heading and an anchor, or "" if all of its parts are empty."""
     inside = "\n".join(part for part in parts if part)
     return f'<section id="{escape(name)}">\n<h2>{escape(title)}</h2>\n{inside}\n</section>' if inside else ""
 
 
 def contents(sections: Mapping[str, str]) -> str:
-    """Return links to sections, by their names and titles."""
+    """Return the table of contents: links to sections, whose titles are given by name."""
     links = (f'<a href="#{escape(name)}">{escape(title)}</a>' for name, title in sections.items())
     return f'<nav aria-label="Contents">{"".join(links)}</nav>'
 
@@ -69,23 +69,23 @@ def heading(text: str) -> str:
 
 
 def folded(summary: str, inside: str) -> str:
-    """Return HTML that shows when its summary is clicked."""
+    """Return HTML that is hidden until its summary is clicked."""
     return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
 
 
 def code(text: str) -> str:
-    """Return text as one block of code."""
+    """Return text as a block of code."""
     return f'<pre class="code">{escape(text)}</pre>'
 
 
 def figure(inside: str, seen: str, look_for: str = "") -> str:
-    """Return a figure of HTML: the caption says what is seen, then what to look for."""
+    """Return a figure of HTML, with a caption that says what is seen and what to look for."""
     look = f" <b>Look for</b> {escape(look_for)}" if look_for else ""
     return f"<figure>{inside}<figcaption>{escape(seen)}{look}</figcaption></figure>"
 
 
 def picture(image: np.ndarray | bytes, description: str, *, wide: str = "40rem") -> str:
-    """Embed a picture, uint8 [H, W, 3] or a PNG file's bytes, at most `wide` wide."""
+    """Return an embedded picture, uint8 [H, W, 3] or the bytes of a PNG file, at most `wide` wide."""
     source = f"data:image/png;base64,{base64.b64encode(_png(image)).decode()}"
     return f'<div class="plate" style="--wide: {wide}"><img src="{source}" alt="{escape(description)}"></div>'
 
@@ -100,17 +100,17 @@ def _png(image: np.ndarray | bytes) -> bytes:
 
 
 def titled(title: str, inside: str) -> str:
-    """Return HTML below a small heading, as one of several in a figure."""
+    """Return HTML below a small heading, to be one of several parts of a figure."""
     return f"<div><h4>{escape(title)}</h4>{inside}</div>"
 
 
 def group(kind: str, parts: Iterable[str]) -> str:
-    """Return parts side by side (`panels`, `panels wide`) or one below the other (`strips`)."""
+    """Return parts side by side (kind `panels` or `panels wide`) or one below the other (`strips`)."""
     return f'<div class="{kind}">{"".join(parts)}</div>'
 
 
 def table(columns: Sequence[str | Cell], rows: Iterable[TableRow], caption: str = "") -> str:
-    """Return a table, which scrolls where it is wider than the page; without columns it has no head."""
+    """Return a table, which scrolls if it is wider than the page. Without columns it has no head."""
     scope_of_row, scope_of_column = ' scope="row"', ' scope="col"'
     head = "".join(_cell("th", column, scope_of_column) for column in columns)
     body = "".join(
@@ -124,12 +124,12 @@ def table(columns: Sequence[str | Cell], rows: Iterable[TableRow], caption: str 
 
 
 def number(value: float | None, digits: int = 4) -> Cell:
-    """Return a number as a cell: whole numbers in full, others with some digits, a dash for none."""
+    """Return a number as a cell, with the text of `format_number`."""
     return Cell(format_number(value, digits), "number")
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """Return a number as text."""
+    """Return a number as text: integers in full, others with `digits` digits, and a dash if not finite."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
     if value == int(value) and abs(value) < 1e15:
