@@ -1,22 +1,23 @@
-"""Every key that the program reads, its default, and what it means.
+"""Every key that the program reads: its default, its rule and its meaning, once each in `TABLE`.
 
-An experiment starts from `base()` and states what its source states; the keys are locked, so that a
-misspelt one is an error. This module does not import JAX.
+An experiment starts from `base()` and states what its source states. The keys are locked: a misspelt one is
+an error. `docs/reference/config.md` is made from the table by `reference`. This module does not import JAX.
 """
 
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ml_collections import ConfigDict
 
+from ali_jax import rules
 from ali_jax.names import did_you_mean
 
 Config: TypeAlias = Any  # a locked ConfigDict with the keys of `base()`, which a type checker cannot know
 
-# What a run may change between two sittings: what is recorded and when, and where the data lie; not what is
-# computed. A name stands for a key or for a whole section.
+# Keys, or whole sections, that may change when a run is resumed: what is recorded and when, and where the
+# data lie. They do not change what is computed.
 FREE = (
     "steps_per_call",
     "log_every",
@@ -32,179 +33,258 @@ FREE = (
     "dataset.device_bytes",
 )
 
-# Sections whose keys are the fields or arguments of whatever they name; they may have more keys than `base`.
+# Sections whose keys are the fields or arguments of what they name. They may have more keys than `base`.
 OPEN = ("encoder", "decoder", "discriminator", "penalties")
 
-CHOICES = {
-    "dtype": ("float32", "bfloat16"),
-    "parallel": ("mesh", "pmap"),
-    "lowering": ("auto", "native", "cpu"),
-    "gradient": ("auto", "one_pass", "two_pullbacks"),
-    "dataset.feed": ("auto", "device", "host"),
-}
+
+class Group(NamedTuple):
+    """The heading of the keys that follow."""
+
+    title: str
+    about: str
+
+
+class Key(NamedTuple):
+    """A config key: its dotted name, its default, what it may be, and what it means."""
+
+    name: str
+    default: Any
+    rule: rules.Rule
+    meaning: str
+
+
+# A line or two per key, in the order of `base`.
+# fmt: off
+TABLE = (
+    Group("The run", "How long it trains, on what machine, and how often it records."),
+    Key("seed", 0, rules.seed, "Seed of everything random: weights, noise, order of the data."),
+    Key("batch_size", 100, rules.count, "Training examples per step, over all devices together."),
+    Key("num_steps", 10_000, rules.count, "Updates of both players."),
+    Key("steps_per_call", 100, rules.count,
+        "Updates per call of the compiled program. It must divide each `..._every` below that is less "
+        "than `num_steps`."),
+    Key("log_every", 100, rules.count, "Steps between rows of `metrics.jsonl`."),
+    Key("checkpoint_every", 1_000, rules.count, "Steps between checkpoints."),
+    Key("evaluate_every", 0, rules.count_or_zero, "Steps between evaluations; 0 = only at the end."),
+    Key("keep_checkpoints", 2, rules.count, "How many of the newest checkpoints are kept."),
+    Key("latent_dim", 64, rules.count, "Z, the number of latent dimensions."),
+    Key("dtype", "float32", rules.one_of("float32", "bfloat16"),
+        "Type in which the networks compute. Parameters and optimiser state are always float32."),
+    Key("ema_decay", 0.0, rules.fraction,
+        "Decay of an exponential moving average of the networks, with warm-up; 0 = none. Where there is "
+        "one, evaluation uses it."),
+    Key("parallel", "mesh", rules.one_of("mesh", "pmap"),
+        "How several devices share a batch: one program over a mesh, or `jax.pmap`."),
+    Key("lowering", "auto", rules.one_of("auto", "native", "cpu"),
+        "Form of the convolutions and of Adam: XLA's own, one that is fast on a CPU, or auto, which "
+        "decides by platform. It changes the speed, not what is computed."),
+    Key("gradient", "auto", rules.one_of("auto", "one_pass", "two_pullbacks"),
+        "How both players' gradients go through D. auto takes one pass where that is exact."),
+    Key("loss", "ali", rules.named_in("ali_jax.losses"), "The losses of both players."),
+    Key("labelled_weight", 1.0, rules.not_negative,
+        'Weight of the labelled term of `loss = "semi_supervised"`.'),
+    Key("instance_noise", 0.0, rules.not_negative,
+        "Standard deviation of noise added to the x that D sees. It falls linearly to 0 at `num_steps`."),
+    Key("frozen", (), rules.roles,
+        'Networks that are not trained, such as `("decoder",)`. They run as in evaluation.'),
+    Key("init_from", "", rules.text, "Folder of a run whose trained decoder this run starts from."),
+    Key("init_member", 0, rules.count_or_zero,
+        "Which member's decoder, where that run is a population and this one is not."),
+
+    Group("The data", "What is trained and tested on, and how it reaches the device."),
+    Key("dataset.name", "digits", rules.named_in("ali_jax.data"),
+        "The data set: one of this package's or of TFDS."),
+    Key("dataset.path", "", rules.text,
+        "Your own data: an `.npz`, a folder of images, or a folder of SVHN's `.mat` files."),
+    Key("dataset.directory", "", rules.text, 'Where TFDS keeps its data; "" = its default.'),
+    Key("dataset.train_split", "train", rules.text,
+        "The training split, such as `extra` or `train[:45000]`. Your own files use `train` where they do "
+        "not have it."),
+    Key("dataset.test_split", "test", rules.text,
+        "The split that evaluators test on. Your own files use `test` where they do not have it."),
+    Key("dataset.conditional", False, rules.flag,
+        "Whether the networks are given y: the attributes of the data or, without any, the class."),
+    Key("dataset.stack", 0, rules.stack,
+        "3: each x is three random grey-scale images, one per channel; 0: no stacks."),
+    Key("dataset.labelled", 0, rules.count_or_zero,
+        "How many labels semi-supervised training may use, the same number of each class."),
+    Key("dataset.shape", (), rules.shape, "Shape of one x; () = as the data have it."),
+    Key("dataset.feed", "auto", rules.one_of("auto", "device", "host"),
+        "Where training data stay: on the device, or streamed from the host. auto decides by size."),
+    Key("dataset.device_bytes", 4 * 2**30, rules.count_or_zero,
+        "Largest training set that auto keeps on the device, in bytes."),
+    Key("dataset.dequantize", 0.0, rules.not_negative,
+        "Half width of uniform noise added to the x of training batches."),
+    Key("dataset.scale", 1.0, rules.positive, "Factor on data that are not images, such as mixtures."),
+
+    Group("The encoder",
+          "`name` is a class of `ali_jax.networks`, the other keys are its fields. A class of your own "
+          "may have more keys."),
+    Key("encoder.name", "Encoder", rules.named_in("ali_jax.networks"), "The class."),
+    Key("encoder.layers", (), rules.layers, "Convolutions, then widths of dense layers."),
+    Key("encoder.activation", "leaky_relu", rules.one_of("relu", "leaky_relu"),
+        "Activation of every layer but the last."),
+    Key("encoder.slope", 0.01, rules.not_negative, "Slope of leaky_relu below 0."),
+    Key("encoder.batch_norm", (True,), rules.flags, "Batch normalisation."),
+    Key("encoder.init_std", 0.01, rules.not_negative,
+        "Standard deviation of the initial weights; 0 = He initialisation."),
+    Key("encoder.posterior", "gaussian", rules.one_of("gaussian", "noise", "deterministic"),
+        "z = mu(x) + sigma(x) epsilon; z = f(x, epsilon); or z = mu(x), as in BiGAN."),
+    Key("encoder.log_sigma_clip", (), rules.clip, "Limits of log sigma; () = none."),
+    Key("encoder.log_sigma_bias", 0.0, rules.finite, "Initial bias of log sigma."),
+    Key("encoder.log_sigma_init", 1.0, rules.finite, "Factor on the initial weights of log sigma."),
+    Key("encoder.center", False, rules.flag, "Whether the network sees 2x - 1 instead of x."),
+    Key("encoder.frequencies", (), rules.frequencies,
+        "Random Fourier features of x, for perceptrons; () = none."),
+    Key("encoder.width", 0, rules.count_or_zero,
+        "Maps of the first layer, where the layers are to follow the image size; 0 = `layers`."),
+
+    Group("The decoder", "As the encoder; its layers are transposed convolutions."),
+    Key("decoder.name", "Decoder", rules.named_in("ali_jax.networks"), "The class."),
+    Key("decoder.layers", (), rules.layers, "Transposed convolutions, or widths of dense layers."),
+    Key("decoder.activation", "leaky_relu", rules.one_of("relu", "leaky_relu"),
+        "Activation of every layer but the last."),
+    Key("decoder.slope", 0.01, rules.not_negative, "Slope of leaky_relu below 0."),
+    Key("decoder.batch_norm", (True,), rules.flags, "Batch normalisation."),
+    Key("decoder.init_std", 0.01, rules.not_negative,
+        "Standard deviation of the initial weights; 0 = He initialisation."),
+    Key("decoder.output", "sigmoid", rules.one_of("sigmoid", "linear"),
+        "sigmoid for data in [0, 1], linear for others."),
+    Key("decoder.width", 0, rules.count_or_zero,
+        "Maps of the last layer, where the layers are to follow the image size; 0 = `layers`."),
+
+    Group("The discriminator",
+          "D(x) and D(z) are joined by D(x, z), which ends in a linear layer of its own."),
+    Key("discriminator.name", "Discriminator", rules.named_in("ali_jax.networks"), "The class."),
+    Key("discriminator.x_layers", (), rules.layers, "Layers of D(x)."),
+    Key("discriminator.z_layers", (), rules.widths, "Layers of D(z)."),
+    Key("discriminator.joint_layers", (), rules.widths, "Layers of D(x, z), before its last linear one."),
+    Key("discriminator.activation", "leaky_relu", rules.one_of("relu", "leaky_relu", "maxout"),
+        "Activation of every layer but the last."),
+    Key("discriminator.slope", 0.01, rules.not_negative, "Slope of leaky_relu below 0."),
+    Key("discriminator.pieces", 2, rules.count, "Linear pieces of maxout."),
+    Key("discriminator.x_batch_norm", (True,), rules.flags, "Batch normalisation in D(x)."),
+    Key("discriminator.x_dropout", (0.0,), rules.fractions, "Dropout on the inputs of D(x)'s layers."),
+    Key("discriminator.x_dropout_after", (0.0,), rules.fractions,
+        "Dropout between D(x)'s layers and their activations."),
+    Key("discriminator.z_dropout", (0.0,), rules.fractions, "Dropout on the inputs of D(z)'s layers."),
+    Key("discriminator.z_bias", False, rules.flag, "Whether D(z) has biases."),
+    Key("discriminator.joint_dropout", (0.0,), rules.fractions,
+        "Dropout on the inputs of D(x, z)'s layers. Per layer it takes one rate more, for the last "
+        "linear one."),
+    Key("discriminator.init_std", 0.01, rules.not_negative,
+        "Standard deviation of the initial weights; 0 = He initialisation."),
+    Key("discriminator.center", False, rules.flag, "Whether the network sees 2x - 1 instead of x."),
+    Key("discriminator.width", 0, rules.count_or_zero,
+        "Maps of D(x)'s first layer, where its layers are to follow the image size; 0 = `x_layers`."),
+    Key("discriminator.x_pool", False, rules.flag, "Whether the maps of D(x) are averaged over space."),
+    Key("discriminator.blind", False, rules.flag, "Whether D does not see z, which makes ALI a GAN."),
+    Key("discriminator.num_classes", 1, rules.count,
+        'Logits per pair: one per class for `loss = "semi_supervised"`, else 1.'),
+    Key("discriminator.spectral_norm", False, rules.flag,
+        "Whether each kernel is divided by its largest singular value."),
+    Key("discriminator.packing", 1, rules.count,
+        "Pairs that D judges at once (PacGAN). It must divide the batch, under pmap that of a device."),
+    Key("discriminator.z_everywhere", False, rules.flag,
+        "Whether a linear map of z is added before every nonlinearity, as in BiGAN."),
+    Key("discriminator.unary_scores", False, rules.flag,
+        "Whether D also scores x and z alone, for `penalties.unary_scores`."),
+    Key("discriminator.pair_layers", (), rules.layers,
+        "Layers of D(x, x'), for `penalties.adversarial_cycle`; () = none."),
+
+    Group("Conditions", "How the networks take y, where `dataset.conditional` is on."),
+    Key("condition.size", 0, rules.count_or_zero, "A, the length of y; 0 = as the data have it."),
+    Key("condition.embedding", 0, rules.count_or_zero, "Width of a linear embedding of y; 0 = y itself."),
+    Key("condition.learned", False, rules.flag,
+        "Whether each network learns its own embedding; otherwise one fixed random projection."),
+
+    Group("Penalties",
+          "Terms added to the losses: each section names a function of `ali_jax.penalties` and holds its "
+          "arguments. A weight of 0 turns a term off."),
+    Key("penalties.r1.gamma", 0.0, rules.not_negative, "Weight of the gradient penalty on D."),
+    Key("penalties.r1.gamma_z", -1.0, rules.finite,
+        "Weight of its part in z; negative = the same as `gamma`."),
+    Key("penalties.r1.gamma_final", -1.0, rules.finite,
+        "Weight at `num_steps`, reached geometrically; negative = it stays constant."),
+    Key("penalties.r1.at", "encoder", rules.one_of("encoder", "decoder", "both", "prior"),
+        "At which pairs: (x, z_hat), (x_tilde, z), both of them, or x beside an independent z."),
+    Key("penalties.cycle_x.weight", 0.0, rules.not_negative,
+        "Weight of |x - G_x(z_hat)|^2, summed over x (ALICE)."),
+    Key("penalties.cycle_z.weight", 0.0, rules.not_negative, "Weight of |z - G_z(G_x(z))|^2, summed over z."),
+    Key("penalties.cycle_z.sampled", False, rules.flag,
+        "Whether that code is a sample of q(z | x_tilde); otherwise the code at epsilon = 0."),
+    Key("penalties.adversarial_cycle.weight", 0.0, rules.not_negative,
+        "Weight of ALICE's game of (x, x) against (x, x_hat). It needs `discriminator.pair_layers`."),
+    Key("penalties.unary_scores.weight", 0.0, rules.not_negative,
+        "Weight of BigBiGAN's hinges of x and z alone. It needs `discriminator.unary_scores`."),
+    Key("penalties.elbo.weight", 0.0, rules.not_negative,
+        "Weight of a variational autoencoder's loss. Use it with `loss = \"none\"`."),
+    Key("penalties.elbo.sigma", 1.0, rules.positive, "Standard deviation of its likelihood, in units of x."),
+
+    Group("The optimiser", "Adam for each player; the generator is the encoder and the decoder together."),
+    Key("optimizer.generator.learning_rate", 1e-4, rules.positive, "Learning rate."),
+    Key("optimizer.generator.b1", 0.5, rules.fraction, "Decay of the first moment."),
+    Key("optimizer.generator.b2", 0.999, rules.fraction, "Decay of the second moment."),
+    Key("optimizer.generator.eps", 1e-8, rules.positive, "Added to the root of the second moment."),
+    Key("optimizer.discriminator.learning_rate", 1e-4, rules.positive, "Learning rate."),
+    Key("optimizer.discriminator.b1", 0.5, rules.fraction, "Decay of the first moment."),
+    Key("optimizer.discriminator.b2", 0.999, rules.fraction, "Decay of the second moment."),
+    Key("optimizer.discriminator.eps", 1e-8, rules.positive, "Added to the root of the second moment."),
+    Key("optimizer.constant_fraction", 1.0, rules.not_negative,
+        "Share of `num_steps` at the full learning rate; a cosine follows. 1 = no schedule."),
+    Key("optimizer.final_fraction", 0.0, rules.not_negative,
+        "Share of the learning rate that is left at the end of the cosine."),
+
+    Group("Populations", "Several runs that are trained at once, as one program."),
+    Key("population.seeds", 0, rules.count_or_zero,
+        "Number of members, whose seeds are `seed`, `seed` + 1, and so on; 0 = a single run."),
+    Key("population.vary", (), rules.variations,
+        "Config keys in which the members differ, beside the seed, each with one number per member."),
+
+    Group("Evaluation", "What is measured and written at the end, and every `evaluate_every` steps."),
+    Key("evaluators", ("samples", "reconstructions"), rules.texts,
+        "Names of evaluators from `ali_jax.evaluate`."),
+    Key("report", True, rules.flag, "Whether `report.html` is written at the end."),
+    Key("evaluation.num_samples", 10_000, rules.count,
+        "Samples that `class_kl` draws, and the largest number that the distances use."),
+    Key("evaluation.grid", (10, 10), rules.grid, "Rows and columns of pictures."),
+    Key("evaluation.num_pairs", 4, rules.count, "Rows of interpolations, one pair of images each."),
+    Key("evaluation.num_interpolation_steps", 11, rules.count, "Images in a row of interpolations."),
+    Key("evaluation.num_codes", 10, rules.count,
+        "Codes sampled per image, over which `label_error_sampled` averages."),
+    Key("evaluation.svm_labels", 1000, rules.count,
+        "Labelled examples of `l2_svm`, the same number of each class."),
+    Key("evaluation.svm_draws", 100, rules.count,
+        "Draws of those examples that its test error is averaged over."),
+    Key("evaluation.ladder_rows", 300, rules.count, "Test rows of `reconstruction_ladder`."),
+    Key("evaluation.ladder_steps", 100, rules.count, "Steps of Adam on their codes."),
+    Key("evaluation.inception_weights", "", rules.text,
+        "`.npz` with the weights for `inception_distance`; see `ali_jax.metrics.inception`."),
+)
+# fmt: on
+
+KEYS = {row.name: row for row in TABLE if isinstance(row, Key)}
 
 
 def base() -> Config:
     """Return the locked default configuration; change values, not keys."""
-    config = ConfigDict()
-    config.seed = 0  # everything random follows from it: weights, noise, order of the data
-    config.batch_size = 100  # images per step over all devices
-    config.num_steps = 10_000  # updates of both players
-    config.steps_per_call = 100  # updates per dispatch; divides the *_every below that are < num_steps
-    config.log_every = 100  # steps between lines of metrics.jsonl
-    config.checkpoint_every = 1_000  # steps between checkpoints
-    config.evaluate_every = 0  # steps between evaluations; 0 = only at the end
-    config.keep_checkpoints = 2  # how many of the newest are kept
-    config.latent_dim = 64  # Z
-    config.dtype = "float32"  # compute type of the networks: float32 | bfloat16; state is always float32
-    config.ema_decay = 0.0  # of the averaged variables, with warm-up; 0 = off. Evaluation uses them where on
-    config.parallel = "mesh"  # mesh: one program over all devices; pmap: the named axis
-    config.lowering = "auto"  # convolutions, and the order of Adam: auto (by platform) | native | cpu
-    config.gradient = "auto"  # auto (one pass where exact) | one_pass | two_pullbacks
-    config.loss = "ali"  # a function of ali_jax.losses
-    config.labelled_weight = 1.0  # of the labelled term in config.loss = "semi_supervised"
-    config.instance_noise = 0.0  # std of noise on the x that D sees; it falls linearly to 0 at num_steps
-    config.frozen = ()  # networks that are not trained, such as ("decoder",); they run as in evaluation
-    config.init_from = ""  # the folder of a run whose trained decoder this one starts from
-    config.init_member = 0  # which one, where that run is a population and this one is not
-
-    config.dataset = ConfigDict()
-    config.dataset.name = "digits"  # a function of ali_jax.data, or a TFDS name it lists
-    config.dataset.path = ""  # the user's own data: .npz, directory of images, or of SVHN .mat files
-    config.dataset.directory = ""  # where TFDS keeps its data; "" = its default
-    config.dataset.train_split = "train"  # e.g. extra, train[:45000]; files that lack it: their train, test
-    config.dataset.test_split = "test"
-    config.dataset.conditional = False  # whether networks are given y: the data's attributes, else the class
-    config.dataset.stack = 0  # 3: an x is three random grey-scale images, one per channel; 0: no stacks
-    config.dataset.labelled = 0  # labels that are kept, as many of each class, for semi-supervised training
-    config.dataset.shape = ()  # of one x: (H, W, C) or (D,); () = as the data say
-    config.dataset.feed = "auto"  # device: resident; host: streamed; auto: by size
-    config.dataset.device_bytes = 4 * 2**30  # the largest training set that auto keeps on the device
-    config.dataset.dequantize = 0.0  # half width of uniform noise added to x of the training batches
-    config.dataset.scale = 1.0  # factor on data that are no images (mixtures)
-
-    # The three networks. `name` is a class of ali_jax.networks, the other keys are its fields: a layer is
-    # (kernel, stride, maps[, padding]) or, in a multi-layer perceptron, a width.
-    config.encoder = ConfigDict()
-    config.encoder.name = "Encoder"
-    config.encoder.layers = ()
-    config.encoder.activation = "leaky_relu"  # relu | leaky_relu
-    config.encoder.slope = 0.01  # of leaky_relu
-    config.encoder.batch_norm = (True,)  # one for all layers, or one per layer
-    config.encoder.init_std = 0.01  # of the weights; 0 = He initialisation
-    config.encoder.posterior = (
-        "gaussian"  # mu + sigma epsilon | noise: f(x, epsilon) | deterministic: mu, as BiGAN
-    )
-    config.encoder.log_sigma_clip = ()  # (low, high)
-    config.encoder.log_sigma_bias = 0.0  # initial value
-    config.encoder.log_sigma_init = 1.0  # factor on the initial weights of log sigma
-    config.encoder.center = False  # networks see 2x - 1
-    config.encoder.frequencies = ()  # (count, std) of random Fourier features on a perceptron's x
-    config.encoder.width = 0  # instead of layers: they follow the image size, from this many maps
-
-    config.decoder = ConfigDict()
-    config.decoder.name = "Decoder"
-    config.decoder.layers = ()
-    config.decoder.activation = "leaky_relu"
-    config.decoder.slope = 0.01
-    config.decoder.batch_norm = (True,)
-    config.decoder.init_std = 0.01
-    config.decoder.output = "sigmoid"  # sigmoid | linear
-    config.decoder.width = 0
-
-    config.discriminator = ConfigDict()
-    config.discriminator.name = "Discriminator"
-    config.discriminator.x_layers = ()  # D(x)
-    config.discriminator.z_layers = ()  # D(z)
-    config.discriminator.joint_layers = ()  # D(x, z), before the last linear layer
-    config.discriminator.activation = "leaky_relu"  # relu | leaky_relu | maxout
-    config.discriminator.slope = 0.01
-    config.discriminator.pieces = 2  # of maxout
-    config.discriminator.x_batch_norm = (True,)
-    config.discriminator.x_dropout = (0.0,)  # on the input of the layers: one rate for all, or one per layer
-    config.discriminator.x_dropout_after = (0.0,)  # between a layer and its activation, likewise
-    config.discriminator.z_dropout = (0.0,)
-    config.discriminator.z_bias = False
-    config.discriminator.joint_dropout = (
-        0.0,
-    )  # one rate for all, or one more than joint_layers: the logit's too
-    config.discriminator.init_std = 0.01
-    config.discriminator.center = False
-    config.discriminator.width = 0
-    config.discriminator.x_pool = False  # average D(x)'s maps over space
-    config.discriminator.blind = False  # D does not see z: a GAN
-    config.discriminator.num_classes = 1  # K > 1: one logit per class, for config.loss = "semi_supervised"
-    config.discriminator.spectral_norm = False  # divide each kernel by its largest singular value
-    config.discriminator.packing = 1  # pairs that D judges at once; divides the batch (per device under pmap)
-    config.discriminator.z_everywhere = False  # a linear map of z before every nonlinearity, as in BiGAN
-    config.discriminator.unary_scores = False  # scores of x and of z alone, for penalties.unary_scores
-    config.discriminator.pair_layers = ()  # D(x, x'), for penalties.adversarial_cycle
-
-    config.condition = ConfigDict()  # how networks take y
-    config.condition.size = 0  # A; 0 = as the data say
-    config.condition.embedding = 0  # width of a linear embedding, as the authors' 256; 0 = y itself
-    config.condition.learned = False  # each network learns its own; else one fixed random projection
-
-    # Terms added to the losses: name of a function of ali_jax.penalties -> its arguments.
-    config.penalties = ConfigDict()
-    config.penalties.r1 = ConfigDict()
-    config.penalties.r1.gamma = 0.0  # weight of the gradient penalty on D; 0 = off
-    config.penalties.r1.gamma_z = -1.0  # of its z part; negative = gamma
-    config.penalties.r1.gamma_final = -1.0  # geometric annealing over num_steps; negative = constant
-    config.penalties.r1.at = "encoder"  # encoder: (x, z_hat) | decoder: (x_tilde, z) | both | prior: (x, z)
-    config.penalties.cycle_x = ConfigDict()
-    config.penalties.cycle_x.weight = 0.0  # of |x - G_x(z_hat)|^2, summed over x (ALICE); 0 = off
-    config.penalties.cycle_z = ConfigDict()
-    config.penalties.cycle_z.weight = 0.0  # of |z - G_z(G_x(z))|^2, summed over z; 0 = off
-    config.penalties.cycle_z.sampled = (
-        False  # the code is a sample of q(z | x_tilde), else that at epsilon = 0
-    )
-    config.penalties.adversarial_cycle = ConfigDict()
-    config.penalties.adversarial_cycle.weight = 0.0  # of ALICE's (x, x) against (x, x_hat); needs pair_layers
-    config.penalties.unary_scores = ConfigDict()
-    config.penalties.unary_scores.weight = 0.0  # of BigBiGAN's hinges; needs discriminator.unary_scores
-    config.penalties.elbo = ConfigDict()
-    config.penalties.elbo.weight = 0.0  # of a variational autoencoder's loss; with config.loss = "none" alone
-    config.penalties.elbo.sigma = 1.0  # deviation of its likelihood, in units of x
-
-    config.optimizer = ConfigDict()  # Adam, as in optax
-    for player in ("generator", "discriminator"):  # generator: encoder and decoder
-        adam = config.optimizer[player] = ConfigDict()
-        adam.learning_rate = 1e-4
-        adam.b1 = 0.5
-        adam.b2 = 0.999
-        adam.eps = 1e-8
-    config.optimizer.constant_fraction = 1.0  # of num_steps at the full learning rate, then cosine
-    config.optimizer.final_fraction = 0.0  # of the learning rate, reached at the end of the cosine
-
-    config.population = ConfigDict()  # runs that are trained at once
-    config.population.seeds = 0  # how many, with the seeds seed, seed + 1, ...; 0 = a single run
-    config.population.vary = ()  # in what they differ besides: (("optimizer.generator.b1", (0.2, 0.8)), ...)
-
-    config.evaluators = ("samples", "reconstructions")  # functions of ali_jax.evaluate
-    config.report = True  # whether report.html is written at the end
-    config.evaluation = ConfigDict()
-    config.evaluation.num_samples = 10_000  # of class_kl, and at most of the Frechet distances
-    config.evaluation.grid = (10, 10)  # rows, columns of pictures
-    config.evaluation.num_pairs = 4  # rows of interpolations
-    config.evaluation.num_interpolation_steps = 11
-    config.evaluation.num_codes = 10  # sampled per image, over which label_error_sampled averages
-    config.evaluation.svm_labels = 1000  # labelled examples of l2_svm, as many of every class
-    config.evaluation.svm_draws = 100  # draws of them that its test error is averaged over
-    config.evaluation.ladder_rows = 300  # test rows of the reconstruction ladder
-    config.evaluation.ladder_steps = 100  # of Adam on their codes
-    config.evaluation.inception_weights = (
-        ""  # .npz file for inception_distance; see ali_jax.metrics.inception
-    )
-    return config.lock()
+    config: dict[str, Any] = {}
+    for name, key in KEYS.items():
+        *sections, last = name.split(".")
+        section = config
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[last] = key.default
+    return ConfigDict(config).lock()
 
 
 def stable_recipe(config: Config) -> None:
-    """Set what trains perceptrons and convolutional networks stably where the paper has no recipe, in place.
+    """Set, in place, values that train stably where the paper has no recipe, with or without convolutions.
 
-    No normalisation, He initialisation and centred inputs in all three networks; biases in D(z) and slope 0.2
-    in D; the encoder's log sigma starts near -1 and is clipped to (-6, 0.5); Adam with b1 = 0 and b2 = 0.99;
-    R1 annealed from 1 to 0.1; averaged parameters. Layers, learning rates and lengths are the experiment's.
+    No batch norm and He initialisation in all three networks, centred inputs of encoder and discriminator;
+    biases in D(z) and slope 0.2 in D; a log sigma that starts near -1 and is clipped to (-6, 0.5); Adam with
+    b1 = 0 and b2 = 0.99; R1 annealed from 1 to 0.1; averaged parameters. The experiment sets layers, learning
+    rates and numbers of steps.
     """
     config.ema_decay = 0.999
     for network in (config.encoder, config.decoder, config.discriminator):
@@ -225,14 +305,14 @@ def stable_recipe(config: Config) -> None:
 
 
 def semi_supervised_recipe(config: Config, maps: int) -> None:
-    """Set the networks and the optimiser of semi-supervised ALI, in place; `maps` is D's first width.
+    """Set, in place, the networks and the optimiser of semi-supervised ALI; `maps` is the width of D(x).
 
-    As in OpenAI's improved-gan script for 32x32 images, from which the paper's unpublished experiment was
-    made: D(x) of nine convolutions with a mean over space, dropout of 0.2 on its input and 0.5 after each
-    halving, a decoder from 512 maps at 4x4, Adam with 3e-4 and b1 = 0.5, constant for two thirds of the steps
-    and then falling, averaged parameters. Ours: the tower for z, an encoder that mirrors the decoder, kernels
-    of 4x4 where theirs are 5x5, He initialisation of D instead of weight normalisation, and a cosine where
-    theirs is a line.
+    The code of the paper's experiment is unpublished; it was made from OpenAI's improved-gan script for 32x32
+    images. From that script: nine convolutions in D(x) with a mean over space, dropout of 0.2 on the input
+    and of 0.5 after each halving, a decoder that starts with 512 maps at 4x4, Adam with rate 3e-4 and b1 =
+    0.5, constant for two thirds of the steps and then falling, averaged parameters. Ours: D(z), an encoder
+    that mirrors the decoder, kernels of 4x4 instead of 5x5, He initialisation of D instead of weight
+    normalisation, and a cosine instead of a linear decay.
     """
     config.ema_decay = 0.9999
     config.loss = "semi_supervised"
@@ -269,7 +349,7 @@ def flat(config: Config, prefix: str = "") -> dict[str, Any]:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return a copy with other values by dotted keys, of any type: JAX's tracers too."""
+    """Return an unlocked copy with other values by dotted key, of any type: also JAX's tracers."""
     copy = ConfigDict(config.to_dict(), type_safe=False)
     for key, value in values.items():
         *sections, last = key.split(".")
@@ -286,47 +366,45 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Return the locked configuration of a text that `to_json` made.
+    """Return the locked configuration from the text of `to_json`.
 
     Raises:
-      ValueError: the text is no JSON object, or its keys are not those of `base`.
+      ValueError: the text is not a JSON object, or its keys are not those of `base`.
     """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"The configuration is no JSON: {error}.") from None
+        raise ValueError(f"The configuration is not JSON: {error}.") from None
     if not isinstance(values, dict):
-        raise ValueError("The configuration is no JSON object.")
+        raise ValueError("The configuration is not a JSON object.")
     config = ConfigDict(_tuples(values))
     check_keys(config)
     return config.lock()
 
 
 def check_keys(config: Config) -> None:
-    """Raise a ValueError unless the configuration has the keys of `base`, with values of their types."""
-    defaults, given = flat(base()), flat(config)
+    """Raise a ValueError unless the keys are those of `base`, with values of the same types."""
+    given = flat(config)
     for key, value in given.items():
-        if key not in defaults and key.partition(".")[0] not in OPEN:
-            raise ValueError(f"There is no config key {key!r}.{did_you_mean(key, defaults)}")
-        if key in defaults and not _has_type_of(value, defaults[key]):
-            kind = type(defaults[key]).__name__
-            raise ValueError(
-                f"config.{key} is {value!r}; it must be of type {kind}, as in {defaults[key]!r}."
-            )
-    if missing := [key for key in defaults if key not in given]:
+        if key not in KEYS and key.partition(".")[0] not in OPEN:
+            raise ValueError(f"There is no config key {key!r}.{did_you_mean(key, KEYS)}")
+        if key in KEYS and not _has_type_of(value, default := KEYS[key].default):
+            kind = type(default).__name__
+            raise ValueError(f"config.{key} is {value!r}; it must be of type {kind}, as in {default!r}.")
+    if missing := [key for key in KEYS if key not in given]:
         raise ValueError(f"The configuration lacks {', '.join(missing)}: start from ali_jax.config.base().")
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Return the keys whose values differ, each with its old and its new value (None where it is absent)."""
+    """Return the keys whose values differ, each with its old and its new value; None where it is absent."""
     a, b = _tuples(flat(old)), _tuples(flat(new))
     return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
 
 
 def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Return those differences with which a run of `old` cannot go on as one of `new`.
+    """Return the differences that forbid to resume a run of `old` with `new`.
 
-    The keys in `FREE` may differ, and num_steps may grow where no schedule depends on it.
+    The keys in `FREE` may differ, and num_steps may grow if no schedule depends on it.
     """
     scheduled = old.optimizer.constant_fraction < 1 or old.instance_noise > 0 or _anneals(old)
     found = differences(old, new)
@@ -336,119 +414,57 @@ def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def _anneals(config: Config) -> bool:
-    """Tell whether the gradient penalty is on and falls, in any member of a population."""
+    """Whether the gradient penalty is on and annealed, in any member of a population."""
     r1, varied = config.penalties.r1, {key for key, _ in config.population.vary}
     on = max(r1.gamma, r1.gamma_z) > 0 or varied & {"penalties.r1.gamma", "penalties.r1.gamma_z"}
     return bool(on) and (r1.gamma_final >= 0 or "penalties.r1.gamma_final" in varied)
 
 
 def is_free(key: str, free: Iterable[str]) -> bool:
-    """Tell whether a dotted key is among `free` or in a section that is."""
+    """Whether a dotted key is in `free`, or in a section that is."""
     return any(key == name or key.startswith(name + ".") for name in free)
 
 
 def validate(config: Config) -> None:
-    """Raise a ValueError for the first value that no run can use; named functions are checked where used."""
-    values = flat(config)
-    for key in (
-        "batch_size",
-        "num_steps",
-        "steps_per_call",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "latent_dim",
-        "evaluation.num_samples",
-        "evaluation.num_pairs",
-        "evaluation.num_interpolation_steps",
-        "evaluation.num_codes",
-        "evaluation.svm_labels",
-        "evaluation.svm_draws",
-        "evaluation.ladder_rows",
-        "evaluation.ladder_steps",
-    ):
-        _require(0 < values[key] < 2**31, key, values[key], "it must be positive and below 2^31")
-    for player in ("generator", "discriminator"):
-        for key in ("learning_rate", "eps"):
-            name = f"optimizer.{player}.{key}"
-            _require(0 < values[name] < float("inf"), name, values[name], "it must be positive")
-        for key in ("b1", "b2"):
-            name = f"optimizer.{player}.{key}"
-            _require(0 <= values[name] < 1, name, values[name], "it must lie in [0, 1)")
-    for key in (
-        "evaluate_every",
-        "dataset.labelled",
-        "condition.size",
-        "condition.embedding",
-        "population.seeds",
-        "init_member",
-        "labelled_weight",
-        "dataset.dequantize",
-        "dataset.device_bytes",
-        "instance_noise",
-        "penalties.r1.gamma",
-        "penalties.cycle_x.weight",
-        "penalties.cycle_z.weight",
-        "penalties.adversarial_cycle.weight",
-        "penalties.unary_scores.weight",
-        "penalties.elbo.weight",
-        "optimizer.constant_fraction",
-        "optimizer.final_fraction",
-    ):
-        _require(0 <= values[key] < float("inf"), key, values[key], "it must not be negative")
-    _require(0 <= config.ema_decay < 1, "ema_decay", config.ema_decay, "it must lie in [0, 1)")
-    _require(0 <= config.seed < 2**32, "seed", config.seed, "it must lie in [0, 2^32)")
-    for key in ("dataset.scale", "penalties.elbo.sigma"):
-        _require(0 < values[key] < float("inf"), key, values[key], "it must be positive")
-    for key, allowed in CHOICES.items():
-        _require(values[key] in allowed, key, values[key], f"it must be one of {', '.join(allowed)}")
-    grid = tuple(config.evaluation.grid)
-    _require(
-        len(grid) == 2 and all(isinstance(n, int) and n > 0 for n in grid),
-        "evaluation.grid",
-        grid,
-        "it must be two positive numbers, rows and columns",
-    )
-    shape = tuple(config.dataset.shape)
-    _require(
-        all(isinstance(n, int) and n > 0 for n in shape),
-        "dataset.shape",
-        shape,
-        "it must be positive numbers",
-    )
-    names = tuple(config.evaluators)
-    _require(all(isinstance(n, str) for n in names), "evaluators", names, "it must be names of evaluators")
-    frozen = tuple(config.frozen)
-    roles = ("encoder", "decoder", "discriminator")
-    _require(set(frozen) <= set(roles), "frozen", frozen, f"it may name {', '.join(roles)}")
-    _require(
-        "decoder" not in frozen or bool(config.init_from),
-        "frozen",
-        frozen,
-        "a decoder that is not trained needs config.init_from, the folder of the run that trained it",
-    )
-    _check_labelled(config)
-    _check_stack(config)
-    _check_intervals(config)
+    """Raise a ValueError for the first value that no run can use.
+
+    Names of losses, evaluators, networks and data sets are looked up where they are used.
+    """
+    for key, value in flat(config).items():
+        check_value(key, value)
+    for check in (_check_frozen, _check_labelled, _check_stack, _check_intervals):
+        check(config)
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raise a ValueError if a value breaks the rule of its dotted key; unknown keys have no rule."""
+    if key in KEYS and not KEYS[key].rule.holds(_tuples(value)):
+        raise ValueError(f"config.{key} is {value!r}; it must be {KEYS[key].rule.allowed}.")
+
+
+def _check_frozen(config: Config) -> None:
+    if "decoder" in config.frozen and not config.init_from:
+        raise ValueError(
+            f"config.frozen is {config.frozen!r}: a decoder that is not trained needs config.init_from, the "
+            "folder of the run that trained it."
+        )
 
 
 def _check_labelled(config: Config) -> None:
     semi, labelled = config.loss == "semi_supervised", config.dataset.labelled
     if semi != bool(labelled):
         raise ValueError(
-            f"config.loss is {config.loss!r} and config.dataset.labelled {labelled}: the loss "
-            "'semi_supervised' needs labelled rows, for example --config.dataset.labelled=1000, and no other "
-            "loss uses them."
+            f"config.loss is {config.loss!r} and config.dataset.labelled is {labelled}: the loss "
+            "'semi_supervised' needs labelled rows, for example --config.dataset.labelled=1000; other losses "
+            "do not use them."
         )
 
 
 def _check_stack(config: Config) -> None:
-    stack = config.dataset.stack
-    _require(stack in (0, 3), "dataset.stack", stack, "it must be 3, one image per channel, or 0")
-    if stack and (config.dataset.conditional or config.dataset.labelled):
+    if config.dataset.stack and (config.dataset.conditional or config.dataset.labelled):
         raise ValueError(
-            f"config.dataset.stack is {stack}, but stacks have too many classes to be conditions or to be "
-            "learnt from few labels: config.dataset.conditional must be False and config.dataset.labelled 0."
+            f"config.dataset.stack is {config.dataset.stack}, and stacks have too many classes for conditions"
+            " or few labels: config.dataset.conditional must be False and config.dataset.labelled must be 0."
         )
 
 
@@ -457,14 +473,9 @@ def _check_intervals(config: Config) -> None:
     for key in ("log_every", "checkpoint_every", "evaluate_every"):
         if config[key] < config.num_steps and config[key] % per_call:
             raise ValueError(
-                f"config.{key} is {config[key]}, no multiple of config.steps_per_call, {per_call}: set one "
-                f"of them anew, e.g. --config.steps_per_call={math.gcd(config[key], per_call)}."
+                f"config.{key} is {config[key]}, not a multiple of config.steps_per_call = {per_call}. "
+                f"Change one of them, e.g. --config.steps_per_call={math.gcd(config[key], per_call)}."
             )
-
-
-def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"config.{key} is {value!r}; {allowed}.")
 
 
 def _has_type_of(value: Any, default: Any) -> bool:
@@ -480,3 +491,32 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(v) for key, v in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def reference() -> str:
+    """Return `docs/reference/config.md`: a table of the keys of every group."""
+    parts = [
+        "# Configuration",
+        "Every key, with its default. Set one in an experiment's file (`config.batch_size = 64`) or on the "
+        "command line (`--config.batch_size=64`). A value that breaks its rule is refused before anything "
+        "starts, with the message `config.KEY is VALUE; it must be RULE.`",
+        "This page is made from `ali_jax/config.py`; to make it anew:",
+        "```sh\npython -c 'from ali_jax import config; print(config.reference(), end=\"\")' "
+        "> docs/reference/config.md\n```",
+    ]
+    for row in TABLE:
+        if isinstance(row, Group):
+            parts += [
+                f"## {row.title}",
+                row.about,
+                "| key | default | must be | meaning |\n|---|---|---|---|",
+            ]
+        else:
+            meaning = row.meaning.replace("|", r"\|")
+            parts[-1] += f"\n| `{row.name}` | `{row.default!r}` | {row.rule.allowed} | {meaning} |"
+    free = ", ".join(f"`{key}`" for key in FREE)
+    parts += [
+        "## What may change when a run is resumed",
+        f"{free}. `num_steps` may grow, if no schedule uses it.",
+    ]
+    return "\n\n".join(parts) + "\n"

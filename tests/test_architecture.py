@@ -12,7 +12,7 @@ import pytest
 import small
 
 LAYERS = [
-    ["types", "names", "bits"],
+    ["types", "names", "rules", "bits"],
     ["config", "losses", "data"],
     ["networks"],
     ["model", "metrics"],

@@ -121,7 +121,7 @@ def test_describe_prints_one_json_object_without_data_or_workdir(capsys):
         (["--config.batch_size=0"], "config.batch_size is 0; it must be positive"),
         (
             ["--config.penalties.elbo.weight=-1.0"],
-            "config.penalties.elbo.weight is -1.0; it must not be negative",
+            "config.penalties.elbo.weight is -1.0; it must be at least 0 and finite",
         ),
         (["--config.penalties.elbo.sigma=0.0"], "config.penalties.elbo.sigma is 0.0; it must be positive"),
         (["--config.num_steps=-5"], "config.num_steps is -5"),
@@ -129,7 +129,7 @@ def test_describe_prints_one_json_object_without_data_or_workdir(capsys):
         (["--config.latent_dim=0"], "config.latent_dim is 0"),
         (["--config.log_every=100"], "e.g. --config.steps_per_call=50"),
         (["--config.dtype=float16"], "it must be one of float32, bfloat16"),
-        (["--config.optimizer.generator.b1=1.0"], "it must lie in [0, 1)"),
+        (["--config.optimizer.generator.b1=1.0"], "it must be in [0, 1)"),
         (["--config.evaluation.grid=(3,)"], "two positive numbers"),
         (["--config.loss=alo"], "ali_jax.losses has ali"),
         (["--config.evaluators=('sampls',)"], "Did you mean samples?"),

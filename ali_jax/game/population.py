@@ -26,12 +26,12 @@ def varied(config: Config) -> dict[str, tuple[float, ...]]:
 
 
 def of_steps(config: Config) -> dict[str, tuple[float, ...]]:
-    """Return those of them that a training step reads: all but what only the initial state depends on."""
+    """Return the varied numbers that a training step reads: all but those of the initial state."""
     return {key: values for key, values in varied(config).items() if not key.endswith(".init_std")}
 
 
 def members(config: Config) -> tuple[Config, ...]:
-    """Return the config of each member as a run of its own: seed + k, and its numbers."""
+    """Return the config of each member k as a single run: with seed + k and its own numbers."""
     return tuple(
         _single(config, {"seed": config.seed + k, **{key: v[k] for key, v in varied(config).items()}})
         for k in range(size(config))
@@ -39,34 +39,15 @@ def members(config: Config) -> tuple[Config, ...]:
 
 
 def _single(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return the config of a single run, with these values by key."""
+    """Return the config of a single run with these values, by dotted key."""
     return configs.with_values(config, {**values, "population.seeds": 0, "population.vary": ()}).lock()
 
 
 def validate(config: Config) -> None:
-    """Raise a ValueError for a population that cannot be trained at once."""
-    section, known = config.population, configs.flat(config)
-    lengths = {section.seeds} - {0}
-    for entry in section.vary:
-        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], tuple) and entry[1]):
-            raise ValueError(
-                f"config.population.vary has the entry {entry!r}; each must be a key and its values, such as "
-                "('optimizer.generator.learning_rate', (1e-4, 2e-4))."
-            )
-        key, values = entry
-        if not isinstance(known.get(key), float) or not _may_vary(key):
-            raise ValueError(
-                f"config.population.vary names {key!r}; members can differ in the numbers of the players of "
-                "config.optimizer, the weights of config.penalties, and init_std."
-            )
-        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-            raise ValueError(f"config.population.vary: the values of {key}, {values!r}, must be numbers.")
-        if key.startswith("penalties.") and min(values) < 0:
-            raise ValueError(
-                f"config.population.vary: the values of {key}, {values!r}, must not be negative, which "
-                "stands for 'not given': members cannot differ in that. A gamma_final of gamma is constant."
-            )
-        lengths.add(len(values))
+    """Raise a ValueError for a population that cannot be trained at once; `config` itself is valid."""
+    for key, values in varied(config).items():
+        _check_varied(config, key, values)
+    lengths = {config.population.seeds, *map(len, varied(config).values())} - {0}
     if len(lengths) > 1:
         raise ValueError(
             f"config.population has {' and '.join(map(str, sorted(lengths)))} members: population.seeds and "
@@ -84,8 +65,22 @@ def validate(config: Config) -> None:
             raise ValueError(f"Member {k} of the population: {error}") from error
 
 
+def _check_varied(config: Config, key: str, values: tuple[float, ...]) -> None:
+    """Raise a ValueError unless members can differ in this key, with these values."""
+    if not isinstance(configs.flat(config).get(key), float) or not _may_vary(key):
+        raise ValueError(
+            f"config.population.vary names {key!r}; members can differ in the numbers of the players of "
+            "config.optimizer, the weights of config.penalties, and init_std."
+        )
+    if key.startswith("penalties.") and min(values) < 0:
+        raise ValueError(
+            f"config.population.vary: {key} is {values!r}. A negative number means 'not given', and members "
+            "cannot differ in that: use numbers of at least 0. A gamma_final equal to gamma is constant."
+        )
+
+
 def at_most(config: Config) -> Config:
-    """Return the config of one run with the largest of the varied numbers: all terms that any member has."""
+    """Return a single run's config with the largest of the varied numbers: it has every member's terms."""
     return _single(config, {key: max(numbers) for key, numbers in varied(config).items()})
 
 

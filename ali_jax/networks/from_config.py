@@ -11,11 +11,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ali_jax.config import Config, base
+from ali_jax.config import Config, base, check_value
 from ali_jax.names import did_you_mean, public_classes
 from ali_jax.networks import convolutions, decoder, discriminator, encoder
+from ali_jax.networks.fit import by, check_fit
 from ali_jax.networks.layers import Layer, is_convolutional
-from ali_jax.networks.rules import by, check_fit, check_values
 from ali_jax.types import ALI, Networks
 
 MODULES = (encoder, decoder, discriminator)  # whose public classes a config may name
@@ -48,8 +48,7 @@ def build(
     sections = {role: _section(config, role) for role in Networks._fields}
     _follow_size(sections, shape)
     check_fit(sections, shape)
-    if config.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"config.dtype is {config.dtype!r}; it must be float32 or bfloat16.")
+    check_value("dtype", config.dtype)
     shared = {
         "dtype": jnp.dtype(config.dtype),
         "lowering": convolutions.lowering_for(platform, config.lowering),
@@ -92,7 +91,8 @@ def _section(config: Config, role: str) -> dict[str, Any]:
             hint = did_you_mean(key, sorted(fields))
             raise ValueError(f"config.{role}.{key} is set, but {cls.__name__} has no such field.{hint}")
     section = {key: _hashable(value) for key, value in given.items() if key in fields}
-    check_values(role, section)
+    for key, value in section.items():
+        check_value(f"{role}.{key}", value)
     return section
 
 
