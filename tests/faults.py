@@ -273,8 +273,8 @@ def losing_one(processes: int, root: Path) -> tuple[list[str], float]:
     _wait_for_checkpoint(folder, last + 10)
     running[-1].terminate()
     found = ended(running)
-    if f"Going on from step {last}" not in found[0][1]:
-        wrong.append(f"it did not go on from step {last}: {found[0][1][-500:]}")
+    if f"Resuming from step {last}." not in found[0][1]:
+        wrong.append(f"it did not resume from step {last}: {found[0][1][-500:]}")
     step = workdir.checkpoint_steps(folder)[-1]
     if {status for status, _ in found} != {143} or f"Step {step} is saved" not in found[0][1]:
         wrong.append(f"SIGTERM: {found}")

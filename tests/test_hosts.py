@@ -1,4 +1,4 @@
-"""How processes are told to train together; that they do is in test_faults.py."""
+"""The flags for training with several processes; test_faults.py trains with them."""
 
 import pytest
 from test_main import DIGITS, message
@@ -11,8 +11,8 @@ from ali_jax.program import hosts
     [
         (["--coordinator_address=here"], "it must be HOST:PORT, or auto"),
         (["--coordinator_address=here:1"], "needs --num_processes and --process_id too"),
-        (["--coordinator_address=here:1", "--num_processes=2", "--process_id=2"], "they count from 0 to 1"),
-        (["--coordinator_address=auto", "--process_id=0"], "finds --num_processes and --process_id out"),
+        (["--coordinator_address=here:1", "--num_processes=2", "--process_id=2"], "it must be from 0 to 1"),
+        (["--coordinator_address=auto", "--process_id=0"], "finds out --num_processes and --process_id"),
         (["--num_processes=2"], "need --coordinator_address"),
         (["--coordinator_address=auto", "--mode=describe"], "goes with --mode train"),
         (["--coordinator_addres=auto"], "Did you mean --coordinator_address?"),

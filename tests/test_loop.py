@@ -207,7 +207,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_loss(tmp_path
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
     # The penalty's weight grows until the squares in Adam overflow, which no loss shows.
     config = tiny(penalties__r1__gamma=1.0, penalties__r1__gamma_final=1e38)
-    with pytest.raises(loop.NonFiniteError, match="The last good checkpoint, of step 10, stays"):
+    with pytest.raises(loop.NonFiniteError, match="The last good checkpoint, of step 10, is kept"):
         loop.run(config, tmp_path)
     assert workdir.checkpoint_steps(tmp_path) == [10]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored(config, tmp_path)))

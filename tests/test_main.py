@@ -116,8 +116,11 @@ def test_describe_prints_one_json_object_without_data_or_workdir(capsys):
         (["--config.batch_siz=3"], "Did you mean batch_size?"),
         (["--config.optimizer.generator.learning_rat=3"], "Did you mean optimizer.generator.learning_rate?"),
         (["--config.dataset=digits"], "It is a section: set one of "),
-        (["--config.batch_size=abc"], "--config.batch_size=abc is no int; the value in the config is 64."),
-        (["--config.encoder.center=perhaps"], "is no bool"),
+        (
+            ["--config.batch_size=abc"],
+            "--config.batch_size=abc is not of type int; the value in the config is 64.",
+        ),
+        (["--config.encoder.center=perhaps"], "is not of type bool"),
         (["--config.batch_size=0"], "config.batch_size is 0; it must be positive"),
         (
             ["--config.penalties.elbo.weight=-1.0"],
@@ -159,7 +162,7 @@ def test_wrong_use_is_one_message_and_status_2(tmp_path, capsys, arguments, expe
     ("text", "expected"),
     [
         ("def get_config(:\n", "config.py, line 1: invalid syntax"),
-        ("x = 1\n", "defines no function get_config()"),
+        ("x = 1\n", "does not define a function get_config()"),
         ("def get_config():\n    return {}\n", "returned dict, not a ConfigDict"),
         ("def get_config(variant):\n    return None\n", "takes a variant"),
         ("import absent_module\n", "line 1: ModuleNotFoundError"),
@@ -345,9 +348,9 @@ def test_a_config_survives_json():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "no JSON"),
-        ("[1]", "no JSON object"),
-        ("{}", "lacks batch_size"),
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ("{}", "lacks seed, batch_size"),
         ('{"sed": 0}', "There is no config key 'sed'. Did you mean seed?"),
         ('{"seed": 0.5}', "config.seed is 0.5; it must be of type int"),
     ],

@@ -128,7 +128,10 @@ def test_a_population_goes_on_bit_for_bit_and_one_lost_member_stops_nothing(tmp_
     [
         ({"population__seeds": 3, "population__vary": VARY}, "2 and 3 members"),
         ({"population__vary": (("latent_dim", (2, 3)),)}, "names 'latent_dim'"),
-        ({"population__vary": (("optimizer.generator.b1", ("a", "b")),)}, "must be pairs of a key and its numbers"),
+        (
+            {"population__vary": (("optimizer.generator.b1", ("a", "b")),)},
+            "must be pairs of a key and its numbers",
+        ),
         ({"population__vary": ("optimizer.generator.b1",)}, "must be pairs of a key and its numbers"),
         ({"population__seeds": 2, "parallel": "pmap"}, "needs config.parallel = 'mesh'"),
         ({"population__vary": (("penalties.r1.gamma_z", (-1.0, 0.1)),)}, "use numbers of at least 0"),

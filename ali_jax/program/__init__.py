@@ -1,1 +1,1 @@
-"""The program: its command line, the training loop, several processes."""
+"""The program: its command line, its training loop, and how several processes train together."""

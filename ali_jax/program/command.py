@@ -1,6 +1,6 @@
-"""The command line: what it says, the config file that it names, and the values that it overrides.
+"""The command line: its flags, the config file that it names, and the config values that it overrides.
 
-Every mistake in it becomes a `UsageError` with one message. JAX is not imported here.
+Every mistake in it is a `UsageError` with one message. This module does not import JAX.
 """
 
 import inspect
@@ -24,29 +24,38 @@ usage: python -m ali_jax.main --config FILE[:VARIANT] --workdir DIR [--config.KE
        python -m ali_jax.main --mode MODE --workdir DIR [--out FILE] [--json] [--config.KEY=VALUE ...]
 
 modes:
-  train        train, or go on with the run in DIR (default)
-  evaluate     print and write the numbers of config.evaluators
+  train        train, or resume the run in DIR (default)
+  evaluate     print the numbers of config.evaluators and write them to a file
   sample, reconstruct, interpolate
-               make a picture
-  report       write report.html, one page with all that is known of the run
-  compare      write one page that lays runs side by side: --workdirs DIR DIR ... --out FILE
-  export       write encoder, decoder and weights for use without this package, into the folder --out DIR
-  describe     print layers, parameters, operations per step, bytes of state; needs --config, no --workdir
-  preflight    compile the training step for a TPU slice and print what each chip needs; likewise
+               draw a picture
+  report       write report.html, one page about the whole run
+  compare      write one page that shows runs side by side: --workdirs DIR DIR ... --out FILE
+  export       write encoder, decoder and weights into the folder --out DIR, for use without this package
+  describe     print layers, parameters, operations per step and bytes of state; give --config, no --workdir
+  preflight    compile the training step for a TPU slice and print what each chip needs; give --config and
+               --topology, no --workdir
 
---topology T   the slice of preflight, such as v5e:16x16
---out FILE     where the picture, the page or the numbers go, instead of into DIR
---verbosity L  debug (with the libraries' logs and warnings) | info (default) | warning | error | fatal, or
-               absl's numbers for these
---json         print one JSON object (evaluate, describe, preflight)
---coordinator_address HOST:PORT --num_processes N --process_id I
-               train together with other processes, of which this is the I-th from 0; on TPU pods and under
-               Slurm --coordinator_address auto is enough
---config.KEY   overrides a value of the config; ali_jax/config.py lists the keys
+flags:
+  --config FILE[:VARIANT]
+               the config file, and which variant of it
+  --workdir DIR
+               the folder of the run
+  --config.KEY=VALUE
+               set a value of the config; docs/reference/config.md lists the keys
+  --out FILE   where to write the picture, the page or the numbers, instead of into the folder of the run
+  --json       print one JSON object (evaluate, describe, preflight)
+  --topology SLICE
+               the TPU slice of preflight, such as v5e:16x16
+  --verbosity LEVEL
+               debug (with the logs and warnings of libraries), info (default), warning, error or fatal, or
+               the number that absl gives to one of these
+  --coordinator_address HOST:PORT --num_processes N --process_id I
+               train together with other processes; this is number I, from 0. On TPU pods and under Slurm,
+               --coordinator_address auto is enough
 """
 
 PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
-UNTRAINED = ("describe", "preflight")  # modes that need a config alone
+UNTRAINED = ("describe", "preflight")  # modes that need only a config
 MODES = ("train", "evaluate", *PICTURES, "report", "compare", "export", *UNTRAINED)
 
 VERBOSITY = {
@@ -66,90 +75,111 @@ class Options(NamedTuple):
     """What the command line says."""
 
     mode: str
-    workdir: Path  # of no use where a config is only described
+    workdir: Path  # not used by the modes in UNTRAINED
     out: Path | None
     json: bool
     config_file: str | None
     overrides: list[str]
     topology: str = ""
-    coordinator: str = ""  # where the processes of the run meet; "" for one process
+    coordinator: str = ""  # HOST:PORT where the processes of the run meet; "" = a single process
     num_processes: int | None = None
     process_id: int | None = None
-    workdirs: tuple[Path, ...] = ()  # of the runs that are compared
-    verbosity: int = logging.INFO  # absl's
+    workdirs: tuple[Path, ...] = ()  # of the runs to compare
+    verbosity: int = logging.INFO  # a level of absl
 
 
 def parse(arguments: Sequence[str]) -> Options:
     """Read the command line.
 
     Raises:
-      UsageError: it is wrong.
+      UsageError: a flag is unknown, missing, or does not go with the others.
     """
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)
-    flags.DEFINE_string("config", None, "the config's file", flag_values=values)
-    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
-    flags.DEFINE_string("workdirs", None, "the folders of runs to compare", flag_values=values)
-    flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
-    flags.DEFINE_string("out", None, "where the result goes", flag_values=values)
-    flags.DEFINE_string("verbosity", "info", "how much is said", flag_values=values)
-    flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
-    flags.DEFINE_string("topology", "", "a TPU slice", flag_values=values)
-    flags.DEFINE_string("coordinator_address", "", "where processes meet", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "how many", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "which one this is", flag_values=values)
+    values = _flags()
     try:
         rest = values(["ali_jax", *arguments], known_only=True)[1:]
     except flags.Error as error:
         raise UsageError(str(error)) from None
-    for argument in rest:
-        name = argument.partition("=")[0]
-        if argument.startswith("-") and not _override_key(argument):
-            own = [flag for flag in values if flag != "flagfile" and flag != "undefok"]
-            hint = did_you_mean(name, [f"--{flag}" for flag in own])
-            raise UsageError(f"There is no flag {name}.{hint}")
-    if values.json and values.mode not in (*UNTRAINED, "evaluate"):
-        raise UsageError(f"--json goes with --mode describe, preflight or evaluate, not with {values.mode}.")
-    if bool(values.topology) != (values.mode == "preflight"):
-        raise UsageError("--mode preflight and --topology, such as --topology v5e:16x16, go together.")
-    if values.out is not None and values.mode in ("train", *UNTRAINED):
-        raise UsageError(f"--out goes with evaluate and the modes that draw, not with {values.mode}.")
-    if (values.workdirs is not None) != (values.mode == "compare"):
-        raise UsageError(
-            "--mode compare goes with --workdirs DIR DIR ..., and --workdirs with no other mode."
-        )
+    _check_known(rest, values)
+    _check_combination(values)
     verbosity = _verbosity(values.verbosity)
     if values.mode == "compare":
         return _comparison(values.workdirs, values.out, rest, verbosity)
-    if values.mode == "train" and not values.config:
-        raise UsageError("Give --config, such as --config experiments/digits.py.")
-    if values.coordinator_address and values.mode != "train":
-        raise UsageError(f"--coordinator_address goes with --mode train, not with {values.mode}.")
-    if not values.coordinator_address and (values.num_processes, values.process_id) != (None, None):
-        raise UsageError("--num_processes and --process_id need --coordinator_address HOST:PORT.")
-    if values.mode == "preflight" and not values.config:
-        raise UsageError("Give --config, such as --config experiments/svhn.py.")
-    if not values.workdir and not (values.mode in UNTRAINED and values.config):
-        raise UsageError("Give --workdir, the folder of the run.")
-    out = _path(values.out) if values.out else None
-    workdir = _path(values.workdir or ".")
+    _check_complete(values)
     return Options(
-        values.mode,
-        workdir,
-        out,
-        values.json,
-        values.config,
-        rest,
-        values.topology,
-        values.coordinator_address,
-        values.num_processes,
-        values.process_id,
+        mode=values.mode,
+        workdir=_path(values.workdir or "."),
+        out=_path(values.out) if values.out else None,
+        json=values.json,
+        config_file=values.config,
+        overrides=rest,
+        topology=values.topology,
+        coordinator=values.coordinator_address,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
         verbosity=verbosity,
     )
 
 
+def _flags() -> flags.FlagValues:
+    """Define the flags, with their defaults; `USAGE` describes them."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    for name, default in (
+        ("config", None),
+        ("workdir", None),
+        ("workdirs", None),
+        ("out", None),
+        ("verbosity", "info"),
+        ("topology", ""),
+        ("coordinator_address", ""),
+    ):
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
+    flags.DEFINE_bool("json", False, "", flag_values=values)
+    for name in ("num_processes", "process_id"):
+        flags.DEFINE_integer(name, None, "", flag_values=values)
+    return values
+
+
+def _check_known(rest: Sequence[str], values: flags.FlagValues) -> None:
+    """Raise a UsageError if an argument that absl left over looks like a flag but is not an override."""
+    for argument in rest:
+        if argument.startswith("-") and not _override_key(argument):
+            name = argument.partition("=")[0]
+            own = [f"--{flag}" for flag in values if flag not in ("flagfile", "undefok")]  # absl adds these
+            raise UsageError(f"There is no flag {name}.{did_you_mean(name, own)}")
+
+
+def _check_combination(values: flags.FlagValues) -> None:
+    """Raise a UsageError if a flag does not go with the mode."""
+    mode = values.mode
+    if values.json and mode not in (*UNTRAINED, "evaluate"):
+        raise UsageError(f"--json goes with --mode describe, preflight or evaluate, not with {mode}.")
+    if bool(values.topology) != (mode == "preflight"):
+        raise UsageError("--mode preflight and --topology, such as --topology v5e:16x16, go together.")
+    if values.out is not None and mode in ("train", *UNTRAINED):
+        raise UsageError(f"--out goes with the modes that write a result, not with {mode}.")
+    if (values.workdirs is not None) != (mode == "compare"):
+        raise UsageError("--mode compare and --workdirs DIR DIR ... go together.")
+
+
+def _check_complete(values: flags.FlagValues) -> None:
+    """Raise a UsageError if a flag is missing, in any mode but compare."""
+    mode = values.mode
+    if mode == "train" and not values.config:
+        raise UsageError("Give --config, such as --config experiments/digits.py.")
+    if values.coordinator_address and mode != "train":
+        raise UsageError(f"--coordinator_address goes with --mode train, not with {mode}.")
+    if not values.coordinator_address and (values.num_processes, values.process_id) != (None, None):
+        raise UsageError("--num_processes and --process_id need --coordinator_address HOST:PORT.")
+    if mode == "preflight" and not values.config:
+        raise UsageError("Give --config, such as --config experiments/svhn.py.")
+    if not values.workdir and not (mode in UNTRAINED and values.config):
+        raise UsageError("Give --workdir, the folder of the run.")
+
+
 def _verbosity(text: str) -> int:
-    """Return absl's level of a name such as warning, or of its number."""
+    """Return absl's level from its name, such as warning, or its number."""
     by_number = {str(level): level for level in VERBOSITY.values()}
     if text.lower() not in {**VERBOSITY, **by_number}:
         raise UsageError(f"--verbosity is {text!r}; it must be one of {', '.join([*VERBOSITY, *by_number])}.")
@@ -157,9 +187,9 @@ def _verbosity(text: str) -> int:
 
 
 def _comparison(first: str, out: str | None, rest: Sequence[str], verbosity: int) -> Options:
-    """Return the options of a comparison: --workdirs has taken the first folder, the rest are the others."""
+    """Return the options of a comparison: absl puts one folder into --workdirs, the others into `rest`."""
     if options := [argument for argument in rest if argument.startswith("-")]:
-        raise UsageError(f"{options[0]} goes with a run, not with --mode compare.")
+        raise UsageError(f"{options[0]} goes with a single run, not with --mode compare.")
     folders = tuple(map(_path, (first, *rest)))
     if len(folders) < 2:
         raise UsageError("--workdirs needs two folders or more, such as --workdirs runs/a runs/b.")
@@ -168,39 +198,28 @@ def _comparison(first: str, out: str | None, rest: Sequence[str], verbosity: int
 
 
 def _path(text: str) -> Path:
-    """Return a path with ~ resolved, which no shell does after an = sign; unknown users stay as they are."""
+    """Return a path with ~ expanded, which shells do not do after an = sign; unknown users stay."""
     return Path(os.path.expanduser(text))
 
 
 def load_config(spec: str) -> Config:
-    """Call `get_config` of FILE, or with a variant of FILE:VARIANT, and check what it returns.
+    """Return what `get_config` of FILE, or of FILE:VARIANT with the variant, returns.
 
     Raises:
-      UsageError: there is no such file, or it gives no configuration; the message says where it fails.
+      UsageError: there is no such file, or it does not return a config; the message says where it fails.
     """
     file, colon, variant = (spec, "", "") if Path(spec).is_file() else spec.partition(":")
     if not Path(file).is_file():
         raise UsageError(f"There is no config file {file!r} in {Path.cwd()}.")
     try:
-        get_config = runpy.run_path(file).get("get_config")
-        if not callable(get_config):
-            raise UsageError(f"{file} defines no function get_config().")
-        variants = (variant,) if colon else ()
-        try:
-            inspect.signature(get_config).bind(*variants)
-        except TypeError:
-            raise UsageError(
-                f"get_config of {file} takes {'no' if colon else 'a'} variant (FILE:VARIANT)."
-            ) from None
-        config = get_config(*variants)
+        config = _call_get_config(file, (variant,) if colon else ())
     except UsageError:
         raise
     except SyntaxError as error:
         raise UsageError(f"{error.filename}, line {error.lineno}: {error.msg}.") from None
     except Exception as error:
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
-        ]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
         where = f"{file}, line {lines[-1]}" if lines else file
         raise UsageError(f"{where}: {type(error).__name__}: {error}") from None
     if not isinstance(config, ConfigDict):
@@ -212,11 +231,24 @@ def load_config(spec: str) -> Config:
     return config.lock()
 
 
+def _call_get_config(file: str, variants: tuple[str, ...]) -> Any:
+    """Run a config file and call its `get_config` with the variant, if one is given."""
+    get_config = runpy.run_path(file).get("get_config")
+    if not callable(get_config):
+        raise UsageError(f"{file} does not define a function get_config().")
+    try:
+        inspect.signature(get_config).bind(*variants)
+    except TypeError:
+        takes = "no" if variants else "a"
+        raise UsageError(f"get_config of {file} takes {takes} variant (FILE:VARIANT).") from None
+    return get_config(*variants)
+
+
 def override(config: Config, arguments: Sequence[str]) -> None:
     """Set the values that arguments such as `--config.optimizer.generator.b1=0.5` give.
 
     Raises:
-      UsageError: an unknown key, a value of the wrong type, or something else than overrides.
+      UsageError: an unknown key, a value of the wrong type, or an argument that is not an override.
     """
     known = configs.flat(config)
     for argument in arguments:
@@ -237,15 +269,15 @@ def override(config: Config, arguments: Sequence[str]) -> None:
 
 
 def _wrong_value(message: str, known: Mapping[str, Any]) -> str:
-    """Say of what type the value must be that a message of absl's or ml_collections' rejects."""
+    """Return a message with the expected type, from one of absl or ml_collections that rejects a value."""
     match = re.match(r"flag (--config\.([\w.]+)=.*?): ", message)
     if match is None or match.group(2) not in known:
         return message.splitlines()[0]
     old = known[match.group(2)]
-    return f"{match.group(1)} is no {type(old).__name__}; the value in the config is {old!r}."
+    return f"{match.group(1)} is not of type {type(old).__name__}; the value in the config is {old!r}."
 
 
 def _override_key(argument: str) -> str:
-    """Return the key of an argument such as `--config.batch_size=32`, or "" for another argument."""
+    """Return the key of an argument such as `--config.batch_size=32`, or "" if it is not an override."""
     match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
     return match.group(1) if match else ""

@@ -1,6 +1,6 @@
-"""Several processes that train one run together, as on a TPU pod: how they meet, stop together and part.
+"""Several processes that train one run together, as on a TPU pod: how they connect, and stop together.
 
-Each process runs the same command; the first one alone writes. Joining must come before JAX starts.
+Each process runs the same command; only the first one writes. `join` must be called before JAX starts.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from jax.experimental import multihost_utils
 from ali_jax.records.workdir import RunError
 
 AUTO = "auto"  # as coordinator: TPU pods, Slurm, Open MPI and Kubernetes tell JAX themselves
-HEARTBEAT_SECONDS = 60  # without a sign of life of a process, after which the others end
-JOIN_SECONDS = 300  # that a process waits for the others at the start
+HEARTBEAT_SECONDS = 60  # if a process is silent for so long, the others end
+JOIN_SECONDS = 300  # how long a process waits for the others at the start
 
 
 class Hosts(NamedTuple):
-    """Which processes train together, and which of them this one is."""
+    """The processes that train together, and which of them this one is."""
 
     coordinator: str  # host:port of the first process, or AUTO
     count: int | None = None
@@ -27,11 +27,11 @@ class Hosts(NamedTuple):
 
 
 def check(hosts: Hosts) -> None:
-    """Raise a ValueError that says what is wrong with an address or a number."""
+    """Raise a ValueError if the address or a number is wrong or missing."""
     if hosts.coordinator == AUTO:
         if hosts.count is not None or hosts.index is not None:
             raise ValueError(
-                "--coordinator_address=auto finds --num_processes and --process_id out: leave them."
+                "--coordinator_address=auto finds out --num_processes and --process_id: leave them out."
             )
         return
     if not re.fullmatch(r"[^\s:]+:\d{1,5}", hosts.coordinator):
@@ -40,25 +40,25 @@ def check(hosts: Hosts) -> None:
         raise ValueError("--coordinator_address needs --num_processes and --process_id too.")
     if not 0 <= hosts.index < hosts.count:
         raise ValueError(
-            f"--process_id is {hosts.index} of --num_processes {hosts.count}; they count from 0 to "
+            f"--process_id is {hosts.index} of --num_processes {hosts.count}; it must be from 0 to "
             f"{hosts.count - 1}."
         )
 
 
 def join(hosts: Hosts) -> None:
-    """Meet the other processes.
+    """Connect to the other processes.
 
     Raises:
-      RunError: they did not come, or nothing on this machine says who they are.
+      RunError: they did not connect in time, or nothing on this machine says who they are.
     """
     known = {} if hosts.coordinator == AUTO else _arguments(hosts)
     try:
         jax.distributed.initialize(
             **known, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
-    except (RuntimeError, ValueError) as error:  # JaxRuntimeError where nobody answers
+    except (RuntimeError, ValueError) as error:  # JaxRuntimeError if nobody answers
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RunError(f"The processes of this run did not meet at {hosts.coordinator}: {why}") from None
+        raise RunError(f"The processes of this run did not connect at {hosts.coordinator}: {why}") from None
 
 
 def _arguments(hosts: Hosts) -> dict:
@@ -71,9 +71,9 @@ def _arguments(hosts: Hosts) -> dict:
 
 
 def preempted(first: int, count: int) -> bool:
-    """Tell whether all processes are to stop before these steps, since one of them was sent SIGTERM.
+    """Whether all processes must stop before these steps because one of them received SIGTERM.
 
-    All processes must ask for the same steps, one after the other; they get the same answer.
+    Every process must ask for the same steps in the same order; all get the same answer.
     """
     if jax.process_count() == 1:
         return False
@@ -83,7 +83,7 @@ def preempted(first: int, count: int) -> bool:
 
 @contextlib.contextmanager
 def device_errors() -> Iterator[None]:
-    """Make RunErrors of what devices and the connections between them report."""
+    """Turn errors of devices, and of the connections between processes, into a RunError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -91,4 +91,4 @@ def device_errors() -> Iterator[None]:
         cause = "The device failed"
         if jax.process_count() > 1:
             cause = f"Process {jax.process_index()} lost another process of the run, or a device failed"
-        raise RunError(f"{cause}: {why} The same command goes on from the last checkpoint.") from error
+        raise RunError(f"{cause}: {why} Run the same command to resume from the last checkpoint.") from error

@@ -1,6 +1,6 @@
-"""The program's run: train, or go on training, evaluate, record.
+"""A run of the program: train or resume, evaluate, record.
 
-The only place that writes the files of a run; here a game meets signals and the clock.
+Only this module writes the files of a run, handles signals and reads the clock.
 """
 
 import contextlib
@@ -61,26 +61,26 @@ from ali_jax.types import Array, TrainState
 
 
 class NonFiniteError(RunError):
-    """A loss or a parameter stopped being a number; the message names the step."""
+    """A loss or a parameter became NaN or infinite; the message names the step."""
 
 
 def run(config: Config, workdir: Path, *, started: float | None = None, verbosity: int = logging.INFO) -> int:
-    """Train, or go on where the last run in the same folder stopped; evaluate; write the summary.
+    """Train, or resume the run in the same folder; evaluate; write the summary.
 
     Args:
       config: what to train.
-      workdir: the folder of the run; made where it is missing, once all input has proved good.
-      started: `time.monotonic()` of when the program started.
-      verbosity: absl's level of what is said: logging.INFO, WARNING, ERROR.
+      workdir: the folder of the run. It is made after all checks of the input.
+      started: the `time.monotonic()` at which the program started.
+      verbosity: which messages are printed, a level of absl: logging.INFO, WARNING or ERROR.
 
     Returns:
       0, or 128 + the number of the signal that stopped the run, after a checkpoint.
 
     Raises:
-      ValueError: bad input; the folder is as it was.
-      RunError: the folder cannot be written, another process trains there, or something failed on the way.
-      NonFiniteError: the training diverged; the last good checkpoint stays.
-      checkpoint.CheckpointError: the run's checkpoints cannot be read.
+      ValueError: bad input; the folder is unchanged.
+      RunError: the folder cannot be written, another process trains there, or the run failed later.
+      NonFiniteError: the training diverged; the last good checkpoint is kept.
+      checkpoint.CheckpointError: no checkpoint of the run can be read.
     """
     clock = _Clock(time.monotonic() if started is None else started)
     configs.validate(config)
@@ -88,18 +88,18 @@ def run(config: Config, workdir: Path, *, started: float | None = None, verbosit
     check_writable(workdir)
     config = with_known_shape(config, workdir)
     with contextlib.ExitStack() as stack:
-        if held := workdir.exists():
-            stack.enter_context(_held(workdir))
+        if exists := workdir.exists():
+            stack.enter_context(_lock(workdir))
             check_same_run(config, workdir)
             if is_finished(config, workdir):
                 if verbosity >= logging.INFO:
-                    print(f"{workdir} holds this run, finished: nothing to do. {_where(workdir)}")
+                    print(f"The run in {workdir} is finished: nothing to do. {_where(workdir)}")
                 return 0
         game = prepare(config)
-        if not held:  # nor may another process have begun there meanwhile
+        if not exists:
             workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_held(workdir))
-            check_same_run(config, workdir)
+            stack.enter_context(_lock(workdir))
+            check_same_run(config, workdir)  # another process may have started a run there meanwhile
         with under_way(), hosts.device_errors():
             status = _train(game, workdir, clock, verbosity)
     if status == 0 and jax.process_index() == 0 and verbosity >= logging.INFO:
@@ -107,13 +107,13 @@ def run(config: Config, workdir: Path, *, started: float | None = None, verbosit
     return status
 
 
-def _held(workdir: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the folder, by one of the processes that share the run."""
+def _lock(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock the folder, in the first of the processes that share the run."""
     return locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 class _Clock:
-    """Wall time over all sittings of a run, and the speed of those calls that nothing else slowed down."""
+    """Wall time over all sittings of a run, and the speed of the calls that did not compile first."""
 
     def __init__(self, started: float) -> None:
         self.started = started
@@ -123,18 +123,18 @@ class _Clock:
         self._last = started
 
     def now(self) -> dict[str, float]:
-        """Return what a checkpoint remembers."""
+        """Return the progress that a checkpoint stores."""
         return {**self.progress, "wall_seconds": self.wall_seconds()}
 
     def wall_seconds(self) -> float:
         return self.progress["wall_seconds"] + time.monotonic() - self.started
 
     def restart(self) -> None:
-        """Leave out the time since the last call ended."""
+        """Do not count the time since the last call ended."""
         self._last = time.monotonic()
 
     def tick(self, images: int, *, timed: bool) -> None:
-        """Note the end of a call, unless it was one that was compiled first."""
+        """Record the end of a call; `timed` is False if it was compiled first."""
         seconds, self._last = time.monotonic() - self._last, time.monotonic()
         if timed:
             self.progress["timed_seconds"] += seconds
@@ -143,16 +143,16 @@ class _Clock:
 
 
 class _Call(NamedTuple):
-    """A call that was dispatched: the step after it, how many it takes, what it will tell."""
+    """A call that was dispatched and may still be running."""
 
-    step: int
-    count: int
-    metrics: Any
-    timed: bool
+    step: int  # after the call
+    count: int  # of its steps
+    metrics: Any  # on the device
+    timed: bool  # whether its time counts as speed: it was compiled before
 
 
 class _Session(NamedTuple):
-    """What one sitting of a run has open."""
+    """The open resources and the state of one sitting of a run."""
 
     game: Game
     manager: Any
@@ -160,14 +160,11 @@ class _Session(NamedTuple):
     reporter: Terminal
     clock: _Clock
     stops: list[int]  # signals received
-    diverged: set[int]  # members of a population whose losses are no numbers any more
+    diverged: set[int]  # members of a population whose losses are no longer finite
 
 
 def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
-    """Run the loop in a locked folder; return the exit status.
-
-    While a call runs, the metrics of the one before it are looked at.
-    """
+    """Train in a locked folder and return the exit status."""
     config, main = game.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         reporter = Terminal(config.num_steps, quiet=not main, verbosity=verbosity)
@@ -180,7 +177,7 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
         if main:
             remove_leftovers(workdir)
             write_text(workdir / "config.json", configs.to_json(_resolved(game)))
-            (workdir / "summary.json").unlink(missing_ok=True)  # that of fewer steps
+            (workdir / "summary.json").unlink(missing_ok=True)  # it is about fewer steps
             note_sitting(workdir, from_step=step, **_circumstances(game))
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
         feed = stack.enter_context(contextlib.closing(make_feed(game)))
@@ -188,38 +185,16 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
         session = _Session(game, manager, records, reporter, clock, stops, set())
         reporter.start(step)
 
-        calls: dict[int, Any] = {}  # compiled, by the number of steps that they take
-        pending: _Call | None = None
-        while step < config.num_steps and not session.stops:
-            if _is_due(config, "evaluate_every", step):
-                _assess(session, state)
-            count = min(config.steps_per_call - step % config.steps_per_call, config.num_steps - step)
-            if hosts.preempted(step, count):
-                session.stops.append(signal.SIGTERM)
-                break
-            new = count not in calls
-            if new:
-                pending = _settle(session, pending)
-                calls[count] = make_call(game, feed, count)
-            state, metrics = calls[count](state, feed.load(step, count))
-            _settle(session, pending)
-            step += count
-            pending = _Call(step, count, metrics, timed=not new)
-            if any(_is_due(config, key, step) for key in ("log_every", "checkpoint_every", "evaluate_every")):
-                pending = _settle(session, pending)
-            if _is_due(config, "checkpoint_every", step):
-                _save(session, state)
-
-        _settle(session, pending)
+        state, step = _take_steps(session, state, step, feed)
         _save(session, state)
         if not session.stops:
-            _assess(session, state)
+            _evaluate(session, state)
         checkpoint.wait(manager)
         if main:
             end = f"signal {session.stops[0]}" if session.stops else "done"
             note_sitting(workdir, to_step=step, end=end, seconds=time.monotonic() - clock.started)
         if session.stops:
-            reporter.say(f"Stopped by a signal. Step {step} is saved; the same command goes on from there.")
+            reporter.say(f"Stopped by a signal. Step {step} is saved; run the same command to resume.")
             return 128 + session.stops[0]
         if main:
             _write_summary(session, workdir)
@@ -228,8 +203,39 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
     return 0
 
 
+def _take_steps(session: _Session, state: TrainState, step: int, feed: Any) -> tuple[TrainState, int]:
+    """Train from this step to the end or to a signal; return the last state and its step.
+
+    While a call runs on the device, the metrics of the call before it are read.
+    """
+    game, config = session.game, session.game.config
+    calls: dict[int, Any] = {}  # compiled, by number of steps
+    pending: _Call | None = None
+    while step < config.num_steps and not session.stops:
+        if _is_due(config, "evaluate_every", step):
+            _evaluate(session, state)
+        count = min(config.steps_per_call - step % config.steps_per_call, config.num_steps - step)
+        if hosts.preempted(step, count):
+            session.stops.append(signal.SIGTERM)
+            break
+        new = count not in calls
+        if new:
+            pending = _settle(session, pending)
+            calls[count] = make_call(game, feed, count)
+        state, metrics = calls[count](state, feed.load(step, count))
+        _settle(session, pending)
+        step += count
+        pending = _Call(step, count, metrics, timed=not new)
+        if any(_is_due(config, key, step) for key in ("log_every", "checkpoint_every", "evaluate_every")):
+            pending = _settle(session, pending)
+        if _is_due(config, "checkpoint_every", step):
+            _save(session, state)
+    _settle(session, pending)
+    return state, step
+
+
 def _sources(dataset: data.Dataset) -> str:
-    """Say what trains and what tests."""
+    """Return a sentence with the data sets that are trained and tested on."""
     train, test = (
         f"{len(split)} rows ({name})"
         for split, name in zip((dataset.train, dataset.test), dataset.splits, strict=True)
@@ -238,7 +244,7 @@ def _sources(dataset: data.Dataset) -> str:
 
 
 def _resolved(game: Game) -> Config:
-    """Return the config with what later modes need: where the data are, from any folder, and their shape."""
+    """Return the config with what later modes need: absolute paths, and the shape of the data."""
     config = game.config.copy_and_resolve_references()
     if config.dataset.path:
         config.dataset.path = os.path.abspath(os.path.expanduser(config.dataset.path))
@@ -249,7 +255,7 @@ def _resolved(game: Game) -> Config:
 
 
 def _first_state(game: Game, manager: Any, reporter: Terminal, clock: _Clock) -> TrainState:
-    """Restore the newest checkpoint that can be read, or make the state before the first step."""
+    """Restore the newest readable checkpoint or, without checkpoints, make the initial state."""
     if not manager.all_steps():
         state = initial_state(game)
         reporter.say(parameter_overview.get_parameter_overview(state.variables.params._asdict()))
@@ -259,12 +265,12 @@ def _first_state(game: Game, manager: Any, reporter: Terminal, clock: _Clock) ->
         reporter.say(f"The checkpoint of step {step} cannot be read: {error}", logging.WARNING)
     checkpoint.delete(manager, damaged)
     clock.progress.update(progress)
-    reporter.say(f"Going on from step {int(state.step)}.")
+    reporter.say(f"Resuming from step {int(state.step)}.")
     return state
 
 
 def _settle(session: _Session, call: _Call | None) -> None:
-    """Wait for a call, show and log its metrics where they are due, and stop at a loss that is no number."""
+    """Wait for a call, show its metrics, log them where due, and raise if a loss is not finite."""
     if call is None:
         return
     config, clock, reporter = session.game.config, session.clock, session.reporter
@@ -274,16 +280,16 @@ def _settle(session: _Session, call: _Call | None) -> None:
     if (finite_steps < call.count).all():
         lost = [k for k, v in values.items() if k.startswith("loss/") and not np.isfinite(v).any()]
         bad = ", ".join(f"{k} is {np.ravel(values[k])[0]}" for k in lost)
-        _diverged(session, call.step - call.count + int(finite_steps.max()) + 1, bad)
+        _fail(session, call.step - call.count + int(finite_steps.max()) + 1, bad)
     for k in set(np.flatnonzero(finite_steps < call.count).tolist()) - session.diverged:
         session.diverged.add(k)
-        reporter.say(f"Member {k} has diverged by step {call.step}; the others go on.")
+        reporter.say(f"Member {k} has diverged by step {call.step}; the others continue.")
     metrics = {key: float(np.nanmean(value)) for key, value in values.items()}
     if clock.first_call:
         clock.first_call = False
         seconds = time.monotonic() - clock.started
         reporter.say(
-            f"The first {call.count} steps were done {seconds:.1f} s after the start, compilation included."
+            f"The first {call.count} steps were done {seconds:.1f} s after the start, including compilation."
         )
     reporter.progress(call.step, metrics, clock.images_per_second)
     if _is_due(config, "log_every", call.step):
@@ -298,37 +304,36 @@ def _settle(session: _Session, call: _Call | None) -> None:
 
 def _save(session: _Session, state: TrainState) -> None:
     if not _finite(state, bool(session.game.members)):
-        _diverged(session, int(state.step), "a parameter is not finite")
+        _fail(session, int(state.step), "a parameter is not finite")
     session.records.sync()
     checkpoint.save(session.manager, state, session.clock.now())
 
 
-def _diverged(session: _Session, step: int, what: str) -> NoReturn:
+def _fail(session: _Session, step: int, what: str) -> NoReturn:
+    """Raise the NonFiniteError of a run that diverged at this step."""
     checkpoint.wait(session.manager)
     saved = session.manager.latest_step()
-    kept = (
-        "No checkpoint was saved before"
-        if saved is None
-        else f"The last good checkpoint, of step {saved}, stays"
-    )
+    last = "No checkpoint was saved before"
+    if saved is not None:
+        last = f"The last good checkpoint, of step {saved}, is kept"
     raise NonFiniteError(
-        f"The training diverged: at step {step} {what}. {kept}. Lower the learning rates or strengthen "
+        f"The training diverged: at step {step} {what}. {last}. Lower the learning rates or increase "
         "config.penalties.r1.gamma, and choose another --workdir."
     )
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _finite(state: TrainState, members: bool) -> Array:
-    """Tell whether all numbers of the state, or of one member's at least, are finite."""
+    """Whether all numbers of the state are finite; in a population, those of at least one member."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     finite = [jnp.isfinite(leaf).reshape(leaf.shape[0] if members else 1, -1).all(axis=1) for leaf in leaves]
     return jnp.stack(finite).all(axis=0).any()
 
 
-def _assess(session: _Session, state: TrainState) -> None:
-    """Evaluate and record it, unless this step's evaluation stands in the records; a signal ends it early.
+def _evaluate(session: _Session, state: TrainState) -> None:
+    """Evaluate and record the results, unless the records have them for this step; a signal ends it early.
 
-    At the end the raw parameters' numbers stand beside those of averaged ones, named `raw/`.
+    At the last step, numbers of the raw parameters, named `raw/`, stand beside those of the averaged ones.
     """
     game, step = session.game, int(state.step)
     if evaluation_at(session.records.rows, step) is not None:
@@ -367,20 +372,20 @@ def _images_per_step(game: Game) -> int:
 
 
 def _write_report(session: _Session, state: TrainState, workdir: Path) -> None:
-    """Write the page of the finished run; whatever goes wrong with it, the run stays finished."""
+    """Write the report of the finished run; if that fails, warn: the run is complete without it."""
     try:
         write_report(session.game, state, workdir)
     except Exception as error:
         reason = str(error) or type(error).__name__
         session.reporter.say(
-            f"The report was not written: {reason} Try --mode report --workdir {workdir}; the run is "
-            "complete.",
+            f"The report was not written: {reason} The run is complete; try --mode report --workdir "
+            f"{workdir}.",
             logging.WARNING,
         )
 
 
 def _circumstances(game: Game) -> dict[str, Any]:
-    """Return when, where and with what a sitting begins."""
+    """Return the time, command, device and package versions of a sitting."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     devices = list(game.mesh.devices.flat)
     return {
@@ -396,7 +401,7 @@ def _circumstances(game: Game) -> dict[str, Any]:
 
 
 def _is_due(config: Config, key: str, step: int) -> bool:
-    """Tell whether what happens every config[key] steps (0: only at the end) happens after this step."""
+    """Whether an action that is due every config[key] steps (0 = only at the end) is due after this step."""
     return step > 0 and (step == config.num_steps or (config[key] > 0 and step % config[key] == 0))
 
 
@@ -408,9 +413,9 @@ def _where(workdir: Path) -> str:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list; a second one ends the process at once."""
+    """Collect SIGINT and SIGTERM in a list; a second signal ends the process at once."""
     received: list[int] = []
-    alone = jax.process_count() == 1  # of several processes all must stop at one step: `hosts.preempted`
+    alone = jax.process_count() == 1  # several processes must stop at the same step: `hosts.preempted`
     numbers = (signal.SIGINT, signal.SIGTERM) if alone else ()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -418,7 +423,7 @@ def _signals() -> Iterator[list[int]]:
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
 
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+    if threading.current_thread() is not threading.main_thread():  # Python sets handlers only in that one
         yield received
         return
     before = [signal.signal(number, note) for number in numbers]
