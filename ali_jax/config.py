@@ -105,7 +105,7 @@ TABLE = (
     Key("dataset.conditional", False, rules.flag,
         "Whether the networks are given y: the attributes of the data or, without any, the class."),
     Key("dataset.stack", 0, rules.stack,
-        "3: each x is three random grey-scale images, one per channel; 0: no stacks."),
+        "With 3, each x is three random grey-scale images, one per channel; 0 = no stacks."),
     Key("dataset.labelled", 0, rules.count_or_zero,
         "How many labels semi-supervised training may use, the same number of each class."),
     Key("dataset.shape", (), rules.shape, "Shape of one x; () = as the data have it."),
@@ -129,7 +129,7 @@ TABLE = (
     Key("encoder.init_std", 0.01, rules.not_negative,
         "Standard deviation of the initial weights; 0 = He initialisation."),
     Key("encoder.posterior", "gaussian", rules.one_of("gaussian", "noise", "deterministic"),
-        "z = mu(x) + sigma(x) epsilon; z = f(x, epsilon); or z = mu(x), as in BiGAN."),
+        "How z is drawn: mu(x) + sigma(x) epsilon; f(x, epsilon); or mu(x), as in BiGAN."),
     Key("encoder.log_sigma_clip", (), rules.clip, "Limits of log sigma; () = none."),
     Key("encoder.log_sigma_bias", 0.0, rules.finite, "Initial bias of log sigma."),
     Key("encoder.log_sigma_init", 1.0, rules.finite, "Factor on the initial weights of log sigma."),
@@ -149,7 +149,7 @@ TABLE = (
     Key("decoder.init_std", 0.01, rules.not_negative,
         "Standard deviation of the initial weights; 0 = He initialisation."),
     Key("decoder.output", "sigmoid", rules.one_of("sigmoid", "linear"),
-        "sigmoid for data in [0, 1], linear for others."),
+        "Last activation: sigmoid for data in [0, 1], linear for others."),
     Key("decoder.width", 0, rules.count_or_zero,
         "Maps of the last layer, where the layers are to follow the image size; 0 = `layers`."),
 
@@ -259,7 +259,7 @@ TABLE = (
     Key("evaluation.ladder_rows", 300, rules.count, "Test rows of `reconstruction_ladder`."),
     Key("evaluation.ladder_steps", 100, rules.count, "Steps of Adam on their codes."),
     Key("evaluation.inception_weights", "", rules.text,
-        "`.npz` with the weights for `inception_distance`; see `ali_jax.metrics.inception`."),
+        "An `.npz` with the weights for `inception_distance`; see `ali_jax.metrics.inception`."),
 )
 # fmt: on
 

@@ -5,9 +5,12 @@ lists have become tuples, and does not raise.
 """
 
 import math
+import sys
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, NamedTuple
+
+LARGEST = sys.float_info.max  # finite numbers; `math.isfinite` raises for larger integers
 
 
 class Rule(NamedTuple):
@@ -35,17 +38,20 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _is_integer(value: Any, least: int = 0, below: float = math.inf) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < below
-
-
-def _is_number(value: Any, least: float = -math.inf) -> bool:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and float(value) >= least
+    return _is_a(Integral, value) and least <= value < below
 
 
 def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, int) and _is_integer(value, 1)
+    return _is_a(int, value) and value > 0
+
+
+def _is_number(value: Any, least: float = -LARGEST) -> bool:
+    return _is_a(Real, value) and least <= value <= LARGEST
 
 
 def _all_of(holds: Callable[[Any], bool], *lengths: int) -> Callable[[Any], bool]:

@@ -337,47 +337,6 @@ def test_ctrl_c_saves_the_last_step_and_exits_with_130(tmp_path, monkeypatch, ca
     assert "Step 20 is saved" in capsys.readouterr().err
 
 
-def test_a_config_survives_json():
-    config = tiny(evaluators=("samples",))
-    again = configs.from_json(configs.to_json(config))
-    assert configs.differences(config, again) == {}
-    assert again.is_locked
-    assert again.encoder.layers == (8,)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("{", "not JSON"),
-        ("[1]", "not a JSON object"),
-        ("{}", "lacks seed, batch_size"),
-        ('{"sed": 0}', "There is no config key 'sed'. Did you mean seed?"),
-        ('{"seed": 0.5}', "config.seed is 0.5; it must be of type int"),
-    ],
-)
-def test_json_that_is_no_config_is_refused(text, expected):
-    with pytest.raises(ValueError, match=r".") as error:
-        configs.from_json(text)
-    assert expected in str(error.value)
-
-
-def test_num_steps_may_grow_only_where_no_schedule_depends_on_it():
-    constant = {"optimizer__constant_fraction": 1.0, "penalties__r1__gamma": 1.0}
-    annealed = {"penalties__r1__gamma": 0.0, "penalties__r1__gamma_final": 0.1}
-    of_members = {"population__vary": (("penalties.r1.gamma", (0.1, 1.0)),)}
-    for scheduled in (
-        {},
-        {"optimizer__constant_fraction": 0.5},
-        {"penalties__r1__gamma_final": 0.1},
-        {**annealed, "penalties__r1__gamma_z": 1.0},
-        {**annealed, **of_members},
-    ):
-        changes = {**constant, "penalties__r1__gamma_final": -1.0, **scheduled}
-        old, new = tiny(**changes), tiny(**changes, num_steps=40)
-        assert configs.conflicts(old, new) == ({"num_steps": (30, 40)} if scheduled else {})
-        assert configs.conflicts(new, old) == {"num_steps": (40, 30)}
-
-
 def command(*arguments: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "ali_jax.main", *arguments],

@@ -1,0 +1,165 @@
+"""The table of config keys: defaults, rules, the page made from it, and what may change in a resumed run."""
+
+import math
+import re
+
+import jax.numpy as jnp
+import pytest
+from small import ROOT
+from test_loop import tiny
+
+from ali_jax import config as configs
+from ali_jax import rules
+from ali_jax.train import make_loss
+from ali_jax.types import Batch, Logits
+
+PAGE = ROOT / "docs" / "reference" / "config.md"
+STRANGE = (
+    *(None, True, 0, -1, 1.5, math.nan, math.inf, 10**400, "a", b"a", object(), {}, {"a": 1}, [], (), ((),)),
+    *((None,), ("a",), (1,), (1.5, 2.5), (3, 1, 4), ((3, 1, 4),), ((3,),), ((3, 1, 4, 0, 9),), ("a", (1,))),
+    *((("a",),), (("a", ()),), ((1, (2,)),), (("a", (1, "b")),), (math.nan, math.nan), ({}, [])),
+)
+RULES = {key.rule.allowed: key.rule for key in configs.KEYS.values()}
+
+
+def test_every_default_keeps_its_rule_and_has_a_meaning():
+    configs.validate(configs.base())
+    for name, key in configs.KEYS.items():
+        configs.check_value(name, key.default)
+        assert re.fullmatch(r"[A-Z].*\.", key.meaning), name
+    assert configs.base().is_locked
+
+
+def test_values_are_listed_in_the_order_of_the_table_by_dotted_name():
+    assert configs.flat(configs.base()) == {name: key.default for name, key in configs.KEYS.items()}
+
+
+def test_the_reference_page_is_current():
+    assert PAGE.read_text() == configs.reference(), "the page says how to make it anew"
+
+
+def test_the_reference_lists_every_key_once():
+    listed = re.findall(r"^\| `([\w.]+)` \|", configs.reference(), flags=re.MULTILINE)
+    assert listed == list(configs.KEYS)
+
+
+@pytest.mark.parametrize("allowed", RULES)
+def test_rules_answer_for_values_of_any_type_and_refuse_some(allowed):
+    answers = {RULES[allowed].holds(value) for value in STRANGE}
+    assert False in answers
+    assert answers <= {True, False}
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed", "refused"),
+    [
+        (rules.one_of("a", "b"), ["a", "b"], ["c", "", 0, ("a",)]),
+        (rules.flag, [True, False], [0, 1, None]),
+        (rules.flags, [True, (True, False), ()], [(1,), 0, ("x",)]),
+        (rules.finite, [0, -1.5], [math.nan, math.inf, True, "1"]),
+        (rules.positive, [1e-8, 3], [0.0, -1.0, math.inf]),
+        (rules.not_negative, [0, 0.0, 3.5], [-1e-9, math.nan, math.inf]),
+        (rules.fraction, [0.0, 0.999], [1.0, -0.1, math.nan]),
+        (rules.fractions, [0.5, (0.0, 0.5), ()], [(1.0,), (0.1, "x"), -0.1]),
+        (rules.count, [1, 2**31 - 1], [0, 2**31, 1.0, True]),
+        (rules.count_or_zero, [0, 2**40], [-1, 0.0, False]),
+        (rules.seed, [0, 2**32 - 1], [-1, 2**32]),
+        (rules.stack, [0, 3], [1, 2, False]),
+        (rules.grid, [(2, 3)], [(3,), (1, 2, 3), (0, 3), 4]),
+        (rules.shape, [(), (2,), (8, 8, 1)], [(8, 8), (0,), (8, 8, 1.0), 8]),
+        (rules.roles, [(), ("decoder",)], [("decoders",), "decoder", ({},)]),
+        (rules.texts, [(), ("samples",)], [(1,), "samples"]),
+        (rules.layers, [(), (8,), ((4, 2, 8), (4, 1, 8, 0), 9)], [((4, 2),), (True,), ((4, 0, 8),), 8]),
+        (rules.widths, [(), (8, 8)], [((4, 2, 8),), (0,), (1.0,)]),
+        (rules.clip, [(), (-6.0, 0.5)], [(0.5, -6.0), (1.0,), (0, math.nan)]),
+        (rules.frequencies, [(), (64, 3.0)], [(64,), (1.5, 3.0), (64, -1.0)]),
+        (
+            rules.variations,
+            [(), (("encoder.init_std", (0.1, 1)),)],
+            ["a", ("a",), (("a", ()),), (("a", ("b",)),), (("a", 1.0),), (("a", (math.inf,)),)],
+        ),
+    ],
+)
+def test_a_rule_allows_and_refuses(rule, allowed, refused):
+    assert [value for value in allowed if not rule.holds(value)] == []
+    assert [value for value in refused if rule.holds(value)] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "config.batch_size is 0; it must be positive and below 2^31."),
+        ({"penalties__r1__at": "x"}, "config.penalties.r1.at is 'x'; it must be one of encoder, decoder, "),
+        ({"penalties__r1__gamma_z": math.nan}, "config.penalties.r1.gamma_z is nan; it must be finite."),
+        ({"frozen": ("decoder",)}, "a decoder that is not trained needs config.init_from"),
+        ({"frozen": ("encoders",)}, "config.frozen is ('encoders',); it must be a tuple of names among "),
+        ({"dataset__labelled": 100}, "the loss 'semi_supervised' needs labelled rows"),
+        ({"dataset__stack": 3, "dataset__conditional": True}, "config.dataset.conditional must be False"),
+        ({"log_every": 15}, "not a multiple of config.steps_per_call = 10. Change one of them, e.g. "),
+        ({"encoder__layers": ((3,),)}, "config.encoder.layers is ((3,),); it must be layers, each "),
+    ],
+)
+def test_a_value_that_no_run_can_use_is_named_with_what_is_allowed(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        configs.validate(tiny(**changes))
+
+
+def test_keys_of_networks_of_ones_own_have_no_rule_and_lists_count_as_tuples():
+    configs.check_value("encoder.own", object())
+    configs.check_value("encoder.layers", [[4, 2, 8], 8])
+
+
+def test_the_labelled_weight_multiplies_the_labelled_term():
+    q, label = [[1.0, 0.0], [0.0, 2.0]], [0, -1]  # the second row has no label
+
+    def losses(weight):
+        logits = Logits(jnp.array(q), jnp.array(q))
+        config = configs.with_values(configs.base(), {"loss": "semi_supervised", "labelled_weight": weight})
+        return make_loss(config)(logits, Batch(jnp.zeros((2, 1)), label=jnp.array(label)))
+
+    (one, metrics), (three, _) = losses(1.0), losses(3.0)
+    assert three.generator == one.generator
+    labelled = float(metrics["loss/labelled"])
+    assert labelled > 0.1
+    assert float(three.discriminator - one.discriminator) == pytest.approx(2 * labelled, rel=1e-5)
+
+
+def test_a_config_survives_json():
+    config = tiny(evaluators=("samples",))
+    again = configs.from_json(configs.to_json(config))
+    assert configs.differences(config, again) == {}
+    assert again.is_locked
+    assert again.encoder.layers == (8,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ("{}", "lacks seed, batch_size"),
+        ('{"sed": 0}', "There is no config key 'sed'. Did you mean seed?"),
+        ('{"seed": 0.5}', "config.seed is 0.5; it must be of type int"),
+    ],
+)
+def test_json_that_is_no_config_is_refused(text, expected):
+    with pytest.raises(ValueError, match=r".") as error:
+        configs.from_json(text)
+    assert expected in str(error.value)
+
+
+def test_num_steps_may_grow_only_where_no_schedule_depends_on_it():
+    constant = {"optimizer__constant_fraction": 1.0, "penalties__r1__gamma": 1.0}
+    annealed = {"penalties__r1__gamma": 0.0, "penalties__r1__gamma_final": 0.1}
+    of_members = {"population__vary": (("penalties.r1.gamma", (0.1, 1.0)),)}
+    for scheduled in (
+        {},
+        {"optimizer__constant_fraction": 0.5},
+        {"penalties__r1__gamma_final": 0.1},
+        {**annealed, "penalties__r1__gamma_z": 1.0},
+        {**annealed, **of_members},
+    ):
+        changes = {**constant, "penalties__r1__gamma_final": -1.0, **scheduled}
+        old, new = tiny(**changes), tiny(**changes, num_steps=40)
+        assert configs.conflicts(old, new) == ({"num_steps": (30, 40)} if scheduled else {})
+        assert configs.conflicts(new, old) == {"num_steps": (40, 30)}
