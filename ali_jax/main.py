@@ -1,6 +1,7 @@
-"""The command: `python -m ali_jax.main`. Flags and files in, one of the modes, an exit status out.
+"""The command `python -m ali_jax.main`: it reads flags and files, runs one mode and returns an exit status.
 
-Statuses: 0 done; 1 failed; 2 wrong use (flags, config keys or values, missing files); 130, 143 a signal.
+0: done. 1: the run failed. 2: wrong usage (flags, config keys or values, missing files). 130 and 143: stopped
+by a signal. The modes import what they need when they run.
 """
 
 import contextlib
@@ -43,12 +44,12 @@ from ali_jax.records.workdir import (
 STARTED = time.monotonic()
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# What may differ from the run's config once it is trained: where data lie and what is made of the model.
+# Keys that may differ from the config of a finished run: where data lie, and how the model is used.
 FREE_AFTER_TRAINING = (*configs.FREE, "dataset.train_split", "dataset.test_split")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments (None: the program's) and return its exit status."""
+    """Run the command with these arguments (None = those of the process) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"-h", "-help", "--help"} & set(arguments):
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
@@ -58,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
-    with _talkative() if options.verbosity >= absl_logging.DEBUG else contextlib.nullcontext():
+    with _verbose() if options.verbosity >= absl_logging.DEBUG else contextlib.nullcontext():
         return _run(options)
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command without the libraries' noise; return its status, with one message for what goes wrong."""
+    """Run a command with libraries silenced; print one message for an error; return the exit status."""
     try:
         with _quiet():
             return command()
@@ -74,7 +75,7 @@ def guarded(command: Callable[[], int]) -> int:
     except RunError as error:
         return _fail(str(error), 1)
     except MemoryError as error:
-        return _fail(f"The memory does not suffice: {error}".rstrip(": "), 1)
+        return _fail(f"Out of memory: {error}".rstrip(": "), 1)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
 
@@ -98,19 +99,19 @@ def _run(options: Options) -> int:
         raise UsageError(f"config.dataset.path is {path!r}: there is no such file or folder.")
 
     set_up_jax(on_cpu=options.mode in UNTRAINED)
-    _meet(options)
+    _connect(options)
     from ali_jax.data import DataError
 
     try:
         return _MODES[options.mode](config, options)
     except DataError as error:
-        if path:  # the files are there, but not what they should be: no mistake in the command
+        if path:  # the path exists, so the command is right: its files are wrong
             raise RunError(str(error)) from None
         raise
 
 
 def _needs_data(config: Config, options: Options) -> bool:
-    """Tell whether the mode opens the data set; where it describes, draws images or finds all done, not."""
+    """Whether the mode opens the data set: not to describe, to sample, or if the run is finished."""
     if options.mode == "train":
         return not is_finished(config, options.workdir)
     return options.mode not in UNTRAINED and not _draws_from_prior(config, options)
@@ -232,7 +233,7 @@ _MODES = {
 
 
 def _restore(config: Config, options: Options) -> tuple:
-    """Make the game of a trained run and read its newest checkpoint."""
+    """Return the game of a trained run, and the state of its newest readable checkpoint."""
     from ali_jax.game import blank_data, prepare, trained_state
 
     if options.mode in PICTURES:
@@ -246,13 +247,13 @@ def _restore(config: Config, options: Options) -> tuple:
 
 
 def _check_trained(config: Config, options: Options) -> None:
-    """Raise a UsageError unless the folder holds a checkpoint that this config can use."""
+    """Raise a UsageError unless the folder has a checkpoint that this config can use."""
     found = configs.differences(read_config(options.workdir), config)
     changed = [key for key in found if not configs.is_free(key, FREE_AFTER_TRAINING)]
     if changed:
         raise UsageError(
-            f"{options.workdir} was trained with another {', '.join(changed)}, which cannot change; "
-            f"what can: {', '.join(FREE_AFTER_TRAINING)}."
+            f"{options.workdir} was trained with another {', '.join(changed)}. After training you may change "
+            f"{', '.join(FREE_AFTER_TRAINING)}."
         )
     if not checkpoint_steps(options.workdir):
         raise UsageError(f"{options.workdir} has no checkpoint yet: train first (--mode train).")
@@ -262,7 +263,7 @@ def _check_trained(config: Config, options: Options) -> None:
 
 def _check_out(out: Path) -> None:
     if out.is_dir() or not out.absolute().parent.is_dir():
-        raise UsageError(f"--out {out} is no file name in a folder that exists.")
+        raise UsageError(f"--out {out} must be the name of a file, in a folder that exists.")
 
 
 def _images(options: Options) -> Path:
@@ -272,13 +273,13 @@ def _images(options: Options) -> Path:
 
 
 def set_up_jax(*, on_cpu: bool = False) -> None:
-    """Choose the platform, and keep compiled programs in the user's cache."""
+    """Choose the platform, and keep compiled programs in the user's cache folder."""
     import jax
 
     if on_cpu:
         jax.config.update("jax_platforms", "cpu")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
+        with contextlib.suppress(OSError, RuntimeError):  # no home, or not writable
             folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ali_jax"
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK | os.X_OK):
@@ -287,27 +288,29 @@ def set_up_jax(*, on_cpu: bool = False) -> None:
 
 
 def restart_with_huge_pages() -> None:
-    """On a CPU, start this program anew with huge pages for what malloc gives it; elsewhere return.
+    """On a CPU, restart this process so that malloc uses huge pages; otherwise return.
 
-    XLA:CPU takes the memory of a step's intermediate results from malloc. Linux may leave it to programs to
-    ask for huge pages ("madvise"), and glibc decides at a program's start whether to. Convolutional networks
-    train 1.13 to 1.22 times as fast with them (docs/performance.md), perceptrons no faster.
+    XLA:CPU allocates the intermediate results of a step with malloc. Where Linux gives huge pages only to
+    programs that ask for them ("madvise"), glibc decides when a process starts whether it asks. Convolutional
+    networks train 1.13 to 1.22 times as fast with huge pages (docs/performance.md), perceptrons no faster.
     """
     import jax
 
     try:
         left_to_programs = "[madvise]" in HUGE_PAGES.read_text()
-    except OSError:  # no Linux, or one without huge pages
+    except OSError:  # not Linux, or without huge pages
         return
-    if "GLIBC_TUNABLES" in os.environ or "ali_jax.main" not in sys.orig_argv:  # set, or another's process
+    if (
+        "GLIBC_TUNABLES" in os.environ or "ali_jax.main" not in sys.orig_argv
+    ):  # already set, or not our process
         return
     if left_to_programs and jax.default_backend() == "cpu":
         environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def _meet(options: Options) -> None:
-    """Meet the other processes of the run, if there are any."""
+def _connect(options: Options) -> None:
+    """Connect to the other processes of the run, if there are any."""
     if options.coordinator:
         from ali_jax.program import hosts
 
@@ -318,10 +321,13 @@ def _meet(options: Options) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' warnings and logs from a user who can do nothing about them."""
+    """Hide the warnings and logs of libraries, about which a user can do nothing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs tracebacks of what is reported here
-    hooks = sys.unraisablehook, threading.excepthook  # what a failed save or a full disk leaves in threads
+    absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs tracebacks of errors that we report
+    hooks = (
+        sys.unraisablehook,
+        threading.excepthook,
+    )  # errors in threads, after a failed save or on a full disk
     sys.unraisablehook = threading.excepthook = lambda _: None
     try:
         with warnings.catch_warnings():
@@ -332,7 +338,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _leave(status: int) -> None:
-    """End the process; one of several that failed waits for none of the others, which may be gone."""
+    """End the process. If it failed as one of several, do not wait for the others, which may be gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     if status == 1 and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
@@ -341,8 +347,8 @@ def _leave(status: int) -> None:
 
 
 @contextlib.contextmanager
-def _talkative() -> Iterator[None]:
-    """Show the libraries' warnings and logs."""
+def _verbose() -> Iterator[None]:
+    """Show the warnings and logs of libraries."""
     absl_logging.set_verbosity(absl_logging.DEBUG)
     yield
 

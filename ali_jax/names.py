@@ -1,4 +1,4 @@
-"""Looking names up: what a config may name, and what was probably meant by a name that is unknown."""
+"""Names that a config may give: looking them up, and suggesting a known name for an unknown one."""
 
 import difflib
 import inspect
@@ -26,7 +26,7 @@ def public_classes(module: ModuleType) -> dict[str, type]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean NAME?" with the known name that is most like `name`, or "" where none is.
+    """Return " Did you mean NAME?" with the known name most similar to `name`, or "" if none is similar.
 
     Dotted names, such as config keys, also match by their last part alone.
     """

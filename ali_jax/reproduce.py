@@ -1,8 +1,8 @@
 """One command per table or figure of the paper: python -m ali_jax.reproduce NAME [--budget full|short].
 
-Each reproduction trains what is missing, in folders of its own below --workdir, prints the paper's rows
-beside ours and says where its pictures are. What was trained stays and is not trained again. The short budget
-is a few minutes on two cores: it shows that everything works, and is no attempt at the paper's numbers.
+A reproduction trains its models in folders below --workdir, prints the paper's rows beside ours, and says
+where its pictures are. A second call does not train again. The short budget takes a few minutes on two cores:
+it shows that everything works, and does not try to reach the paper's numbers.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from ali_jax.program.loop import run
 from ali_jax.records.workdir import RunError, read_config, read_metrics, write_text
 from ali_jax.types import TrainState, Variables
 
-SHORT_STEPS = {  # of the short budget, where the experiment's are many
+SHORT_STEPS = {  # training steps in the short budget
     "svhn_svm": 300,
     "svhn_semi": 200,
     "cifar10_semi": 200,
@@ -41,23 +41,23 @@ SHORT_STEPS = {  # of the short budget, where the experiment's are many
     "conditional": 3_000,
 }
 IMAGE_EXPERIMENTS = ("svhn", "cifar10", "celeba", "tiny_imagenet")
-LABELS = (1000, 2000, 4000, 8000)  # of the paper's table for CIFAR-10
+LABELS = (1000, 2000, 4000, 8000)  # numbers of labels in the paper's table for CIFAR-10
 
 
 class Setting(NamedTuple):
-    """What the command line asks for."""
+    """The arguments of the command line."""
 
     name: str
-    full: bool
+    full: bool  # the full budget, not the short one
     steps: int | None  # instead of the budget's
     workdir: Path
-    path: str  # the user's own copy of the data, for experiments with images
-    experiments: Path  # the folder of the experiments' files
-    experiment: str  # which one, where the paper has the figure for several
+    path: str  # the user's copy of the data, for experiments with images
+    experiments: Path  # the folder with the files of the experiments
+    experiment: str  # which experiment, for figures that the paper has of several
 
 
 class Row(NamedTuple):
-    """A row of the paper's table, beside it what was measured."""
+    """A row of the paper's table, with our result beside it."""
 
     what: str
     paper: str
@@ -65,11 +65,11 @@ class Row(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a reproduction prints."""
+    """The output of a reproduction."""
 
     title: str
     rows: tuple[Row, ...]
-    notes: tuple[str, ...]  # the data, the budget, how to read the numbers
+    notes: tuple[str, ...]  # data, budget, and how to read the numbers
     pictures: tuple[Path, ...] = ()
 
 
@@ -87,7 +87,7 @@ def svhn_svm(setting: Setting) -> Result:
     rows = (
         *_OTHERS_ON_SVHN,
         Row("ALI + L2-SVM", "19.14 ± 0.50", ours),
-        Row("the same, from the number of test images", "", f"{low:.2f} to {high:.2f} (95 %, Wilson)"),
+        Row("its 95 % interval from the number of test images", "", f"{low:.2f} to {high:.2f} (Wilson)"),
     )
     sizes = ", ".join(f"{found[f'n_svm_{part}']:.0f} {part}" for part in ("pool", "validation", "test"))
     notes = (f"ln C = {found['svm_log_c']:.2f}, chosen on validation images; {sizes}.",)
@@ -102,7 +102,7 @@ def svhn_semi(setting: Setting) -> Result:
 
 
 def cifar10_semi(setting: Setting) -> Result:
-    """Reproduce semi-supervised ALI on CIFAR-10 (paper, table 2); the short budget has 4,000 labels alone."""
+    """Reproduce semi-supervised ALI on CIFAR-10 (paper, table 2); the short budget has 4,000 labels only."""
     paper = dict(zip(LABELS, ("19.98 ± 0.89", "19.09 ± 0.44", "17.99 ± 1.62", "17.05 ± 1.49"), strict=True))
     others = dict(zip(LABELS, ("21.83 ± 2.01", "19.61 ± 2.09", "18.63 ± 2.32", "17.72 ± 1.82"), strict=True))
     rows = [Row(f"feature matching (Salimans et al.), {n:,} labels", others[n]) for n in LABELS]
@@ -119,7 +119,7 @@ def cifar10_semi(setting: Setting) -> Result:
 
 
 def mixture(setting: Setting) -> Result:
-    """Reproduce "Learning inference jointly" (paper, section 4.3): mode counts, and the figure of 5 x 4."""
+    """Reproduce "Learning inference jointly" (paper, section 4.3): mode counts and the 5 x 4 figure."""
     ali, ali_state = _trained(setting, _config(setting, "mixture.py:search"), "search")
     gan, _ = _trained(setting, _config(setting, "mixture.py:gan_search"), "gan_search")
     best_ali, best_gan = (_best_member(setting, name) for name in ("search", "gan_search"))
@@ -148,32 +148,32 @@ def mixture(setting: Setting) -> Result:
     picture = setting.workdir / "mixture.png"
     figures.save_png(picture, _five_by_four(columns))
     notes = (
-        "The first two rows count a mode where one of 10,000 samples is nearest to it, over ten draws of "
-        "learning rate, b1 and initial deviation. The paper's ranges are unpublished and ours are our own: "
-        "this is no test of its 13.4. A member that diverged counts as 0.",
-        "The next two rows count a mode where one of 2,500 samples lies within three standard deviations; "
-        "PacGAN's are means of 10 runs of 400 epochs.",
+        "The first two rows count a mode if at least one of 10,000 samples is nearest to it, over ten draws "
+        "of learning rate, b1 and initial deviation. The paper does not publish its ranges, so these are "
+        "ours, and this does not test its 13.4. A member that diverged counts as 0.",
+        "The next two rows count a mode if one of 2,500 samples lies within three standard deviations of it; "
+        "PacGAN's numbers are means of 10 runs of 400 epochs.",
     )
     return Result("Modes of 25", tuple(rows), (*notes, *_provenance(setting, ali)), (picture,))
 
 
 def samples(setting: Setting) -> Result:
-    """Reproduce a grid of samples of --experiment."""
+    """Reproduce a grid of samples from --experiment."""
     return _figure(setting, "samples")
 
 
 def reconstructions(setting: Setting) -> Result:
-    """Reproduce a grid of test images and their reconstructions, of --experiment."""
+    """Reproduce a grid of test images of --experiment and their reconstructions."""
     return _figure(setting, "reconstructions")
 
 
 def interpolations(setting: Setting) -> Result:
-    """Reproduce the interpolations between pairs of test images, of --experiment."""
+    """Reproduce interpolations between pairs of test images of --experiment."""
     return _figure(setting, "interpolations")
 
 
 def conditional(setting: Setting) -> Result:
-    """Reproduce the attribute grid of CelebA; the short budget shows the same networks' idea on MNIST."""
+    """Reproduce the attribute grid of CelebA; the short budget trains conditional ALI on MNIST instead."""
     if setting.full:
         game, _ = _trained(setting, _config(setting, "celeba_conditional.py"), "celeba_conditional")
         picture = _picture(setting, "celeba_conditional", "attribute_grid")
@@ -184,8 +184,8 @@ def conditional(setting: Setting) -> Result:
     found = read_metrics(setting.workdir / "mnist_conditional")
     whole, worst = (100 * found[key] for key in ("condition_agreement", "condition_agreement_min"))
     ours = f"{whole:.1f} % (worst class {worst:.1f} %)"
-    rows = (Row("samples of the class that they were asked to be", "(CelebA: a figure)", ours),)
-    accuracy = f"As a classifier of accuracy {100 * found['classifier_accuracy']:.1f} % sees them."
+    rows = (Row("samples that show the class they were given", "(CelebA: a figure)", ours),)
+    accuracy = f"Judged by a classifier with an accuracy of {100 * found['classifier_accuracy']:.1f} %."
     picture = _picture(setting, "mnist_conditional", "conditional_samples")
     return Result("Conditional ALI on MNIST", rows, (accuracy, *_provenance(setting, game)), (picture,))
 
@@ -200,7 +200,7 @@ _OTHERS_ON_SVHN = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments (None: the program's) and return its exit status."""
+    """Run the command with these arguments (None = those of the process) and return its exit status."""
     return guarded(lambda: _main(argv))
 
 
@@ -223,12 +223,14 @@ def _parse(argv: Sequence[str] | None) -> Setting:
         prog="python -m ali_jax.reproduce", description="Reproduce a table or figure of the paper."
     )
     parser.add_argument("name", choices=sorted(names()))
-    parser.add_argument("--budget", choices=("full", "short"), default="full", help="the paper's, or minutes")
-    parser.add_argument("--steps", type=int, help="instead of the budget's")
+    parser.add_argument(
+        "--budget", choices=("full", "short"), default="full", help="the paper's, or a few minutes"
+    )
+    parser.add_argument("--steps", type=int, help="training steps, instead of the budget's")
     parser.add_argument("--workdir", default="", help="default: runs/reproduce/NAME_BUDGET")
-    parser.add_argument("--path", default="", help="your own copy of the data, as config.dataset.path")
-    parser.add_argument("--experiments", default="experiments", help="the folder of the experiments' files")
-    parser.add_argument("--experiment", choices=IMAGE_EXPERIMENTS, default="svhn", help="of the picture")
+    parser.add_argument("--path", default="", help="your copy of the data, as in config.dataset.path")
+    parser.add_argument("--experiments", default="experiments", help="the folder with the experiments")
+    parser.add_argument("--experiment", choices=IMAGE_EXPERIMENTS, default="svhn", help="for pictures")
     given = parser.parse_args(argv)
     if given.steps is not None and given.steps < 1:
         raise UsageError(f"--steps is {given.steps}; it must be positive.")
@@ -249,7 +251,7 @@ def _parse(argv: Sequence[str] | None) -> Setting:
 
 
 def _show(result: Result, setting: Setting) -> None:
-    """Print the table, and write it beside the runs as text."""
+    """Print the table, and write it to result.txt beside the runs."""
     table = RichTable(title=result.title, title_justify="left")
     for column in ("", "paper", "here"):
         table.add_column(column)
@@ -264,7 +266,7 @@ def _show(result: Result, setting: Setting) -> None:
 
 
 def _config(setting: Setting, spec: str, **values: Any) -> Config:
-    """Load an experiment, with the budget's steps, the user's data and other values by dotted keys."""
+    """Load an experiment, with the steps of the budget, the user's data, and other values by dotted key."""
     config = load_config(str(setting.experiments / spec))
     steps = setting.steps or (None if setting.full else SHORT_STEPS[setting.name])
     changed = dict(values)
@@ -278,7 +280,7 @@ def _config(setting: Setting, spec: str, **values: Any) -> Config:
 
 
 def _trained(setting: Setting, config: Config, folder: str) -> tuple[Game, TrainState]:
-    """Train a config unless its folder has it, and return the game and the state at the end."""
+    """Train a config, unless its folder has the finished run; return the game and the last state."""
     workdir = setting.workdir / folder
     status = run(config, workdir)
     if status:
@@ -293,7 +295,7 @@ def _picture(setting: Setting, folder: str, name: str) -> Path:
     )
     if not found:
         raise RunError(
-            f"{setting.workdir / folder} has no picture {name}: delete the folder and run this again."
+            f"{setting.workdir / folder} has no picture {name}: delete the folder and run this command again."
         )
     return found[-1]
 
@@ -306,7 +308,7 @@ def _figure(setting: Setting, name: str) -> Result:
 
 
 def _semi_supervised(setting: Setting, name: str, labels: int) -> tuple[Game, str]:
-    """Train the K + 1 experiment of a data set, with the appendix's cheaper networks for a short budget."""
+    """Train the experiment with K + 1 classes; in the short budget, with the appendix's smaller networks."""
     if setting.full:
         config = _config(setting, f"{name}_semi.py:{labels}")
     else:
@@ -330,7 +332,7 @@ def _mode_counts(setting: Setting, folder: str) -> str:
 
 
 def _best_member(setting: Setting, folder: str) -> int:
-    """Return the member with the most modes; among equals, that with the most samples of high quality."""
+    """Return the member with the most modes; among those, the one with the most high-quality samples."""
     modes, quality = (
         np.nan_to_num(_of_members(setting, folder, name)) for name in ("modes_paper", "high_quality")
     )
@@ -338,7 +340,7 @@ def _best_member(setting: Setting, folder: str) -> int:
 
 
 def _of_members(setting: Setting, folder: str, name: str) -> np.ndarray:
-    """Return a number of every member of a population, [K]."""
+    """Return one metric of every member of a population, [K]."""
     metrics = read_metrics(setting.workdir / folder)
     members = population.size(read_config(setting.workdir / folder))
     return np.array([metrics[f"{name}/{k}"] for k in range(members)])
@@ -358,7 +360,7 @@ def _five_by_four(columns: Sequence[tuple[str, Game, TrainState]]) -> np.ndarray
 
 
 def _provenance(setting: Setting, game: Game) -> tuple[str, ...]:
-    """Say on which data and with how many steps the numbers here were made."""
+    """Return notes on the data and the number of steps behind our numbers."""
     train, test = len(game.dataset.train), len(game.dataset.test)
     config = game.config
     made = (

@@ -1,4 +1,4 @@
-"""The reproductions: each name works from training to table, on small copies of the experiments."""
+"""Reproductions: each one works from training to its table, on small copies of the experiments."""
 
 import json
 import textwrap
