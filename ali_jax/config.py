@@ -501,8 +501,7 @@ def reference() -> str:
         "command line (`--config.batch_size=64`). A value that breaks its rule is refused before anything "
         "starts, with the message `config.KEY is VALUE; it must be RULE.`",
         "This page is made from `ali_jax/config.py`; to make it anew:",
-        "```sh\npython -c 'from ali_jax import config; print(config.reference(), end=\"\")' "
-        "> docs/reference/config.md\n```",
+        "```sh\npython -m ali_jax.config > docs/reference/config.md\n```",
     ]
     for row in TABLE:
         if isinstance(row, Group):
@@ -520,3 +519,7 @@ def reference() -> str:
         f"{free}. `num_steps` may grow, if no schedule uses it.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,7 +1,7 @@
 """The command `python -m ali_jax.main`: it reads flags and files, runs one mode and returns an exit status.
 
 0: done. 1: the run failed. 2: wrong usage (flags, config keys or values, missing files). 130 and 143: stopped
-by a signal. The modes import what they need when they run.
+by a signal. JAX is imported only after the checks that do not need it, so that mistakes are reported at once.
 """
 
 import contextlib

@@ -1,17 +1,22 @@
 """The table of config keys: defaults, rules, the page made from it, and what may change in a resumed run."""
 
+import inspect
 import math
 import re
+import runpy
+import subprocess
+import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 from small import ROOT
 from test_loop import tiny
 
 from ali_jax import config as configs
-from ali_jax import rules
-from ali_jax.train import make_loss
-from ali_jax.types import Batch, Logits
+from ali_jax import evaluate, rules
+from ali_jax.game.parts import make_loss, make_optimizer
+from ali_jax.types import Batch, Logits, Networks
 
 PAGE = ROOT / "docs" / "reference" / "config.md"
 STRANGE = (
@@ -34,8 +39,9 @@ def test_values_are_listed_in_the_order_of_the_table_by_dotted_name():
     assert configs.flat(configs.base()) == {name: key.default for name, key in configs.KEYS.items()}
 
 
-def test_the_reference_page_is_current():
-    assert PAGE.read_text() == configs.reference(), "the page says how to make it anew"
+def test_the_reference_page_is_current(monkeypatch, capsys):
+    runpy.run_path(str(ROOT / "ali_jax" / "config.py"), run_name="__main__")
+    assert PAGE.read_text() == capsys.readouterr().out, "python -m ali_jax.config > docs/reference/config.md"
 
 
 def test_the_reference_lists_every_key_once():
@@ -102,6 +108,36 @@ def test_a_rule_allows_and_refuses(rule, allowed, refused):
 def test_a_value_that_no_run_can_use_is_named_with_what_is_allowed(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         configs.validate(tiny(**changes))
+
+
+@pytest.mark.parametrize("module", ["config", "main"])
+def test_the_config_and_the_command_import_no_jax(module):
+    code = f"import sys, ali_jax.{module}; print({{'jax', 'numpy'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_every_evaluation_key_is_an_option_of_an_evaluator():
+    options = set()
+    for name in evaluate.names():
+        options |= set(inspect.signature(evaluate.named(name)).parameters)
+    assert set(configs.base().evaluation) - options == set()
+
+
+@pytest.mark.parametrize("player", ["generator", "discriminator"])
+@pytest.mark.parametrize("value", [{"learning_rate": 1e-2}, {"b1": 0.1}, {"b2": 0.1}, {"eps": 1.0}])
+def test_each_number_of_adam_moves_its_own_player(player, value):
+    def updates(values):
+        tx = make_optimizer(configs.with_values(configs.base(), values))
+        grads = Networks(jnp.ones(1), jnp.ones(1), jnp.ones(1))
+        state = tx.init(grads)
+        for factor in (1.0, 3.0):
+            update, state = tx.update(jax.tree.map(lambda g, factor=factor: factor * g, grads), state)
+        return jax.device_get(update)
+
+    changed = updates({f"optimizer.{player}.{key}": number for key, number in value.items()})
+    moved = {role for role, a, b in zip(Networks._fields, changed, updates({}), strict=True) if a != b}
+    assert moved == ({"encoder", "decoder"} if player == "generator" else {"discriminator"})
 
 
 def test_keys_of_networks_of_ones_own_have_no_rule_and_lists_count_as_tuples():

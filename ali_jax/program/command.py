@@ -41,7 +41,7 @@ flags:
   --workdir DIR
                the folder of the run
   --config.KEY=VALUE
-               set a value of the config; docs/reference/config.md lists the keys
+               set a value of the config; python -m ali_jax.config lists the keys
   --out FILE   where to write the picture, the page or the numbers, instead of into the folder of the run
   --json       print one JSON object (evaluate, describe, preflight)
   --topology SLICE
