@@ -1,14 +1,14 @@
-"""Kill runs at random moments, again and again, and show that nothing is lost.
+"""Kill runs at random moments, many times, and show that nothing is lost.
 
     python tests/faults.py [--kills 20] [--feed device] [--processes 2] [--seed 0]
 
-A run is killed with SIGKILL, started again, killed again, until it has been killed so often; then it may
-finish. Its final state and every row of its metrics must equal, bit for bit, those of a run that nothing
-interrupted. Saves are slowed down, so that many of the kills fall into one. A table says what happened; the
-exit status is 0 where nothing was lost. Two minutes of one core per feed and 20 kills.
+A run is started and killed with SIGKILL --kills times; then it may finish. Its final state and every row of
+its metrics must equal, bit for bit, those of a run that was not interrupted. Saves are slowed down, so that
+many kills happen during one. A table shows the results; the exit status is 0 if nothing was lost. 20 kills
+take two minutes of one core per feed.
 
-Then several processes on this machine train one run, as on a pod: they agree with one process; they end when
-one of them is killed, and go on when all are started again; they stop together when one of them gets SIGTERM.
+Then several processes on this machine train one run, as on a pod. They must agree with a single process, end
+when one of them is killed, resume when all are started again, and stop together when one gets SIGTERM.
 """
 
 import argparse
@@ -41,13 +41,13 @@ from ali_jax import config as configs
 from ali_jax.program import loop
 from ali_jax.records import checkpoint, workdir
 
-FEEDS = ("device", "host", "population")  # the last: three members, on the device
-SAVES = 3  # that a run has begun at most when it is killed
-SLOW = 0.1  # seconds that a save takes longer
+FEEDS = ("device", "host", "population")  # population: three members, on the device
+SAVES = 3  # the most saves between two kills
+SLOW = 0.1  # seconds by which a save is slowed down
 
 
 class Tally(NamedTuple):
-    """What became of the kills."""
+    """The kills of one feed, and what they lost."""
 
     feed: str
     kills: int
@@ -57,9 +57,9 @@ class Tally(NamedTuple):
 
 
 def config(feed: str, kills: int) -> Any:
-    """Return a run with state of all kinds: Adam's moments, an average, dequantisation, an annealed penalty.
+    """Return a config with all kinds of state: Adam's moments, averages, dequantisation, an annealed penalty.
 
-    It is too long to end before so many kills.
+    The run is too long to end before that many kills.
     """
     return tiny(
         num_steps=10 * (SAVES * kills + 1),
@@ -78,7 +78,7 @@ def config(feed: str, kills: int) -> Any:
 
 
 def start(config: Any, folder: Path, *, slow: bool = False) -> tuple[int, int]:
-    """Run in a child process; return its id, and a pipe that gets a byte when a save begins."""
+    """Run in a child process; return its id, and a pipe that receives a byte when a save begins."""
     reading, writing = os.pipe()
     child = os.fork()
     if child:
@@ -111,12 +111,12 @@ def _hook(pipe: int, slow: bool) -> None:
 
 
 def finish(child: int) -> int:
-    """Wait for a child and return its exit status, negative for a signal."""
+    """Wait for a child and return its exit status; a signal is negative."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Return what must be equal: rows, numbers, and the bytes of every leaf of the state, by its path."""
+    """Return what must be equal: the rows, the final metrics, and the bytes of every leaf of the state."""
     step = workdir.checkpoint_steps(folder)[-1]
     with ocp.StandardCheckpointer() as reader:
         state = reader.restore(folder / "checkpoints" / str(step) / "state")
@@ -129,13 +129,13 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def differing(found: Path, wanted: Path) -> list[str]:
-    """Return the names of what differs between two runs."""
+    """Return the names of the contents that differ between two runs."""
     a, b = contents(found), contents(wanted)
     return [f"{name} differs" for name in {**a, **b} if a.get(name) != b.get(name)]
 
 
 def in_child(function: Callable[[], list[str]]) -> list[str]:
-    """Call a function in a child process: here JAX must not start, or no run could be forked any more."""
+    """Call a function in a child process: once JAX starts in this process, it cannot fork runs any more."""
     with tempfile.NamedTemporaryFile("r+") as file:
         child = os.fork()
         if not child:
@@ -154,13 +154,13 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def kill_again_and_again(feed: str, kills: int, draw: random.Random, root: Path) -> Tally:
-    """Kill a run so often, let it finish, and compare it with one that was left alone."""
+    """Kill a run `kills` times, let it finish, and compare it with an uninterrupted run."""
     whole, folder, lost = root / "whole" / "run", root / "killed" / "run", []
     for path in (whole, folder):
         path.parent.mkdir()
     run = config(feed, kills)
     if finish(start(run, whole)[0]) != 0:
-        return Tally(feed, 0, 0, 0, ["the run that was left alone failed: " + _log(whole)])
+        return Tally(feed, 0, 0, 0, ["the uninterrupted run failed: " + _log(whole)])
     done = while_starting = while_saving = 0
     while done < kills:
         child, pipe = start(run, folder, slow=True)
@@ -190,7 +190,7 @@ def kill_again_and_again(feed: str, kills: int, draw: random.Random, root: Path)
 
 
 def together(processes: int, folder: Path, **changes: Any) -> list[subprocess.Popen]:
-    """Start processes that train one run, each with a device of its own and its own rows of every batch."""
+    """Start processes that train one run, each with its own device and its own rows of every batch."""
     changed = configs.differences(configs.base(), hosts_config(**changes))
     values = {key: new for key, (_, new) in changed.items()}
     file = folder.with_suffix(".py")
@@ -217,7 +217,7 @@ def together(processes: int, folder: Path, **changes: Any) -> list[subprocess.Po
 
 
 def hosts_config(**changes: Any) -> Any:
-    """Return a run whose batch two and four processes share, with the paper's Adam."""
+    """Return a config whose batch two or four processes can share, with the paper's Adam."""
     values = {
         "batch_size": 12,
         "num_steps": 40,
@@ -232,13 +232,13 @@ def hosts_config(**changes: Any) -> Any:
 
 
 def ended(processes: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str]]:
-    """Wait for all processes; return exit status and what each wrote to stderr."""
+    """Wait for all processes; return the exit status and the stderr of each."""
     found = [process.communicate(timeout=seconds)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, found, strict=True)]
 
 
 def disagreement(processes: int, root: Path) -> list[str]:
-    """Train with several processes; return how that differs from one process."""
+    """Train with several processes; return the differences from a single process."""
     found = ended(together(processes, root / "several"))
     if any(status for status, _ in found):
         return [f"process {i} ended with {s}: {text[-500:]}" for i, (s, text) in enumerate(found)]
@@ -256,7 +256,7 @@ def disagreement(processes: int, root: Path) -> list[str]:
 
 
 def losing_one(processes: int, root: Path) -> tuple[list[str], float]:
-    """Kill one process, start all again, send one SIGTERM; return what went wrong, and how soon all ended."""
+    """Kill one process, restart all, send SIGTERM to one; return failures, and how soon the others ended."""
     folder, wrong = root / "lost", []
     running = together(processes, folder, num_steps=10**6, log_every=10**6)
     _wait_for_checkpoint(folder, 10)
@@ -265,7 +265,7 @@ def losing_one(processes: int, root: Path) -> tuple[list[str], float]:
     found = ended(running)
     seconds = time.monotonic() - began
     for i, (status, text) in enumerate(found[:-1]):
-        # At a barrier of a save JAX's own service may notice first, and abort the process.
+        # At the barrier of a save, JAX's own service may notice first and abort the process.
         if status != -signal.SIGABRT and (status == 0 or "lost another process of the run" not in text):
             wrong.append(f"process {i} ended with {status}: {text[-500:]}")
     last = workdir.checkpoint_steps(folder)[-1]
@@ -295,8 +295,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill runs at random moments.", allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--feed", choices=FEEDS, action="append")
-    parser.add_argument("--processes", type=int, action="append", help="that train together; 0: none")
-    parser.add_argument("--no-losses", action="store_true", help="kill none of several processes")
+    parser.add_argument("--processes", type=int, action="append", help="number that train together; 0: skip")
+    parser.add_argument("--no-losses", action="store_true", help="do not kill one of several processes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     failed = False

@@ -1,11 +1,11 @@
-"""Feed the command random mistakes: each gets one message, at once, and folders stay as they were.
+"""Feed random mistakes to the command: each must get one message, at once, and leave folders unchanged.
 
     python tests/fuzz.py [--cases 1000] [--seed 0]
 
 Cases are command lines, config files, .npz files, folders of images and damaged workdirs, drawn from a seed.
-Each runs in this process; a case fails if an exception escapes, if the exit status is none of 0, 1 and 2, if
-a traceback or nothing at all is printed with a failure, if it takes a minute, or if a folder is touched that
-it must not touch. What passes all checks is not trained, only prepared, but for every seventh case.
+They run in this process. A case fails if an exception escapes, if the exit status is not 0, 1 or 2, if a
+failure prints a traceback or no message, if it takes a minute, or if it changes a folder that it must not
+change. A case that passes all checks is prepared but not trained, except for every seventh.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from ali_jax import config as configs
 from ali_jax.main import main as command
 from ali_jax.program import loop
 
-SECONDS = 60  # in which every case must have its answer
+SECONDS = 60  # the longest that a case may take
 TRAINED_EVERY = 7
 
 # fmt: off
@@ -52,10 +52,10 @@ VALUES = (
 
 
 class Folders(NamedTuple):
-    """Where a case may find and leave things."""
+    """The files and folders that a case uses."""
 
-    config: str  # a config file that trains
-    trained: Path  # a finished run, which nothing may change
+    config: str  # a valid config file
+    trained: Path  # a finished run, which no case may change
     case: Path  # an empty folder
 
 
@@ -77,7 +77,7 @@ def command_line(draw: random.Random, folders: Folders) -> list[str]:
 
 
 def config_file(draw: random.Random, folders: Folders) -> list[str]:
-    """Draw a config file: keys of any type, or a text that is cut."""
+    """Draw a config file: with values of any type, or truncated."""
     lines = Path(folders.config).read_text().splitlines()
     objects = (
         "None",
@@ -105,7 +105,7 @@ def config_file(draw: random.Random, folders: Folders) -> list[str]:
 
 
 def archive(draw: random.Random, folders: Folders) -> list[str]:
-    """Draw an .npz: arrays of any type and shape under the right names or others, damaged or not."""
+    """Draw an .npz, damaged or not: arrays of any type and shape."""
     types = ("uint8", "int8", "float32", "float64", "int64", "bool", "complex64", "U3", "O")
     shapes = (
         (),
@@ -138,7 +138,7 @@ def archive(draw: random.Random, folders: Folders) -> list[str]:
 
 
 def pictures(draw: random.Random, folders: Folders) -> list[str]:
-    """Draw a folder of images of several modes and sizes, some of them no images."""
+    """Draw a folder of images of several modes and sizes, and of files that are not images."""
     root = folders.case / "pictures"
     root.mkdir()
     subs = draw.choice(
@@ -169,7 +169,7 @@ def pictures(draw: random.Random, folders: Folders) -> list[str]:
 
 
 def folder_of_a_run(draw: random.Random, folders: Folders) -> list[str]:
-    """Draw a damaged copy of a run, and go on with it or use it."""
+    """Draw a damaged copy of a run, to resume or to evaluate."""
     run = folders.case / "copy"
     shutil.copytree(folders.trained, run)
     files = [path for path in sorted(run.rglob("*")) if path.is_file()]
@@ -199,7 +199,7 @@ def _on_data(folders: Folders, path: Path) -> list[str]:
 
 
 def damage(draw: random.Random, file: Path, chance: float = 0.4) -> None:
-    """Cut a file, flip bits in it or add to it."""
+    """Truncate a file, flip bits in it, or append bytes to it."""
     if draw.random() >= chance:
         return
     content = bytearray(file.read_bytes())
@@ -226,7 +226,7 @@ KINDS: tuple[Callable[[random.Random, Folders], list[str]], ...] = (
 
 
 def run_case(number: int, seed: int, folders: Folders) -> tuple[str, int | None, str]:
-    """Run a case in an empty folder; return its kind, its status and what is wrong with the answer, or ""."""
+    """Run a case in an empty folder; return its kind, its status, and what is wrong with it or ""."""
     draw = random.Random(f"{seed}/{number}")
     make = KINDS[number % len(KINDS)]
     arguments = make(draw, folders)
@@ -251,7 +251,7 @@ def run_case(number: int, seed: int, folders: Folders) -> tuple[str, int | None,
         wrong = "a failure without a message"
     new = {path.name for path in folders.case.iterdir()} - untouched
     if not wrong and status == 2 and new:
-        wrong = f"wrong use made {', '.join(sorted(new))}"
+        wrong = f"a usage error made {', '.join(sorted(new))}"
     return make.__name__, status, f"{wrong} <- {' '.join(arguments)}" if wrong else ""
 
 
@@ -280,7 +280,7 @@ def _in(folder: Path) -> Iterator[None]:
 
 
 def fuzz(cases: range, seed: int, root: Path) -> tuple[collections.Counter, list[str]]:
-    """Run cases; return how many had which kind and status, and what went wrong."""
+    """Run cases; return the number of each kind and status, and a description of every failure."""
     small = {"num_steps": 2, "evaluate_every": 0, "evaluators": (), "dataset__shape": ()}
     file = write_config(root, **small)
     trained = root / "trained"
@@ -308,8 +308,8 @@ def fuzz(cases: range, seed: int, root: Path) -> tuple[collections.Counter, list
 
 
 def main() -> int:
-    """Run the cases, print a table, and return 0 where all were answered as they should be."""
-    parser = argparse.ArgumentParser(description="Feed the command random mistakes.", allow_abbrev=False)
+    """Run the cases and print a table; return 0 if none failed."""
+    parser = argparse.ArgumentParser(description="Feed random mistakes to the command.", allow_abbrev=False)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -320,7 +320,7 @@ def main() -> int:
     print("| kind | status | cases |\n|---|---:|---:|")
     for (kind, status), count in sorted(tally.items(), key=str):
         print(f"| {kind} | {status} | {count} |")
-    print(f"\n{len(wrong)} of {options.cases} went wrong.")
+    print(f"\n{len(wrong)} of {options.cases} failed.")
     return int(bool(wrong))
 
 

@@ -35,7 +35,7 @@ def test_every_default_keeps_its_rule_and_has_a_meaning():
     assert configs.base().is_locked
 
 
-def test_values_are_listed_in_the_order_of_the_table_by_dotted_name():
+def test_base_has_the_defaults_of_the_table():
     assert configs.flat(configs.base()) == {name: key.default for name, key in configs.KEYS.items()}
 
 

@@ -1,4 +1,4 @@
-"""Nothing is lost: kills, damaged checkpoints, full and closed disks, vanished data, two at once."""
+"""Nothing is lost by kills, damaged checkpoints, full or read-only disks, vanished data or a second run."""
 
 import contextlib
 import errno
@@ -32,12 +32,12 @@ def flip_a_bit(path: Path) -> None:
 
 
 def largest(folder: Path) -> Path:
-    """Return the file that holds most of a checkpoint's arrays."""
+    """Return the largest file of a checkpoint's state."""
     return max((p for p in (folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 def script(name: str, *arguments: str) -> None:
-    """Run a shortened script of this folder, which must find nothing wrong."""
+    """Run a script of this folder with these arguments; it must find nothing wrong."""
     command = [sys.executable, str(ROOT / "tests" / name), *arguments]
     environment = {**os.environ, "XLA_FLAGS": ""}
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
@@ -52,17 +52,17 @@ def test_two_processes_train_what_one_trains_and_only_the_first_writes():
     script("faults.py", "--kills", "0", "--processes", "2", "--no-losses")
 
 
-def test_random_mistakes_are_answered():
+def test_random_mistakes_get_a_message():
     script("fuzz.py", "--cases", "25", "--seed", "1")
 
 
 def test_every_file_of_a_checkpoint_is_guarded(tmp_path):
     saved(tmp_path)
     assert checkpoint.damage(tmp_path / "3") == ""
-    wanted = json.loads((tmp_path / "3" / checkpoint.CHECKSUMS).read_text())
+    guarded = json.loads((tmp_path / "3" / checkpoint.CHECKSUMS).read_text())
     files = [path for path in (tmp_path / "3").rglob("*") if path.is_file()]
-    assert len(wanted) == len(files) - 3  # the checksums themselves, and orbax's two notes
-    assert all((tmp_path / "3" / name).is_file() for name in wanted)
+    assert len(guarded) == len(files) - 3  # without the checksums themselves and two notes of orbax
+    assert all((tmp_path / "3" / name).is_file() for name in guarded)
 
 
 def test_damage_is_named_and_the_newest_sound_checkpoint_is_used(tmp_path):
@@ -96,7 +96,7 @@ def test_what_is_left_of_an_unfinished_save_is_deleted_and_never_restored(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4"]
 
 
-def test_rows_are_on_disk_before_the_checkpoint_that_goes_on_after_them(tmp_path, monkeypatch):
+def test_rows_are_on_disk_before_the_checkpoint_of_their_step(tmp_path, monkeypatch):
     at_sync, at_commit = [], []
     fsync, seal = os.fsync, checkpoint._seal
 
@@ -185,7 +185,7 @@ def test_sigterm_with_a_save_under_way_keeps_both(tmp_path, monkeypatch):
 
 
 def test_of_two_processes_that_begin_in_one_folder_the_second_refuses(tmp_path, monkeypatch):
-    """Both find no folder; the other one makes it and trains while this one prepares."""
+    """Both see no folder; the other one makes it and trains while this one prepares."""
     prepare = loop.prepare
 
     def meanwhile(config):

@@ -18,7 +18,7 @@ from ali_jax.program import hosts
         (["--coordinator_addres=auto"], "Did you mean --coordinator_address?"),
     ],
 )
-def test_wrong_use_is_one_message(tmp_path, capsys, arguments, expected):
+def test_a_usage_error_is_one_message(tmp_path, capsys, arguments, expected):
     run = ["--config", DIGITS, "--workdir", str(tmp_path / "run"), *arguments]
     assert expected in message(capsys, run, 2)
 

@@ -1,4 +1,4 @@
-"""A run can be stopped anywhere and go on as if it had not been; what it writes is what happened."""
+"""A run can be stopped anywhere and resumed as if it had not stopped; its files say what happened."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ def tiny(**changes):
     config = experiment("digits")
     config.update_from_flattened_dict(
         {
-            "batch_size": 11,  # a prime number of images runs on one device
+            "batch_size": 11,  # a prime number: it runs on one device
             "num_steps": 30,
             "steps_per_call": 10,
             "log_every": 10,
@@ -101,19 +101,19 @@ def test_the_folder_holds_what_the_run_did(whole):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, number):
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         signalling(patch, 20, number)
         assert loop.run(tiny(checkpoint_every=30), tmp_path) == 128 + number
     assert workdir.checkpoint_steps(tmp_path) == [20]
     assert not (tmp_path / "summary.json").exists()
-    assert loop.run(tiny(dataset__feed="host", keep_checkpoints=1), tmp_path) == 0  # streamed from here on
+    assert loop.run(tiny(dataset__feed="host", keep_checkpoints=1), tmp_path) == 0  # streamed from now on
     assert_same_bits(restored(tiny(), tmp_path), restored(tiny(), whole))
     assert rows(tmp_path) == rows(whole)
     assert workdir.read_config(tmp_path).dataset.feed == "host"
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint_without_doubled_rows(whole, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_from_its_last_checkpoint_without_duplicate_rows(whole, tmp_path, monkeypatch):
     def killed(self, at, values):
         raise KeyboardInterrupt
 
@@ -138,7 +138,7 @@ def test_calls_of_another_length_and_a_longer_run_follow_the_same_path(tmp_path)
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_that_goes_on_has_no_summary_until_its_end(tmp_path, monkeypatch):
+def test_a_resumed_run_has_no_summary_until_its_end(tmp_path, monkeypatch):
     unstated = {"evaluators": (), "dataset__shape": ()}
     assert loop.run(tiny(num_steps=10, **unstated), tmp_path) == 0
     assert (tmp_path / "summary.json").exists()
@@ -166,7 +166,7 @@ def test_evaluations_use_the_averaged_parameters_and_show_the_raw_beside():
     assert error(state.variables, raw_beside=True) == raw
 
 
-def test_a_finished_run_is_left_as_it_is(whole, capsys):
+def test_a_finished_run_is_unchanged(whole, capsys):
     before = contents(whole)
     assert loop.run(tiny(log_every=30), whole) == 0
     assert contents(whole) == before
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_pa
     assert rows(tmp_path) == rows(whole)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_loss(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named_with_its_step(tmp_path):
     config = tiny(optimizer__generator__learning_rate=1e30)
     with pytest.raises(
         loop.NonFiniteError, match=r"at step [2-9] loss/discriminator is nan, .*No checkpoint"
@@ -246,7 +246,7 @@ def test_several_hosts_must_be_given_a_batch_that_divides():
         game.make_mesh(100, devices)
 
 
-def test_a_mistake_that_shows_on_the_way_is_no_wrong_use(tmp_path, monkeypatch):
+def test_an_error_during_the_run_is_a_run_error_not_a_usage_error(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ValueError("an image changed")
 
@@ -255,11 +255,11 @@ def test_a_mistake_that_shows_on_the_way_is_no_wrong_use(tmp_path, monkeypatch):
         loop.run(tiny(num_steps=10), tmp_path)
 
 
-def test_a_run_says_what_trains_and_what_tests(tmp_path, capsys):
+def test_a_run_prints_what_it_trains_and_tests_on(tmp_path, capsys):
     config = tiny(num_steps=1, dataset__train_split="train[:900]", dataset__test_split="train[900:]")
     assert loop.run(config, tmp_path) == 0
-    wanted = "digits trains on 900 rows (train[:900]) and tests on 500 rows (train[900:]).\n"
-    assert wanted in capsys.readouterr().err
+    sentence = "digits trains on 900 rows (train[:900]) and tests on 500 rows (train[900:]).\n"
+    assert sentence in capsys.readouterr().err
 
 
 def test_bad_input_makes_no_folder(tmp_path):

@@ -1,4 +1,4 @@
-"""The command: its modes, and one clear message with the right exit status for every mistake."""
+"""The command: its modes, and a clear message with the right exit status for every mistake."""
 
 import json
 import os
@@ -21,7 +21,7 @@ DIGITS = str(ROOT / "experiments" / "digits.py")
 
 
 def write_config(folder: Path, text: str = "", **changes) -> str:
-    """Write a config file: this text, or the tiny run."""
+    """Write a config file with this text or, by default, with the tiny run."""
     path = folder / "config.py"
     values = {key: value for key, (_, value) in configs.differences(configs.base(), tiny(**changes)).items()}
     path.write_text(
@@ -33,7 +33,7 @@ def write_config(folder: Path, text: str = "", **changes) -> str:
 
 
 def message(capsys, arguments, status: int) -> str:
-    """Run the command, which must fail with this status, and return its only line on stderr."""
+    """Run the command, which must fail with this status, and return its single line on stderr."""
     assert main(arguments) == status
     out, err = capsys.readouterr()
     assert out == ""
@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Give a folder of five images that are all the same."""
+    """Give a folder of five identical images."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(5):
@@ -61,7 +61,7 @@ def pictures(tmp_path):
 
 
 def strict_json(text: str):
-    """Read JSON without the NaN and Infinity that only Python knows."""
+    """Read JSON, and refuse the NaN and Infinity that only Python allows."""
 
     def refuse(token):
         raise AssertionError(token)
@@ -152,7 +152,7 @@ def test_describe_prints_one_json_object_without_data_or_workdir(capsys):
         (["--out=x.png"], "--out goes with"),
     ],
 )
-def test_wrong_use_is_one_message_and_status_2(tmp_path, capsys, arguments, expected):
+def test_a_usage_error_is_one_message_and_status_2(tmp_path, capsys, arguments, expected):
     workdir = tmp_path / "run"
     assert expected in message(capsys, ["--config", DIGITS, "--workdir", str(workdir), *arguments], 2)
     assert not workdir.exists()
@@ -181,12 +181,12 @@ def test_wrong_use_is_one_message_and_status_2(tmp_path, capsys, arguments, expe
         ),
     ],
 )
-def test_a_config_file_that_gives_no_config_says_where_it_fails(tmp_path, capsys, text, expected):
+def test_a_config_file_that_returns_no_config_is_refused_with_the_line(tmp_path, capsys, text, expected):
     file = write_config(tmp_path, text)
     assert expected in message(capsys, ["--config", file, "--workdir", str(tmp_path / "run")], 2)
 
 
-def test_a_data_set_that_is_not_prepared_says_so_at_once_and_how_to_prepare_it(tmp_path, capsys):
+def test_an_unprepared_data_set_is_refused_at_once_with_the_command_that_prepares_it(tmp_path, capsys):
     arguments = ["--config", DIGITS, "--workdir", str(tmp_path / "run"), "--config.dataset.name=svhn_cropped"]
     began = time.monotonic()
     assert main([*arguments, f"--config.dataset.directory={tmp_path}"]) == 2
@@ -218,12 +218,12 @@ def test_a_run_without_checkpoint_can_make_no_picture(tmp_path, capsys):
     assert "has no checkpoint yet" in message(capsys, ["--mode", "sample", "--workdir", str(tmp_path)], 2)
 
 
-def test_what_was_trained_cannot_be_changed_afterwards(trained, capsys):
+def test_a_key_of_the_training_cannot_change_afterwards(trained, capsys):
     arguments = ["--mode", "sample", "--workdir", str(trained), "--config.latent_dim=4"]
     assert "another latent_dim" in message(capsys, arguments, 2)
 
 
-def test_the_folder_of_another_run_is_refused_and_stays(trained, capsys):
+def test_the_folder_of_another_run_is_refused_and_unchanged(trained, capsys):
     before = contents(trained)
     arguments = ["--config", str(trained.parent / "config.py"), "--workdir", str(trained), "--config.seed=3"]
     assert "seed was 0 and is 3" in message(capsys, arguments, 2)
@@ -262,7 +262,7 @@ def test_a_workdir_that_cannot_be_written_has_status_1(tmp_path, capsys):
     assert "cannot be written" in message(capsys, [*arguments, str(tmp_path / "closed" / "run")], 1)
 
 
-def test_what_fails_after_all_checks_has_status_1(trained, tmp_path, monkeypatch, capsys):
+def test_a_failure_after_all_checks_has_status_1(trained, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise ValueError("an image changed")
 
@@ -272,7 +272,7 @@ def test_what_fails_after_all_checks_has_status_1(trained, tmp_path, monkeypatch
         assert capsys.readouterr().err.endswith("ali_jax: an image changed\n")
 
 
-def test_few_images_that_repeat_themselves_train_and_evaluate(pictures, tmp_path, monkeypatch, capsys):
+def test_a_few_identical_images_train_and_evaluate(pictures, tmp_path, monkeypatch, capsys):
     names = (
         "samples",
         "reconstructions",

@@ -1,4 +1,4 @@
-"""Populations: each member is the run that it would be alone, and what the members' numbers say together."""
+"""Populations: each member equals the run that it would be alone; summaries over members."""
 
 import jax
 import numpy as np
@@ -149,7 +149,7 @@ def test_a_population_goes_on_bit_for_bit_and_one_lost_member_stops_nothing(tmp_
         ),
     ],
 )
-def test_what_cannot_be_trained_at_once_is_refused(values, message):
+def test_members_that_cannot_be_trained_at_once_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         game.prepare(config_of("mixture", **values))
 

@@ -118,7 +118,7 @@ def test_the_best_member_covers_most_modes_and_a_lost_one_none(tmp_path):
         (["samples", "--path", "/absent.npz", "--workdir", "/tmp/never"], "/absent.npz"),
     ],
 )
-def test_wrong_use_is_one_message(capsys, arguments, message):
+def test_a_usage_error_is_one_message(capsys, arguments, message):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
