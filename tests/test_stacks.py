@@ -130,7 +130,7 @@ def test_files_of_grey_images_can_be_stacked(tmp_path):
         ({"dataset__conditional": True}, "config.dataset.conditional must be False"),
         (
             {"dataset__labelled": 1000, "loss": "semi_supervised"},
-            "learnt from few labels: .* config.dataset.labelled 0",
+            "few labels: .* config.dataset.labelled must be 0",
         ),
     ],
 )
