@@ -4,6 +4,11 @@
 by a signal. JAX is imported only after the checks that do not need it, so that mistakes are reported at once.
 """
 
+if __name__ == "__main__":
+    from ali_jax.program import terminal
+
+    terminal.set_up()
+
 import contextlib
 import json
 import os
@@ -100,6 +105,7 @@ def _run(options: Options) -> int:
 
     set_up_jax(on_cpu=options.mode in UNTRAINED)
     _connect(options)
+    _check_devices()
     from ali_jax.data import DataError
 
     try:
@@ -317,6 +323,21 @@ def _connect(options: Options) -> None:
         together = hosts.Hosts(options.coordinator, options.num_processes, options.process_id)
         hosts.check(together)
         hosts.join(together)
+
+
+def _check_devices() -> None:
+    """Raise a UsageError if JAX finds no device, as where JAX_PLATFORMS asks for one that is not there."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        why = (str(error) or f"this installation of JAX cannot use {wanted!r}").splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"JAX has no device to run on (JAX_PLATFORMS={wanted!r}): {why}. Unset JAX_PLATFORMS to use what "
+            "there is; for a GPU or TPU, see pip install '.[cuda]' or '.[tpu]'."
+        ) from None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,11 @@ where its pictures are. A second call does not train again. The short budget tak
 it shows that everything works, and does not try to reach the paper's numbers.
 """
 
+if __name__ == "__main__":
+    from ali_jax.program import terminal
+
+    terminal.set_up()
+
 import argparse
 import os
 import sys

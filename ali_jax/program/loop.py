@@ -13,11 +13,8 @@ import platform
 import shlex
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -41,7 +38,7 @@ from ali_jax.game import (
     population,
     prepare,
 )
-from ali_jax.program import hosts
+from ali_jax.program import hosts, terminal
 from ali_jax.records import checkpoint
 from ali_jax.records.workdir import (
     RunError,
@@ -181,7 +178,9 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
             note_sitting(workdir, from_step=step, **_circumstances(game))
         records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
         feed = stack.enter_context(contextlib.closing(make_feed(game)))
-        stops = stack.enter_context(_signals())
+        # Several processes must stop at the same step, which `hosts.preempted` sees to.
+        signals = terminal.STOP_SIGNALS if jax.process_count() == 1 else ()
+        stops = stack.enter_context(terminal.signals_noted(signals))
         session = _Session(game, manager, records, reporter, clock, stops, set())
         reporter.start(step)
 
@@ -409,26 +408,3 @@ def _where(workdir: Path) -> str:
     page = workdir / "report.html"
     report = f"Report: {page}, pictures" if page.exists() else "Pictures"
     return f"{report}: {workdir / 'images'}, numbers: {workdir / 'summary.json'}"
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list; a second signal ends the process at once."""
-    received: list[int] = []
-    alone = jax.process_count() == 1  # several processes must stop at the same step: `hosts.preempted`
-    numbers = (signal.SIGINT, signal.SIGTERM) if alone else ()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-
-    if threading.current_thread() is not threading.main_thread():  # Python sets handlers only in that one
-        yield received
-        return
-    before = [signal.signal(number, note) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
