@@ -23,6 +23,7 @@ from absl import logging as absl_logging
 
 from ali_jax import config as configs
 from ali_jax.config import Config
+from ali_jax.names import printable
 from ali_jax.program.command import (
     PICTURES,
     UNTRAINED,
@@ -33,7 +34,6 @@ from ali_jax.program.command import (
     override,
     parse,
 )
-from ali_jax.records.escape import printable
 from ali_jax.records.workdir import (
     RunError,
     check_same_run,

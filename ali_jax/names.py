@@ -1,4 +1,4 @@
-"""Names that a config may give: looking them up, and suggesting a known name for an unknown one."""
+"""Names that configs and files give: looking them up, suggesting a known one, showing them on a terminal."""
 
 import difflib
 import inspect
@@ -36,3 +36,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         by_last[last] for last in difflib.get_close_matches(name.rpartition(".")[2], by_last, n=1)
     ]
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """Write control characters as escapes, except line breaks, so that a terminal can be shown any text."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

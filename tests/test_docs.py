@@ -110,22 +110,8 @@ def test_the_index_names_every_page_once():
     assert sorted(linked) == sorted(set(PAGES) - {"README", "index"})
 
 
-def table_of_numbers():
-    """Return the evaluators' glossary as a table in Markdown; numbers of one meaning share a row."""
-    rows = ["| evaluator | number | meaning |", "|---|---|---|"]
-    for evaluator, entries in evaluate.glossary().items():
-        by_meaning: dict[str, list[str]] = {}
-        for name, meaning in entries.items():
-            by_meaning.setdefault(meaning.replace("|", "\\|"), []).append(f"`{name}`")
-        shown = f"`{evaluator}`"
-        for meaning, numbers in by_meaning.items():
-            rows.append(f"| {shown} | {', '.join(numbers)} | {meaning} |")
-            shown = ""
-    return "\n".join(rows)
-
-
 def test_the_table_of_numbers_is_the_evaluators_own():
-    assert table_of_numbers() in PAGES["evaluating"].read_text(), "print it anew: python tests/test_docs.py"
+    assert evaluate.table() in PAGES["evaluating"].read_text(), "print it anew: python tests/test_docs.py"
 
 
 @pytest.mark.parametrize(
@@ -144,4 +130,4 @@ def test_an_example_runs(name, arguments, says, folder, monkeypatch, capsys):
 
 
 if __name__ == "__main__":
-    print(table_of_numbers())
+    print(evaluate.table())

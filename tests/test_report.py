@@ -18,7 +18,7 @@ from ali_jax.main import main
 from ali_jax.metrics.neighbors import nearest_few
 from ali_jax.program import loop
 from ali_jax.records import read
-from ali_jax.records.writers import spreads
+from ali_jax.records.writers import Spread, spreads
 
 EVIL = "<script>alert(1)</script>&\"'"
 VOID = {"meta", "link", "img", "rect", "path"}
@@ -223,12 +223,15 @@ def test_networks_without_batch_norm_have_no_gap(key):
     assert scalars["batch_norm_gap_encoder"] == scalars["batch_norm_gap_decoder"] == 0
 
 
-def test_every_number_of_the_evaluators_is_explained():
-    known = evaluate.glossary()
-    assert known["class_balance"]["class_share_max"] == "the smallest and the largest share among the samples"
-    assert known["posterior"]["posterior_sigma"].startswith("the encoder's median sigma")
-    assert known["memorisation"]["memorisation"].endswith("over test's")
-    assert set(read.SHARES) <= {name for names in known.values() for name in names}
+def test_intervals_are_wilsons_for_shares_of_test_rows_and_the_members_for_a_population():
+    metrics = {"class_kept": 0.5, "raw/label_error": 0.5, "n_test_labelled": 100.0, "class_kl": 0.1}
+    for name in ("class_kept", "raw/label_error"):
+        low, high, over = read.interval(name, Spread(0.5), metrics)
+        assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+        assert over == "test rows"
+    assert read.interval("class_kl", Spread(0.1), metrics) is None
+    assert read.interval("class_kept", Spread(0.5), {}) is None  # of how many rows is unknown
+    assert read.interval("class_kept", Spread(0.5, 0.1, 0.4, 0.7), metrics) == (0.4, 0.7, "members")
 
 
 def test_a_report_is_one_file_that_loads_nothing_and_tells_the_run(whole):

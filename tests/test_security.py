@@ -13,8 +13,8 @@ from PIL import Image
 
 from ali_jax import config as configs
 from ali_jax.data import DataError, files, images, load
+from ali_jax.names import printable
 from ali_jax.records import workdir, writers
-from ali_jax.records.escape import printable
 
 
 class Marker:

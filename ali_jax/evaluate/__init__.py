@@ -1,99 +1,71 @@
 """The evaluators: a model and a data set in, a Report out.
 
-All have the signature `(ali, variables, key, dataset, **options)`, and configs name them; the options are
-those of `config.evaluation` that they accept. What the numbers are is in the docstrings. "Mean code" is the
-encoder's output at epsilon = 0. Training data are all of train or, of a larger split, 60,000 rows spread
-evenly over it; test data likewise, with 10,000. Their numbers are reported as n_train and n_test or, where
-labelled rows alone count, as n_train_labelled and n_test_labelled. `l2_svm` alone takes every labelled row,
-as the paper does, and says so in names of its own.
+All have the signature `(ali, variables, key, dataset, **options)`, configs name them, and
+`ali_jax.evaluate.NAME` is the evaluator of that name. The options are those of `config.evaluation` that it
+accepts. An evaluator declares its numbers above its function; `glossary` and `table` list them.
 
-`registry` finds the evaluators in `pictures`, `reconstruction`, `classes`, `distances`, `coverage` and
-`joint`. Below these, `needs` owns when they apply, `rows` the data and `running` the model over many rows.
+"Mean code" is the encoder's output at epsilon = 0. Evaluators use all rows of train or, of a larger split,
+60,000 spread evenly over it; of test likewise 10,000. They report how many as n_train and n_test or, where
+only labelled rows count, as n_train_labelled and n_test_labelled. `l2_svm` alone uses every labelled row, as
+the paper does, and reports its counts under names of its own.
+
+`registry` finds the evaluators in `classes`, `coverage`, `reconstruction`, `distances`, `joint` and
+`pictures`. These build on `declare` (needs and numbers of an evaluator), `rows` (the data) and `running`
+(the model, run over many rows).
 """
 
-from ali_jax.evaluate.classes import (
-    class_balance,
-    condition_agreement,
-    hidden_probe,
-    l2_svm,
-    label_error,
-    probes,
-)
-from ali_jax.evaluate.coverage import effective_support, mode_coverage, modes, stacked_modes
+from ali_jax.evaluate import registry
+from ali_jax.evaluate.declare import Evaluator, evaluator
 from ali_jax.evaluate.distances import (
     Extractor,
     classifier_extractor,
     disagreements,
-    frechet_distance,
     frechet_measurements,
-    inception_distance,
     inception_extractor,
-    memorisation,
 )
-from ali_jax.evaluate.joint import (
-    batch_norm,
-    code_distribution,
-    discriminator_use_of_z,
-    joint_divergence,
-    posterior,
+from ali_jax.evaluate.numbers import Number
+from ali_jax.evaluate.pictures import code_panel, plane_panels
+from ali_jax.evaluate.registry import (
+    check_applicable,
+    declared,
+    glossary,
+    headlines,
+    is_control,
+    named,
+    names,
+    number,
+    table,
 )
-from ali_jax.evaluate.pictures import (
-    attribute_grid,
-    code_panel,
-    codes,
-    conditional_samples,
-    error_extremes,
-    interpolations,
-    neighbours,
-    plane_panels,
-    reconstructions,
-    samples,
-    traversals,
-)
-from ali_jax.evaluate.reconstruction import reconstruction_error, reconstruction_ladder
-from ali_jax.evaluate.registry import Evaluator, check_applicable, glossary, is_control, named, names
 
 __all__ = [
     "Evaluator",
     "Extractor",
-    "attribute_grid",
-    "batch_norm",
+    "Number",
     "check_applicable",
-    "class_balance",
     "classifier_extractor",
-    "code_distribution",
     "code_panel",
-    "codes",
-    "condition_agreement",
-    "conditional_samples",
+    "declared",
     "disagreements",
-    "discriminator_use_of_z",
-    "effective_support",
-    "error_extremes",
-    "frechet_distance",
+    "evaluator",
     "frechet_measurements",
     "glossary",
-    "hidden_probe",
-    "inception_distance",
+    "headlines",
     "inception_extractor",
-    "interpolations",
     "is_control",
-    "joint_divergence",
-    "l2_svm",
-    "label_error",
-    "memorisation",
-    "mode_coverage",
-    "modes",
     "named",
     "names",
-    "neighbours",
+    "number",
     "plane_panels",
-    "posterior",
-    "probes",
-    "reconstruction_error",
-    "reconstruction_ladder",
-    "reconstructions",
-    "samples",
-    "stacked_modes",
-    "traversals",
+    "table",
 ]
+
+
+def __getattr__(name: str) -> Evaluator:
+    """Return the evaluator of that name, so that a new one is part of the API without a line here."""
+    if name not in registry.names():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return registry.named(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *registry.names()})

@@ -1,4 +1,4 @@
-"""Evaluators by labels: which classes the model makes and keeps, and how well codes tell them apart."""
+"""Evaluators that use labels: which classes the model generates and keeps, how well codes separate them."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,15 @@ import numpy as np
 
 from ali_jax import model
 from ali_jax.data import Dataset, Split, unit
-from ali_jax.evaluate.needs import CLASS_CONDITIONS, CLASSES, Need, needs
+from ali_jax.evaluate.declare import CLASS_CONDITIONS, CLASSES, Need, evaluator
+from ali_jax.evaluate.numbers import (
+    N_SAMPLES,
+    N_TEST_LABELLED,
+    N_TRAIN_LABELLED,
+    Number,
+    count,
+    with_interval,
+)
 from ali_jax.evaluate.rows import (
     Rows,
     all_labels,
@@ -38,22 +46,56 @@ HIDDEN_LAYERS = Need(
 )
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
 
+CLASSIFIER_ACCURACY = Number(
+    "classifier_accuracy",
+    "test accuracy of the reference classifier, which is trained on train only",
+    share_of="n_test_labelled",
+    control=True,
+)
+KNN_ACCURACY_PIXELS = Number(
+    "knn_accuracy_pixels",
+    "knn_accuracy of raw pixels in place of codes",
+    share_of="n_test_labelled",
+    control=True,
+)
 
-@needs(*CLASSES)
+
+@evaluator(
+    needs=CLASSES,
+    numbers=(
+        Number(
+            "class_kl",
+            "KL(classes of num_samples samples || classes of train)",
+            headline="class KL",
+            scale=("class_kl_floor", "for perfect samples"),
+        ),
+        Number("class_kl_floor", "expectation of class_kl for perfect samples, (K - 1) / 2n", control=True),
+        Number("class_share_min", "share of the rarest class among the samples"),
+        Number("class_share_max", "share of the most frequent class among the samples"),
+        Number("class_score", "inception score of the samples, by the reference classifier"),
+        Number("class_score_data", "inception score of test, by the reference classifier", control=True),
+        Number(
+            "class_kept",
+            "share of test images whose reconstruction from the mean code is classified as their true label",
+            share_of="n_test_labelled",
+            headline="class kept",
+        ),
+        Number(
+            "class_kept_sampled",
+            "the same share for reconstructions from a sampled code",
+            share_of="n_test_labelled",
+        ),
+        CLASSIFIER_ACCURACY,
+        N_SAMPLES,
+        N_TEST_LABELLED,
+    ),
+)
 def class_balance(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
 ) -> Report:
-    """Measure which classes the model makes and keeps, as the reference classifier sees them.
+    """Measure which classes the model generates and keeps, as labelled by the reference classifier.
 
-    class_kl                          KL(classes of `num_samples` samples || classes of train)
-    class_kl_floor                    its expectation for perfect samples, (K - 1) / 2n
-    class_share_min, class_share_max  the smallest and the largest share among the samples
-    class_score, class_score_data     the inception score of the samples and of test, by that classifier
-    class_kept, class_kept_sampled    share of test images whose reconstruction, from the mean code and from
-                                      a sampled one, is given their true label
-    classifier_accuracy               of the classifier on test; it is trained on train only
-
-    Of train at most 60,000 rows are used and of test 10,000, those of them that are labelled.
+    Only labelled rows are used: at most 60,000 of train and 10,000 of test.
     """
     key_samples, key_codes = jax.random.split(key)
     predict, accuracy = reference_predict(dataset)
@@ -64,7 +106,7 @@ def class_balance(
     sampled = of_samples.argmax(axis=-1)
     shares = classes.class_histogram(sampled, dataset.num_classes)
 
-    def kept(key: Array | None) -> float:
+    def share_kept(key: Array | None) -> float:
         x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.divisor, key=key)
         return float(np.mean(predict(x_hat) == test.label))
 
@@ -75,8 +117,8 @@ def class_balance(
         "class_share_max": float(shares.max()),
         "class_score": classes.class_score(of_samples),
         "class_score_data": _class_score_data(dataset),
-        "class_kept": kept(None),
-        "class_kept_sampled": kept(key_codes),
+        "class_kept": share_kept(None),
+        "class_kept_sampled": share_kept(key_codes),
         "classifier_accuracy": accuracy,
         "n_samples": float(num_samples),
         "n_test_labelled": float(len(test.x)),
@@ -84,40 +126,56 @@ def class_balance(
     return Report(scalars, {})
 
 
-@needs(*CLASSES, CLASS_CONDITIONS)
+@evaluator(
+    needs=(*CLASSES, CLASS_CONDITIONS),
+    numbers=(
+        Number("condition_agreement", "share of samples G_x(z, y) that are classified as their condition y"),
+        Number("condition_agreement_min", "that share for the class where it is smallest"),
+        CLASSIFIER_ACCURACY,
+        N_SAMPLES,
+    ),
+)
 def condition_agreement(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
 ) -> Report:
-    """Measure how often samples G_x(z, y) are of the class y that they were asked to be.
+    """Measure how often samples G_x(z, y) are of the class y, as labelled by the reference classifier.
 
-    condition_agreement      share of `num_samples` samples, as many of each class, that the reference
-                             classifier gives the class y
-    condition_agreement_min  the same of the class where it is smallest
-    classifier_accuracy      of the classifier on test; it is trained on train only
+    Of the `num_samples` samples equally many are drawn for each class.
     """
     predict, accuracy = reference_predict(dataset)
     label = np.arange(num_samples) % dataset.num_classes
     z = np.asarray(jax.random.normal(key, (num_samples, model.latent_dim(ali))))
     x_tilde = decode(ali, variables, z, np.eye(dataset.num_classes, dtype=np.float32)[label])
-    right = predict(x_tilde) == label
+    agrees = predict(x_tilde) == label
     scalars = {
-        "condition_agreement": float(right.mean()),
-        "condition_agreement_min": float(min(right[label == k].mean() for k in range(dataset.num_classes))),
+        "condition_agreement": float(agrees.mean()),
+        "condition_agreement_min": float(min(agrees[label == k].mean() for k in range(dataset.num_classes))),
         "classifier_accuracy": accuracy,
         "n_samples": float(num_samples),
     }
     return Report(scalars, {})
 
 
-@needs(*CLASSES, CLASS_LOGITS)
+@evaluator(
+    needs=(*CLASSES, CLASS_LOGITS),
+    numbers=(
+        Number(
+            "label_error",
+            "test error of argmax_k l_k(x, z) at the mean code z",
+            share_of="n_test_labelled",
+        ),
+        Number(
+            "label_error_sampled",
+            "test error of the class with the largest probability, averaged over num_codes sampled codes",
+            share_of="n_test_labelled",
+        ),
+        N_TEST_LABELLED,
+    ),
+)
 def label_error(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_codes: int = 10
 ) -> Report:
-    """Measure the test error of a discriminator of K classes, of at most 10,000 test rows.
-
-    label_error          of argmax_k l_k(x, z) at the mean code z
-    label_error_sampled  of the class with the largest probability, averaged over `num_codes` sampled codes
-    """
+    """Measure the classification error of a discriminator of K classes on test."""
     test = labelled(test_rows(dataset))
     logits = functools.partial(over_rows, _class_probabilities, ali, variables, test, dataset.divisor)
     sampled = sum(logits(key=k) for k in jax.random.split(key, num_codes))
@@ -129,19 +187,41 @@ def label_error(
     return Report(scalars, {})
 
 
-@needs(*CLASSES)
+@evaluator(
+    needs=CLASSES,
+    numbers=(
+        Number(
+            "knn_accuracy",
+            "test accuracy of 1-nearest neighbour on mean codes, Euclidean, unscaled",
+            share_of="n_test_labelled",
+            headline="1-NN accuracy of codes",
+            scale=("knn_accuracy_pixels", "for raw pixels"),
+        ),
+        Number(
+            "linear_probe_accuracy",
+            "test accuracy of logistic regression on mean codes, standardised, C = 1, all labels of train",
+            share_of="n_test_labelled",
+        ),
+        KNN_ACCURACY_PIXELS,
+        *(
+            Number(f"{probe}_{suffix}", f"{probe} of {what}", share_of="n_test_labelled", control=True)
+            for probe, suffix, what in (
+                ("linear_probe_accuracy", "pixels", "raw pixels in place of codes"),
+                ("knn_accuracy", "pca", "as many principal components as the code has dimensions"),
+                ("linear_probe_accuracy", "pca", "as many principal components as the code has dimensions"),
+                ("knn_accuracy", "untrained", "the untrained encoder's codes"),
+                ("linear_probe_accuracy", "untrained", "the untrained encoder's codes"),
+            )
+        ),
+        N_TRAIN_LABELLED,
+        N_TEST_LABELLED,
+    ),
+)
 def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure how far mean codes tell the classes apart: reference is train, queries are test.
+    """Measure how well mean codes separate the classes: probes are fitted to train and scored on test.
 
-    knn_accuracy           1-nearest neighbour, Euclidean, unscaled
-    linear_probe_accuracy  logistic regression, C = 1, standardised, all labels of train
-
-    Of train at most 60,000 rows are used and of test 10,000, those of them that are labelled. Controls stand
-    beside; nothing is drawn from `key`.
-
-    knn_accuracy_pixels, linear_probe_accuracy_pixels        the same of raw pixels
-    knn_accuracy_pca, linear_probe_accuracy_pca              of as many principal components as Z
-    knn_accuracy_untrained, linear_probe_accuracy_untrained  of the untrained encoder's codes
+    The same probes of pixels, of principal components and of the untrained encoder's codes are the controls.
+    Only labelled rows are used: at most 60,000 of train and 10,000 of test. `key` is not used.
     """
     del key
     scalars = {
@@ -155,18 +235,33 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
     return Report(scalars, {})
 
 
-@needs(*CLASSES, HIDDEN_LAYERS)
+@evaluator(
+    needs=(*CLASSES, HIDDEN_LAYERS),
+    numbers=(
+        *with_interval(
+            Number(
+                "hidden_knn_accuracy",
+                "test accuracy of 1-nearest neighbour on the last hidden layer, Euclidean, unscaled",
+                share_of="n_test_labelled",
+            ),
+            "Wilson's, from the number of test rows",
+        ),
+        Number(
+            "hidden_knn_accuracy_untrained",
+            "hidden_knn_accuracy of the untrained encoder",
+            share_of="n_test_labelled",
+            control=True,
+        ),
+        KNN_ACCURACY_PIXELS,
+        N_TRAIN_LABELLED,
+        N_TEST_LABELLED,
+    ),
+)
 def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure how far the encoder's last hidden layer tells the classes apart, where `probes` takes codes.
+    """Measure how well the encoder's last hidden layer separates the classes; `probes` does so for codes.
 
-    hidden_knn_accuracy            1-nearest neighbour, Euclidean, unscaled; reference is train, queries test
-    hidden_knn_accuracy_low, hidden_knn_accuracy_high
-                                   95 % interval (Wilson) for it from the number of test rows
-    hidden_knn_accuracy_untrained  the same of the untrained encoder
-    knn_accuracy_pixels            the same of raw pixels
-
-    The layer is taken before its nonlinearity, as in `model.features`. Rows are those of `probes`; nothing is
-    drawn from `key`.
+    The layer is taken before its nonlinearity, as in `model.features`. The rows are those of `probes`. `key`
+    is not used.
     """
     del key
     accuracy = _hidden_knn_accuracy(ali, variables, dataset)
@@ -184,7 +279,28 @@ def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
     return Report(scalars, {})
 
 
-@needs(*CLASSES)
+@evaluator(
+    needs=CLASSES,
+    numbers=(
+        *with_interval(
+            Number(
+                "svm_error",
+                "mean test error of machines fitted to svm_draws draws of svm_labels rows, balanced by class",
+                share_of="n_svm_test",
+            ),
+            "Wilson's, from the number of test rows; it leaves out the variation between draws",
+        ),
+        Number("svm_error_std", "standard deviation of the test error over the draws"),
+        Number("svm_validation_error", "mean validation error over ten other draws, at the same C"),
+        Number("svm_log_c", "natural logarithm of C, chosen on validation rows with one more draw"),
+        Number("svm_gap", "largest relative duality gap of the machines; above 1e-8 one has not converged"),
+        count("n_svm_labels", "labelled rows in a draw"),
+        count("n_svm_draws", "draws"),
+        count("n_svm_pool", "labelled train rows that draws are from"),
+        count("n_svm_validation", "validation rows"),
+        count("n_svm_test", "labelled test rows, all of them"),
+    ),
+)
 def l2_svm(
     ali: ALI,
     variables: Variables,
@@ -196,24 +312,14 @@ def l2_svm(
 ) -> Report:
     """Measure the error of linear L2-SVMs on few labels, by the protocol of the paper (section 4.4).
 
-    svm_error              mean test error of machines fitted to `svm_draws` draws of `svm_labels` rows, as
-                           many of every class
-    svm_error_std          its standard deviation over the draws
-    svm_error_low, svm_error_high
-                           95 % interval (Wilson) for svm_error from the number of test rows; the spread over
-                           draws is no part of it
-    svm_validation_error   mean validation error over ten other draws, at the same C
-    svm_log_c              natural logarithm of C, chosen on validation rows with one more draw
-    svm_gap                largest relative duality gap of the machines; above 1e-8 a fit did not converge
-
     Features are `model.features`: the code at epsilon = 0 and the encoder's last three layers before their
-    nonlinearity, unscaled. Validation rows are the last of train's labelled rows, 10,000 of 60,000 or more
-    and 3 in 17 of fewer; labels are drawn from the rows before them, and all labelled rows of test are
-    scored. The paper's number on SVHN needs its `train` and `test` splits, whatever the networks saw.
+    nonlinearity, unscaled. The last labelled rows of train are for validation: 10,000 of 60,000 or more, 3 in
+    17 of fewer. Labels are drawn from the rows before them. All labelled rows of test are scored. For the
+    paper's number on SVHN choose its `train` and `test` splits, whichever split the networks were trained on.
     """
     train_labels, test_labels = (all_labels(dataset, name) for name in ("train", "test"))
     known = np.flatnonzero(train_labels >= 0)
-    rows_pool, rows_held = np.split(known, [len(known) - svm.validation_size(len(known))])
+    rows_pool, rows_validation = np.split(known, [len(known) - svm.validation_size(len(known))])
     seed = int(jax.random.bits(key))
     draws = svm.protocol_draws(seed, train_labels[rows_pool], dataset.num_classes, svm_labels, svm_draws)
     used, within = np.unique(np.concatenate(draws), return_inverse=True)
@@ -223,23 +329,23 @@ def l2_svm(
         rows = read_rows(split, indices)
         return svm.Labelled(over_rows(model.features, ali, variables, rows, dataset.divisor), rows.label)
 
-    pool, validation = (labelled_features(dataset.train, r) for r in (rows_pool[used], rows_held))
+    pool, validation = (labelled_features(dataset.train, r) for r in (rows_pool[used], rows_validation))
     test = labelled_features(dataset.test, np.flatnonzero(test_labels >= 0))
-    found = svm.svm_protocol(pool, validation, test, draws, dataset.num_classes)
-    error, number = float(np.mean(found.test_errors)), len(test.labels)
+    result = svm.svm_protocol(pool, validation, test, draws, dataset.num_classes)
+    error, number = float(np.mean(result.test_errors)), len(test.labels)
     low, high = wilson_interval(error * number, number)
     scalars = {
         "svm_error": error,
-        "svm_error_std": float(np.std(found.test_errors)),
+        "svm_error_std": float(np.std(result.test_errors)),
         "svm_error_low": low,
         "svm_error_high": high,
-        "svm_validation_error": float(np.mean(found.validation_errors)),
-        "svm_log_c": float(np.log(found.c)),
-        "svm_gap": found.gap,
+        "svm_validation_error": float(np.mean(result.validation_errors)),
+        "svm_log_c": float(np.log(result.c)),
+        "svm_gap": result.gap,
         "n_svm_labels": float(svm_labels),
         "n_svm_draws": float(svm_draws),
         "n_svm_pool": float(len(rows_pool)),
-        "n_svm_validation": float(len(rows_held)),
+        "n_svm_validation": float(len(rows_validation)),
         "n_svm_test": float(number),
     }
     return Report(scalars, {})

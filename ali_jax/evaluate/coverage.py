@@ -1,11 +1,12 @@
-"""Evaluators of coverage: which modes the model has, how many of them, and how much that is different."""
+"""Evaluators of coverage: how many modes the model generates, and how many different samples."""
 
 import jax
 import numpy as np
 
 from ali_jax import model
 from ali_jax.data import Dataset, stacked_label, unit
-from ali_jax.evaluate.needs import SINGLE_IMAGES, STACKS, Need, needs
+from ali_jax.evaluate.declare import SINGLE_IMAGES, STACKS, Need, evaluator
+from ali_jax.evaluate.numbers import N_SAMPLES, N_TEST, Number, count, with_interval
 from ali_jax.evaluate.rows import (
     cached_by_data,
     labelled,
@@ -26,26 +27,50 @@ from ali_jax.metrics.modes import (
 )
 from ali_jax.types import ALI, Array, Report, Variables
 
-MODE_SAMPLES = 2_500  # the number that modes, modes_strict and reverse_kl are quoted at in the literature
-PAPER_MODE_SAMPLES = 10_000  # the paper's own
+MODE_SAMPLES = 2_500  # modes, modes_strict and reverse_kl are quoted at this number in the literature
+PAPER_MODE_SAMPLES = 10_000  # for modes_paper
 STACKED_SAMPLES = 26_000  # the literature's, for the 1,000 modes of stacked MNIST
-READER_LENGTH = 3.0  # of the classifier's training: a stack is read right where all three images are
+READER_LENGTH = (
+    3.0  # of the classifier's training: a stack needs three right labels, so its errors weigh more
+)
 COVERAGE_BATCHES = 8  # of MODE_SAMPLES samples each
-SUPPORT_SAMPLES = 2_000  # among which twins are looked for
+SUPPORT_SAMPLES = 2_000  # among which near duplicates are counted
 
 
-@needs(Need("known modes", lambda data, _: data.modes is None))
+@evaluator(
+    needs=(Need("known modes", lambda data, _: data.modes is None),),
+    numbers=(
+        Number(
+            "modes",
+            "number of modes with at least one sample of high quality: within 3 standard deviations",
+        ),
+        Number(
+            "modes_strict",
+            "number of modes with at least a fifth of their fair share of high-quality samples",
+            headline="modes, strictly counted",
+        ),
+        Number("reverse_kl", "KL(high-quality samples over modes || uniform)"),
+        Number(
+            "high_quality",
+            "share of the samples that are of high quality",
+            headline="samples of high quality",
+        ),
+        Number(
+            "mode_spread",
+            "deviation of the high-quality samples from their mode, over the true one; 0.974 for the data",
+        ),
+        Number("modes_paper", "number of modes by the paper's lenient count, with 10,000 samples"),
+        Number(
+            "mode_kept",
+            "share of test rows whose sampled reconstruction stays with their mode",
+            share_of="n_test",
+            headline="mode kept",
+        ),
+        N_TEST,
+    ),
+)
 def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure the coverage of a mixture, with 2,500 samples as `metrics.modes.mode_statistics` does.
-
-    modes         number of modes with at least one sample of high quality: within 3 standard deviations
-    modes_strict  number of modes with at least a fifth of their fair share of those
-    high_quality  share of the samples that are of high quality
-    reverse_kl    KL(high-quality samples over modes || uniform)
-    mode_spread   spread of the high-quality samples about their mode, over the true one; 0.974 for the data
-    modes_paper   the paper's lenient count, with 10,000 samples
-    mode_kept     share of test rows, at most 10,000, whose sampled reconstruction stays with their mode
-    """
+    """Measure the coverage of a mixture with 2,500 samples, as `metrics.modes.mode_statistics` does."""
     assert dataset.modes is not None
     key_samples, key_paper, key_codes = jax.random.split(key, 3)
     test = test_rows(dataset)
@@ -61,20 +86,46 @@ def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repor
     return Report(scalars, {})
 
 
-@needs(STACKS)
+@evaluator(
+    needs=(STACKS,),
+    numbers=(
+        Number(
+            "stacked_modes_strict",
+            "number of classes with at least a fifth of their fair share of samples (26 for digits)",
+            headline="classes of stacks, strictly counted",
+            scale=("stacked_modes_strict_real", "for real stacks"),
+        ),
+        Number(
+            "stacked_modes",
+            "number of classes with at least one sample; errors of the classifier add to it",
+        ),
+        Number("stacked_kl", "KL(classes of the samples || uniform)"),
+        Number(
+            "stacked_kl_floor", "expectation of stacked_kl for perfect samples, (K - 1) / 2n", control=True
+        ),
+        *(
+            Number(
+                f"{name}_real", f"{name} of all test rows, read in the same way: the ceiling", control=True
+            )
+            for name in ("stacked_modes_strict", "stacked_modes")
+        ),
+        Number("stacked_kl_real", "stacked_kl of all test rows, read in the same way", control=True),
+        Number(
+            "classifier_error",
+            "share of single test images that the reference classifier labels wrongly",
+            share_of="n_test_labelled",
+            control=True,
+        ),
+        count("n_stacked", "samples drawn"),
+        count("n_stacked_real", "test rows, all of them"),
+        count("n_test_labelled", "single test images that the classifier is tested on"),
+    ),
+)
 def stacked_modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure how many of the K classes of stacks there are among 26,000 samples (1,000 for digits).
+    """Measure how many of the K classes of stacks (1,000 for digits) occur among 26,000 samples.
 
-    The reference classifier reads one channel after the other. It is trained on single images of train, three
-    times as long as for those.
-
-    stacked_modes_strict       number of classes with at least a fifth of their fair share (26 for digits)
-    stacked_modes              number of classes with at least one sample; the classifier's errors add to it
-    stacked_kl                 KL(classes of the samples || uniform)
-    stacked_kl_floor           its expectation for perfect samples, (K - 1) / 2n
-    stacked_modes_strict_real, stacked_modes_real, stacked_kl_real
-                               the same of all rows of test, read in the same way: the ceiling
-    classifier_error           share of single test images, at most 10,000, that are given a wrong label
+    The reference classifier labels one channel after the other. It is trained on single images of train,
+    three times as long as for the other evaluators.
     """
     assert dataset.parts is not None
     x_tilde = draw_samples(ali, variables, key, STACKED_SAMPLES, dataset)
@@ -91,17 +142,32 @@ def stacked_modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) 
     return Report(scalars, {})
 
 
-@needs(
-    Need("known modes or labels", lambda data, _: data.modes is None and data.num_classes < 2), SINGLE_IMAGES
+@evaluator(
+    needs=(
+        Need("known modes or labels", lambda data, _: data.modes is None and data.num_classes < 2),
+        SINGLE_IMAGES,
+    ),
+    numbers=(
+        *with_interval(
+            Number("coverage_expected", "number of modes hit by 2,500 samples, on average over such samples"),
+            "see metrics.coverage",
+        ),
+        *with_interval(
+            Number(
+                "coverage_frequent",
+                "number of modes with at least a fifth of their fair share of all samples; where the "
+                "reference classifier labels the samples, its errors on test are accounted for",
+            ),
+            "see metrics.coverage",
+        ),
+        N_SAMPLES,
+    ),
 )
 def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Estimate how many of the known modes, or else classes, the model covers; 95 % intervals (_low, _high).
+    """Estimate how many of the known modes, or else of the classes, the model covers, with 20,000 samples.
 
-    coverage_expected  modes hit by 2,500 samples, on average over such samples (`metrics.coverage`)
-    coverage_frequent  modes with at least a fifth of their fair share of all samples; where the reference
-                       classifier reads them off, its errors on test are accounted for
-
-    20,000 samples are drawn (n_samples). A sample hits a known mode within three standard deviations.
+    A sample hits a known mode within three standard deviations of it. Without known modes it hits the class
+    that the reference classifier gives it.
     """
     x_tilde = draw_samples(ali, variables, key, COVERAGE_BATCHES * MODE_SAMPLES, dataset)
     confusion = None
@@ -113,8 +179,8 @@ def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) 
         test = labelled(test_rows(dataset))
         confusion = np.zeros((dataset.num_classes, dataset.num_classes), int)
         np.add.at(confusion, (test.label, predict(unit(test.x, dataset.divisor))), 1)
-        read = predict(x_tilde).reshape(COVERAGE_BATCHES, MODE_SAMPLES)
-        counts = np.stack([np.bincount(labels, minlength=dataset.num_classes) for labels in read])
+        batches = predict(x_tilde).reshape(COVERAGE_BATCHES, MODE_SAMPLES)
+        counts = np.stack([np.bincount(labels, minlength=dataset.num_classes) for labels in batches])
     fair_fifth = 0.2 / counts.shape[1]
     frequent = coverage.frequent_modes(counts.sum(axis=0), len(x_tilde), fair_fifth, confusion=confusion)
     scalars = {
@@ -125,13 +191,28 @@ def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) 
     return Report(scalars, {})
 
 
+@evaluator(
+    numbers=(
+        *with_interval(
+            Number(
+                "effective_support",
+                "effective number of different samples, 1 / sum p^2, from near duplicates among 2,000",
+            ),
+            "see metrics.coverage",
+        ),
+        Number(
+            "effective_support_real",
+            "the same of real data, from near duplicates between test and train",
+            control=True,
+        ),
+        count("n_support", "samples drawn"),
+    )
+)
 def effective_support(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Estimate how many different things the model makes, from the twins among 2,000 samples.
+    """Estimate how many different samples the model generates, from the near duplicates among 2,000.
 
-    effective_support        1 / sum p^2, with a 95 % interval (_low, _high), as `metrics.coverage` does
-    effective_support_real   the same of real data, twins between test and train, as scale
-
-    Twins are rows closer than 99 % of test rows (at most 2,000) are to their nearest row of train.
+    Rows are near duplicates if their distance is below the first percentile of the distances of test rows (at
+    most 2,000) to their nearest train row.
     """
     threshold, real = _real_support(dataset)
     twins = coverage.twins(draw_samples(ali, variables, key, SUPPORT_SAMPLES, dataset), threshold)
@@ -149,20 +230,20 @@ def _real_stacks(dataset: Dataset) -> dict[str, float]:
 
 
 def _stacked_statistics(x: np.ndarray, dataset: Dataset) -> dict[str, float]:
-    """Score stacks [N, H, W, C], stored or as networks see them."""
+    """Count the classes of stacks [N, H, W, C], as stored or in [0, 1]."""
     assert dataset.parts is not None
     predict, _ = reference_predict(dataset.parts, READER_LENGTH)
     channels = np.split(x, x.shape[-1], axis=-1)
-    read = np.stack([predict(unit(channel, dataset.divisor)) for channel in channels], axis=-1)
-    label = stacked_label(read, dataset.parts.num_classes)
-    found = count_statistics(np.bincount(label, minlength=dataset.num_classes), len(label))
+    digits = np.stack([predict(unit(channel, dataset.divisor)) for channel in channels], axis=-1)
+    label = stacked_label(digits, dataset.parts.num_classes)
+    statistics = count_statistics(np.bincount(label, minlength=dataset.num_classes), len(label))
     names = {"modes_strict": "stacked_modes_strict", "modes": "stacked_modes", "reverse_kl": "stacked_kl"}
-    return {name: found[key] for key, name in names.items()}
+    return {name: statistics[key] for key, name in names.items()}
 
 
 @cached_by_data(maxsize=2)
 def _real_support(dataset: Dataset) -> tuple[float, float]:
-    """Return the distance below which rows are twins, and the effective support of real data."""
+    """Return the distance below which rows are near duplicates, and the effective support of real data."""
     train, test = (unit(rows.x, dataset.divisor) for rows in (train_rows(dataset), test_rows(dataset)))
     test = test[np.arange(min(len(test), SUPPORT_SAMPLES)) * len(test) // min(len(test), SUPPORT_SAMPLES)]
     threshold = coverage.duplicate_threshold(test, train)

@@ -1,4 +1,4 @@
-"""Evaluators of distances between samples and training data: Frechet and kernel distances, memorisation."""
+"""Evaluators of distances from samples to training data: Frechet and kernel distances, memorisation."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from ali_jax.data import Dataset, unit
-from ali_jax.evaluate.needs import CLASSES, IMAGES, needs
+from ali_jax.evaluate.declare import CLASSES, IMAGES, evaluator
+from ali_jax.evaluate.numbers import Number, count
 from ali_jax.evaluate.rows import (
     TEST_ROWS,
     cached_by_data,
@@ -21,31 +22,44 @@ from ali_jax.metrics import frechet, inception, reconstruction
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.types import ALI, Array, Report, Variables
 
-MEMORISATION_ROWS = 2_000  # samples, and test rows, whose median distance is taken
+MEMORISATION_ROWS = 2_000  # samples, and at most as many test rows, whose median distance is taken
 
 
-@needs(*CLASSES)
+def _frechet_numbers(extractor: str, features: str) -> tuple[Number, ...]:
+    fid, kid = f"fid_{extractor}", f"kid_{extractor}"
+    return (
+        Number(fid, f"Frechet distance of n samples to train, on {features}"),
+        Number(kid, "kernel distance of the samples to train, unbiased, on the same features"),
+        Number(f"{kid}_error", f"standard error of {kid}, over ten blocks"),
+        Number(f"{fid}_floor", f"{fid} of n real test rows in place of samples", control=True),
+        Number(f"{kid}_floor", f"{kid} of n real test rows in place of samples", control=True),
+        Number(
+            f"{fid}_batch_norm", f"{fid} where the decoder normalises by batches of 100, if it has batch norm"
+        ),
+        Number("warn_fid_batch_norm", f"1 where {fid} and {fid}_batch_norm disagree, else 0"),
+        Number(
+            f"warn_{fid}_raw_ema", f"1 where {fid} of the raw and of the averaged weights disagree, else 0"
+        ),
+        count("n_fid", "n: num_samples, or the number of test rows used if that is smaller"),
+    )
+
+
+@evaluator(
+    needs=CLASSES,
+    numbers=_frechet_numbers("classifier", "features of the reference classifier's last hidden layer"),
+)
 def frechet_distance(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
 ) -> Report:
-    """Measure how far samples are from train in the features of the reference classifier.
+    """Measure the distance of samples to train in the features of the reference classifier.
 
-    fid_classifier              Frechet distance of n samples to train, on the last hidden layer's features
-    kid_classifier              kernel distance, unbiased
-    kid_classifier_error        its standard error over ten blocks
-    fid_classifier_floor, kid_classifier_floor
-                                the same for n real test rows instead of samples
-    n_fid                       n: `num_samples` or, if those are fewer, the number of test rows
-    fid_classifier_batch_norm   with the decoder normalising by batches of 100, where it has batch norm
-    warn_fid_batch_norm         1 where that and the value with running statistics disagree, else 0
-
-    The numbers compare at one data set, extractor and n only: `frechet_measurements` gives them with their
-    provenance.
+    Distances are comparable only for the same data set, extractor and n; `frechet_measurements` returns them
+    together with these facts.
     """
     return _frechet_report(ali, variables, key, dataset, classifier_extractor(dataset), num_samples)
 
 
-@needs(IMAGES)
+@evaluator(needs=(IMAGES,), numbers=_frechet_numbers("inception", "features of Inception-v3"))
 def inception_distance(
     ali: ALI,
     variables: Variables,
@@ -55,9 +69,10 @@ def inception_distance(
     num_samples: int = 10_000,
     inception_weights: str = "",
 ) -> Report:
-    """Measure what `frechet_distance` does with Inception-v3: fid_inception, kid_inception and so on.
+    """Measure the distance of samples to train in the features of Inception-v3.
 
-    `inception_weights` names the .npz file of the weights, which `ali_jax.metrics.inception` describes.
+    `inception_weights` is the path of an .npz file with its weights, in the format that
+    `ali_jax.metrics.inception` describes.
     """
     if not inception_weights:
         raise ValueError(
@@ -68,11 +83,24 @@ def inception_distance(
     return _frechet_report(ali, variables, key, dataset, extractor, num_samples)
 
 
+@evaluator(
+    numbers=(
+        Number(
+            "memorisation",
+            "median distance of 2,000 samples to the nearest train row, over the same of test rows; near 0 "
+            "for copies",
+            headline="distance to training data",
+        ),
+        count("n_memorisation", "samples drawn"),
+        count("n_train", "train rows searched"),
+    )
+)
 def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure memorisation: the median distance of 2,000 samples to the nearest training row, over test's.
+    """Measure whether samples lie nearer to train rows than test rows do.
 
-    About 1 for samples as far from the training data as test data are, near 0 for copies; infinite where half
-    of the test rows stand in train as well. Of train at most 60,000 rows are used, and of test 2,000.
+    The ratio is about 1 for samples that are as far from train as test rows are, and near 0 for copies. It is
+    infinite if half of the test rows also occur in train. At most 60,000 rows of train and 2,000 of test are
+    used.
     """
     train = train_rows(dataset)
     x_tilde = draw_samples(ali, variables, key, MEMORISATION_ROWS, dataset)
@@ -86,21 +114,21 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
 
 
 class Extractor(NamedTuple):
-    """Features of images, and what they are called in the provenance; any callable will do."""
+    """A function that returns features of images, with its name for the provenance of a measurement."""
 
-    name: str  # fid_NAME
-    resize: str  # the rule that brings images to the extractor's size
+    name: str  # as in fid_NAME
+    resize: str  # how images are brought to the size that the function takes
     features: Callable[[np.ndarray], np.ndarray]  # x [N, *X] in [0, 1] -> [N, F]
 
 
 def classifier_extractor(dataset: Dataset) -> Extractor:
-    """Return the reference classifier's last hidden layer; it is trained once per data set and process."""
+    """Return the reference classifier's last hidden layer; a process trains it once per data set."""
     return Extractor("classifier", "none", reference_classifier(dataset).features)
 
 
 @functools.lru_cache(maxsize=1)
 def inception_extractor(path: str) -> Extractor:
-    """Return Inception-v3 with the weights of an .npz file; a ValueError says what is wrong with it."""
+    """Return Inception-v3 with the weights of an .npz file; a ValueError says what is wrong with the file."""
     run = functools.partial(jax.jit(inception.features), inception.load(path))
     return Extractor("inception", inception.RESIZE, lambda x: map_blocks(run, x, size=50))
 
@@ -115,9 +143,9 @@ def frechet_measurements(
     num_samples: int = 10_000,
     weights: str = "given",
 ) -> dict[str, frechet.Measurement]:
-    """Return Frechet and kernel distances to train, each with its provenance.
+    """Return the Frechet and kernel distances of `frechet_distance` by name, each with its provenance.
 
-    Names and numbers are those of `frechet_distance`. `weights` names the variables in the provenance.
+    `weights` says in the provenance which weights `variables` are, as "raw" or "ema".
     """
     real = _real_features(dataset, extractor)
     n = min(num_samples, len(real.test))
@@ -136,7 +164,7 @@ def frechet_measurements(
     kernel, kernel_floor = (_kernel_distance(rows, real.train) for rows in (sampled, real.test[:n]))
     floor = frechet.frechet_distance(frechet.moments(real.test[:n]), real.moments)
     of_real = provenance._replace(seed="none", weights="none", batch_norm="none")
-    found = {
+    pairs = {
         fid: (frechet.frechet_distance(frechet.moments(sampled), real.moments), provenance),
         kid: (kernel.value, provenance),
         f"{kid}_error": (kernel.error, provenance),
@@ -146,12 +174,12 @@ def frechet_measurements(
     if has_batch_norm:
         by_batch = extractor.features(draw_samples_by_batch(ali, variables, key, n, dataset))
         distance = frechet.frechet_distance(frechet.moments(by_batch), real.moments)
-        found[f"{fid}_batch_norm"] = (distance, provenance._replace(batch_norm="batch"))
-    return {name: frechet.Measurement(*pair) for name, pair in found.items()}
+        pairs[f"{fid}_batch_norm"] = (distance, provenance._replace(batch_norm="batch"))
+    return {name: frechet.Measurement(*pair) for name, pair in pairs.items()}
 
 
 def disagreements(averaged: dict[str, float], raw: dict[str, float]) -> dict[str, float]:
-    """Return warn_fid_NAME_raw_ema: 1 where the Frechet distances of both parameters disagree, else 0."""
+    """Return warn_fid_NAME_raw_ema: 1 where the distances of averaged and raw weights disagree, else 0."""
     names = [name for name in averaged if f"{name}_floor" in averaged and name.startswith("fid_")]
     return {
         f"warn_{name}_raw_ema": float(frechet.disagree(averaged[name], raw[name], averaged[f"{name}_floor"]))
@@ -163,13 +191,13 @@ def disagreements(averaged: dict[str, float], raw: dict[str, float]) -> dict[str
 def _frechet_report(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, extractor: Extractor, num_samples: int
 ) -> Report:
-    found = frechet_measurements(ali, variables, key, dataset, extractor, num_samples=num_samples)
-    scalars = {name: measurement.value for name, measurement in found.items()}
+    measurements = frechet_measurements(ali, variables, key, dataset, extractor, num_samples=num_samples)
+    scalars = {name: measurement.value for name, measurement in measurements.items()}
     fid = f"fid_{extractor.name}"
     if (by_batch := scalars.get(f"{fid}_batch_norm")) is not None:
         unlike = frechet.disagree(scalars[fid], by_batch, scalars[f"{fid}_floor"])
         scalars["warn_fid_batch_norm"] = float(unlike)
-    return Report({**scalars, "n_fid": float(found[fid].provenance.count)}, {})
+    return Report({**scalars, "n_fid": float(measurements[fid].provenance.count)}, {})
 
 
 class _RealFeatures(NamedTuple):
@@ -189,7 +217,7 @@ def _real_features(dataset: Dataset, extractor: Extractor) -> _RealFeatures:
 
 
 def _kernel_distance(rows: np.ndarray, reference: np.ndarray) -> frechet.KernelDistance:
-    """Return the kernel distance in ten blocks of rows in random order; nan where they are too few."""
+    """Return the kernel distance over ten blocks of shuffled rows; NaN for fewer than 20 rows."""
     rng = np.random.default_rng(0)
     if min(len(rows), len(reference)) < 20:
         return frechet.KernelDistance(float("nan"), float("nan"))

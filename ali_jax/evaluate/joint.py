@@ -1,4 +1,4 @@
-"""Evaluators of the two joints and their parts: q(x, z) against p(x, z), q(z) against p(z), q(z | x), D."""
+"""Evaluators of the joints q(x, z) and p(x, z): their divergence, q(z) against p(z), q(z | x), and D."""
 
 import jax
 import jax.numpy as jnp
@@ -6,62 +6,77 @@ import numpy as np
 
 from ali_jax import model
 from ali_jax.data import Dataset, unit
-from ali_jax.evaluate.needs import TWO_TEST_ROWS, Need, needs
+from ali_jax.evaluate.declare import TWO_TEST_ROWS, Need, evaluator
+from ali_jax.evaluate.numbers import N_TEST, Number, count
 from ali_jax.evaluate.rows import distinct_test_rows, picture_rows, test_rows, train_rows
 from ali_jax.evaluate.running import compiled, draw_pairs, judge, over_rows, platform_of
 from ali_jax.metrics import two_sample
 from ali_jax.metrics.divergence import joint_divergence as divergence_of_pairs
 from ali_jax.types import ALI, Array, Batch, Report, Variables
 
-CRITIC_PAIRS = 20_000  # of either kind, of which the critic learns; fewer train rows are taken several times
+CRITIC_PAIRS = 20_000  # of each kind, to train the critic; from fewer train rows some are used repeatedly
 BATCH_NORM_ROWS = 100  # of the batch whose statistics are compared with the running ones
 
 
-@needs(TWO_TEST_ROWS, Need("two train rows or more", lambda data, _: len(data.train) < 2))
+@evaluator(
+    needs=(TWO_TEST_ROWS, Need("two train rows or more", lambda data, _: len(data.train) < 2)),
+    numbers=(
+        Number("joint_jsd", "lower bound in nats, at most log 2; 0 where the joints are equal"),
+        Number("joint_jsd_se", "standard error of joint_jsd"),
+        Number("joint_accuracy", "accuracy of the critic; 1/2 where it sees no difference"),
+        N_TEST,
+    ),
+)
 def joint_divergence(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Bound the Jensen-Shannon divergence of q(x, z) and p(x, z), which ALI minimises, by a fresh critic.
+    """Bound the Jensen-Shannon divergence of q(x, z) and p(x, z), which ALI minimises, by a new critic.
 
-    joint_jsd           lower bound in nats, of log 2 at most; 0 where the joints are equal
-    joint_jsd_se        its standard error
-    joint_accuracy      of the critic; 1/2 where it sees no difference
-
-    It is trained on 20,000 pairs of either kind with x of train, stopped by a fifth of the train rows that it
-    does not learn from, and judged on one sampled code of each test row, at most 10,000 (n_test).
+    The critic is trained on 20,000 pairs of each kind with x from four fifths of train, and stopped early by
+    the rest of train. It is scored on one sampled code of each test row, at most 10,000.
     """
     train, test = train_rows(dataset), test_rows(dataset)
-    aside = np.arange(len(train.x)) % 5 == 0
-    learnt = np.flatnonzero(~aside)
-    index = learnt[np.arange(CRITIC_PAIRS) * len(learnt) // CRITIC_PAIRS]
-    parts = (jax.tree.map(lambda array, at=at: array[at], train) for at in (index, np.flatnonzero(aside)))
+    is_validation = np.arange(len(train.x)) % 5 == 0
+    fit = np.flatnonzero(~is_validation)
+    index = fit[np.arange(CRITIC_PAIRS) * len(fit) // CRITIC_PAIRS]
+    parts = (
+        jax.tree.map(lambda array, at=at: array[at], train) for at in (index, np.flatnonzero(is_validation))
+    )
     pairs = [
         draw_pairs(ali, variables, k, rows, dataset.divisor)
         for k, rows in zip(jax.random.split(key, 3), (*parts, test), strict=True)
     ]
-    found = divergence_of_pairs(*pairs)
+    bound = divergence_of_pairs(*pairs)
     scalars = {
-        "joint_jsd": found.jensen_shannon,
-        "joint_jsd_se": found.standard_error,
-        "joint_accuracy": found.accuracy,
+        "joint_jsd": bound.jensen_shannon,
+        "joint_jsd_se": bound.standard_error,
+        "joint_accuracy": bound.accuracy,
         "n_test": float(len(test.x)),
     }
     return Report(scalars, {})
 
 
-@needs(
-    TWO_TEST_ROWS,
-    Need(
-        "as many test rows as the discriminator judges at once (config.discriminator.packing)",
-        lambda data, ali: len(data.test) < model.packing(ali),
+@evaluator(
+    needs=(
+        TWO_TEST_ROWS,
+        Need(
+            "as many test rows as the discriminator judges at once (config.discriminator.packing)",
+            lambda data, ali: len(data.test) < model.packing(ali),
+        ),
+    ),
+    numbers=(
+        Number(
+            "d_logit_change",
+            "mean |s(x, z) - s(x, z')| for z' shuffled within each kind of pairs; 0 if D ignores z",
+        ),
+        Number("d_auc", "area under D's ROC curve for the two kinds of pairs; 1/2 at the game's solution"),
+        Number("d_auc_drop", "how much of d_auc is lost when z is shuffled"),
+        count("n_pairs", "pairs of each kind"),
     ),
 )
 def discriminator_use_of_z(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure how much D looks at z, on both kinds of pairs of each distinct test row, at most 2,000.
+    """Measure how much D uses z, on both kinds of pairs for each distinct test row, at most 2,000.
 
-    d_logit_change  mean |s(x, z) - s(x, z')|, z' shuffled within each kind of pairs; 0 if D ignores z
-    d_auc           of D, telling the two kinds of pairs apart; 1/2 at the game's solution
-    d_auc_drop      what that loses when z is shuffled
-
-    Of K logits their logsumexp counts; a pack of pairs, which is of one kind, has one logit.
+    Where D has K logits, s is their logsumexp. Where D judges packs of pairs, which are all of one kind, a
+    pack has one logit.
     """
     pairs = draw_pairs(ali, variables, key, distinct_test_rows(dataset), dataset.divisor)
     rng = _generator(key)
@@ -70,29 +85,44 @@ def discriminator_use_of_z(ali: ALI, variables: Variables, key: Array, dataset: 
         for x, z in ((pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z))
         for order in (np.arange(len(z)), two_sample.derangement(rng, len(z)))
     ]
-    found = {f"d_{name}": value for name, value in two_sample.use_of_z(*logits)._asdict().items()}
-    return Report({**found, "n_pairs": float(len(logits[0]) * model.packing(ali))}, {})
+    scalars = {f"d_{name}": value for name, value in two_sample.use_of_z(*logits)._asdict().items()}
+    return Report({**scalars, "n_pairs": float(len(logits[0]) * model.packing(ali))}, {})
 
 
-@needs(TWO_TEST_ROWS)
+@evaluator(
+    needs=(TWO_TEST_ROWS,),
+    numbers=(
+        Number("code_mmd", "squared maximum mean discrepancy; its expectation is 0 where q(z) = p(z)"),
+        Number("code_energy", "energy distance; its expectation is 0 where q(z) = p(z)"),
+        Number(
+            "code_neighbor",
+            "share of rows whose nearest neighbour is of the same sample; 1/2 where q(z) = p(z)",
+        ),
+        Number("code_ks", "largest Kolmogorov-Smirnov distance of a single dimension from N(0, 1)"),
+        *(
+            Number(f"{test}_p", "p-value of the test; for a fixed n the distance says more")
+            for test in ("code_mmd", "code_energy", "code_neighbor", "code_ks")
+        ),
+        Number("code_mean_error", "|mean| / sqrt(Z)"),
+        Number("code_covariance_error", "|covariance - I|_F / Z"),
+        *(
+            Number(f"{name}_floor", "the same of draws from the prior, for the same n", control=True)
+            for name in ("code_mean_error", "code_covariance_error")
+        ),
+        Number("code_width", "standard deviation of q(z | x), over all dimensions"),
+        Number("code_width_min", "standard deviation of q(z | x) in the narrowest dimension"),
+        Number(
+            "code_width_max",
+            "standard deviation of q(z | x) in the widest dimension; near 1 it says nothing about x",
+        ),
+        count("n_codes", "codes compared, and as many draws of the prior"),
+    ),
+)
 def code_distribution(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Compare q(z) with p(z) as `metrics.two_sample.code_statistics` does.
+    """Compare q(z) with p(z) by two-sample tests and moments, as `metrics.two_sample.code_statistics` does.
 
-    code_mmd, code_energy  squared MMD and energy distance of codes from prior draws, both with expectation 0
-                           where q(z) = p(z)
-    code_neighbor          share of rows whose nearest neighbour is of their own sample; 1/2 where q(z) = p(z)
-    code_ks                largest Kolmogorov-Smirnov distance of one dimension from N(0, 1)
-    code_mmd_p, code_energy_p, code_neighbor_p, code_ks_p
-                           their p-values; at a fixed n the distance is the finding
-    code_mean_error, code_covariance_error
-                           |mean| / sqrt(Z) and |covariance - I|_F / Z
-    code_mean_error_floor, code_covariance_error_floor
-                           what true draws of the prior have at this n
-    code_width, code_width_min, code_width_max
-                           standard deviation of q(z | x), of all dimensions, the narrowest, the widest; near
-                           1: that dimension says nothing about x
-
-    One sampled code of each distinct test row, at most 2,000 (n_codes), with as many draws of the prior.
+    One code of each distinct test row is sampled, at most 2,000. These are compared with as many draws of the
+    prior.
     """
     key_codes, key_other, key_prior = jax.random.split(key, 3)
     rows = distinct_test_rows(dataset)
@@ -104,17 +134,23 @@ def code_distribution(ali: ALI, variables: Variables, key: Array, dataset: Datas
     return Report({**scalars, "n_codes": float(len(z))}, {})
 
 
-@needs(
-    Need(
-        "a Gaussian encoder, with `moments(x, y, *, train)`; this one is none",
-        lambda _, ali: not model.has_gaussian_encoder(ali),
-        of_data=False,
-    )
+@evaluator(
+    needs=(
+        Need(
+            "a Gaussian encoder, with `moments(x, y, *, train)`; this one is none",
+            lambda _, ali: not model.has_gaussian_encoder(ali),
+            of_data=False,
+        ),
+    ),
+    numbers=(
+        Number("posterior_sigma", "the encoder's median sigma over test rows and dimensions"),
+        N_TEST,
+    ),
 )
 def posterior(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure posterior_sigma, the encoder's median sigma over at most 10,000 test rows and all dimensions.
+    """Measure how wide the posterior q(z | x) of a Gaussian encoder is.
 
-    Nothing is drawn from `key`. Raises ValueError for an encoder that is no Gaussian.
+    At most 10,000 rows of test are used. `key` is not used.
     """
     del key
     test = test_rows(dataset)
@@ -122,12 +158,23 @@ def posterior(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> R
     return Report({"posterior_sigma": float(np.exp(np.median(log_sigma))), "n_test": float(len(test.x))}, {})
 
 
+@evaluator(
+    numbers=(
+        *(
+            Number(
+                f"batch_norm_gap_{network}",
+                "mean squared difference between the network's outputs in training mode and in evaluation, "
+                "over the variance of the latter; 0 without batch norm",
+            )
+            for network in ("encoder", "decoder")
+        ),
+        count("n_batch_norm", "rows of the batch"),
+    )
+)
 def batch_norm(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure how far running batch statistics disagree with those of a batch of 100.
+    """Measure how far the running batch statistics disagree with those of a batch of 100 test rows.
 
-    batch_norm_gap_encoder, batch_norm_gap_decoder
-        mean squared difference between the outputs in training mode and in evaluation, over the variance of
-        the latter; 0 where a network has no batch norm, and small where the running statistics have settled
+    The gaps are small once the running statistics have settled.
     """
     rows = picture_rows(dataset, key, BATCH_NORM_ROWS)
     batch = Batch(jnp.asarray(unit(rows.x, dataset.divisor)), None if rows.y is None else jnp.asarray(rows.y))
@@ -139,17 +186,17 @@ def batch_norm(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> 
 
 
 def _in_both_modes(ali: ALI, variables: Variables, key: Array, batch: Batch) -> tuple:
-    """Return codes and samples of the same noise, each in training mode and in evaluation, flat."""
+    """Return codes and samples, each as two arrays [N, D] of one noise: in training mode, in evaluation."""
     params, batch_stats = variables
     noise = model.draw_noise(ali, key, batch.x.shape[0])
     pairs, _ = model.generate(ali, params, batch_stats, batch, noise)
-    held = model.collections(params.encoder, batch_stats.encoder)
-    z_hat = ali.encoder.apply(held, batch.x, noise.epsilon, batch.y, train=False)
+    encoder = model.collections(params.encoder, batch_stats.encoder)
+    z_hat = ali.encoder.apply(encoder, batch.x, noise.epsilon, batch.y, train=False)
     x_tilde = model.decode(ali, variables, noise.z, batch.y)
     flat = [a.reshape(a.shape[0], -1) for a in (pairs.z_hat, z_hat, pairs.x_tilde, x_tilde)]
     return (flat[0], flat[1]), (flat[2], flat[3])
 
 
 def _generator(key: Array) -> np.random.Generator:
-    """Return numpy's generator for what is drawn on the host."""
+    """Return NumPy's generator for draws on the host, seeded by a JAX key."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))

@@ -1,4 +1,4 @@
-"""Evaluators that show: samples, reconstructions and what lies between, best and worst, codes, conditions."""
+"""Evaluators that draw pictures: samples, reconstructions, interpolations, traversals, codes, conditions."""
 
 import jax
 import numpy as np
@@ -6,7 +6,16 @@ import numpy as np
 from ali_jax import model
 from ali_jax.data import Dataset, unit
 from ali_jax.evaluate import figures
-from ali_jax.evaluate.needs import CLASS_CONDITIONS, IMAGES, PICTURES, TWO_TEST_ROWS, Need, is_planar, needs
+from ali_jax.evaluate.declare import (
+    CLASS_CONDITIONS,
+    IMAGES,
+    PICTURES,
+    TWO_TEST_ROWS,
+    Need,
+    evaluator,
+    is_planar,
+)
+from ali_jax.evaluate.numbers import N_TEST, Number
 from ali_jax.evaluate.rows import picture_rows, test_rows, train_rows
 from ali_jax.evaluate.running import compiled, decode, draw_samples, over_rows, platform_of
 from ali_jax.metrics.blocks import ROWS_PER_BLOCK
@@ -15,12 +24,12 @@ from ali_jax.metrics.probes import pca
 from ali_jax.types import ALI, Array, Report, Variables
 
 SCATTER_POINTS = 2_500  # as in the authors' mixture plots
-PICTURE_COLUMNS = 10  # of pictures that show chosen rows
+PICTURE_COLUMNS = 10  # of error_extremes and neighbours
 NEIGHBOURS = 3  # training images below each sample
-TRAVERSED = 8  # code dimensions, those that change the image most
+TRAVERSED = 8  # code dimensions shown, those that change the image most
 TRAVERSAL_STEPS = 11
 TRAVERSAL_END = 2.5  # standard deviations of the prior, to both sides
-ATTRIBUTE_COLUMNS = (  # of the paper's conditional figure: unchanged, then what is set
+ATTRIBUTE_COLUMNS = (  # the attributes set in each column of the paper's conditional figure
     (),
     ("Black_Hair",),
     ("Brown_Hair",),
@@ -42,13 +51,13 @@ def _lacks_attributes(dataset: Dataset, ali: ALI) -> bool:
     return not shown <= set(dataset.attributes)
 
 
-@needs(PICTURES)
+@evaluator(needs=(PICTURES,))
 def samples(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, grid: tuple[int, int] = (10, 10)
 ) -> Report:
-    """Show G_x(z), z ~ N(0, I): a grid of rows x columns, or points in the plane.
+    """Draw samples G_x(z), z ~ N(0, I): a grid of images, or points in the plane.
 
-    Conditional models are given the conditions of the first test rows.
+    `grid` gives its rows and columns. The conditions of conditional models are those of the first test rows.
     """
     if is_planar(dataset):
         x_tilde = draw_samples(ali, variables, key, SCATTER_POINTS, dataset)
@@ -58,14 +67,14 @@ def samples(
     return Report({}, {"samples": figures.image_grid(x_tilde, *grid)})
 
 
-@needs(PICTURES)
+@evaluator(needs=(PICTURES,))
 def reconstructions(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, grid: tuple[int, int] = (10, 10)
 ) -> Report:
-    """Show test data beside G_x(z_hat), z_hat ~ q(z | x) sampled as in the paper.
+    """Draw test data x beside their reconstructions G_x(z_hat), z_hat ~ q(z | x) sampled as in the paper.
 
-    Images: `grid` gives the rows, and the pairs per row; odd columns are originals. Data in the plane: x,
-    x_hat, x_tilde above z_hat, z; of codes the first two coordinates.
+    For images `grid` gives the rows and the pairs per row; odd columns are originals. For points in the plane
+    one row shows x, x_hat and x_tilde, the other the first two coordinates of z_hat and z.
     """
     if is_planar(dataset):
         panels = plane_panels(ali, variables, key, dataset)
@@ -77,7 +86,7 @@ def reconstructions(
     return Report({}, {"reconstructions": figures.reconstruction_grid(x, x_hat, *grid)})
 
 
-@needs(IMAGES, TWO_TEST_ROWS)
+@evaluator(needs=(IMAGES, TWO_TEST_ROWS))
 def interpolations(
     ali: ALI,
     variables: Variables,
@@ -87,10 +96,10 @@ def interpolations(
     num_pairs: int = 4,
     num_interpolation_steps: int = 11,
 ) -> Report:
-    """Show decodings on straight lines between the sampled codes of two test images, one row per pair.
+    """Draw decodings on the straight line between the sampled codes of two test images, one row per pair.
 
-    The outer columns are the originals; between them stand num_interpolation_steps + 1 images, the two
-    reconstructions included (paper: 4 rows, 11 steps). Conditions are those of the first of the pair.
+    The outer columns are the originals. Between them are num_interpolation_steps + 1 images, which include
+    the two reconstructions (paper: 4 rows, 11 steps). Both images get the conditions of the first.
     """
     key_rows, key_code = jax.random.split(key)
     rows = picture_rows(dataset, key_rows, 2 * num_pairs)
@@ -102,16 +111,24 @@ def interpolations(
     return Report({}, {"interpolations": figures.interpolation_grid(x0, np.asarray(path), x1)})
 
 
-@needs(IMAGES)
+@evaluator(
+    needs=(IMAGES,),
+    numbers=(
+        *(
+            Number(
+                f"reconstruction_error_{which}",
+                f"mean squared error per pixel of the {which} image, x in [0, 1]",
+            )
+            for which in ("best", "median", "worst")
+        ),
+        N_TEST,
+    ),
+)
 def error_extremes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Show the test images that are reconstructed best, those about the median and the worst, mean codes.
+    """Draw the test images that are reconstructed best, worst, and with errors about the median.
 
-    Three pictures, each of at most 10 originals above their reconstructions, by rising error.
-
-    reconstruction_error_best, reconstruction_error_median, reconstruction_error_worst
-                   mean squared error per pixel of the first, the middle and the last image, x in [0, 1]
-
-    Of test at most 10,000 rows are used. Nothing is drawn from `key`.
+    Each of the three pictures has at most 10 originals above their reconstructions from the mean code, by
+    rising error. At most 10,000 rows of test are ranked. `key` is not used.
     """
     del key
     test = test_rows(dataset)
@@ -136,12 +153,12 @@ def error_extremes(ali: ALI, variables: Variables, key: Array, dataset: Dataset)
     return Report({**named_scalars, "n_test": float(len(x))}, pictures)
 
 
-@needs(IMAGES)
+@evaluator(needs=(IMAGES,))
 def traversals(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Show what single dimensions of the code do to one test image, one row per dimension.
+    """Draw what single dimensions of the code change in one test image, one row per dimension.
 
-    The mean code of the image is decoded with one dimension moved from -2.5 to 2.5 in 11 steps. Shown are the
-    8 dimensions, or all, whose ends differ most in mean squared error, the most effective first.
+    The mean code of the image is decoded with one dimension moved from -2.5 to 2.5 in 11 steps. The rows are
+    the 8 dimensions whose two ends differ most in mean squared error, the largest difference first.
     """
     row = picture_rows(dataset, key, 1)
     z = over_rows(model.encode, ali, variables, row, dataset.divisor)
@@ -162,12 +179,12 @@ def traversals(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> 
     return Report({}, {"traversals": image})
 
 
-@needs(IMAGES)
+@evaluator(needs=(IMAGES,))
 def neighbours(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Show samples above their nearest training images: a model that copies shows the same image below.
+    """Draw samples above their nearest training images; a model that copies shows the same image below.
 
-    Of 500 samples those 10 that lie nearest to a training image, the nearest first, each above its 3 nearest
-    by Euclidean distance between pixels. Of train at most 60,000 rows are used.
+    Of 500 samples the 10 that are nearest to a training image are shown, the nearest first. Below each are
+    its 3 nearest training images, by Euclidean distance between pixels, from at most 60,000 rows of train.
     """
     train = unit(train_rows(dataset).x, dataset.divisor)
     x_tilde = draw_samples(ali, variables, key, ROWS_PER_BLOCK, dataset)
@@ -178,23 +195,23 @@ def neighbours(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> 
     return Report({}, {"neighbours": figures.image_grid(np.concatenate(rows), len(rows), len(chosen))})
 
 
-@needs(Need("three test rows or more", lambda data, _: len(data.test) < 3))
+@evaluator(needs=(Need("three test rows or more", lambda data, _: len(data.test) < 3),))
 def codes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Show the mean codes of at most 2,500 test rows in the plane, coloured by class if x is no stack.
+    """Draw the mean codes of at most 2,500 test rows in the plane, coloured by class except for stacks.
 
-    Codes of more than two dimensions are projected on the two principal components of theirs that vary most.
-    Nothing is drawn from `key`.
+    Codes of more than two dimensions are projected on their first two principal components. `key` is not
+    used.
     """
     del key
     panel, _ = code_panel(ali, variables, dataset)
     return Report({}, {"codes": figures.scatter([[panel]])})
 
 
-@needs(PICTURES, CLASS_CONDITIONS)
+@evaluator(needs=(PICTURES, CLASS_CONDITIONS))
 def conditional_samples(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, grid: tuple[int, int] = (10, 10)
 ) -> Report:
-    """Show G_x(z, y) for classes y: a row per class, in whose columns z is the same."""
+    """Draw G_x(z, y), one row per class y and one column per z."""
     classes_shown, columns = dataset.num_classes, grid[1]
     z = np.asarray(jax.random.normal(key, (columns, model.latent_dim(ali))))
     y = np.eye(classes_shown, dtype=np.float32)
@@ -202,11 +219,12 @@ def conditional_samples(
     return Report({}, {"conditional_samples": figures.image_grid(x_tilde, classes_shown, columns)})
 
 
-@needs(PICTURES, Need("CelebA's attributes as conditions", _lacks_attributes))
+@evaluator(needs=(PICTURES, Need("CelebA's attributes as conditions", _lacks_attributes)))
 def attribute_grid(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Show one z under 4 x 12 attribute vectors of CelebA, as in the paper's figure of conditional samples.
+    """Draw one z under 4 x 12 attribute vectors of CelebA, as in the paper's figure of conditional samples.
 
-    Rows: attractive men and women, young and older. Columns: `ATTRIBUTE_COLUMNS` are set in addition.
+    The rows are attractive men and women, young and older. Each column sets the attributes of
+    `ATTRIBUTE_COLUMNS` in addition.
     """
     rows = [("Male", "Young"), ("Male",), ("Young",), ()]
     y = np.zeros((len(rows), len(ATTRIBUTE_COLUMNS), len(dataset.attributes)), np.float32)
@@ -220,7 +238,7 @@ def attribute_grid(ali: ALI, variables: Variables, key: Array, dataset: Dataset)
 
 
 def code_panel(ali: ALI, variables: Variables, dataset: Dataset) -> tuple[figures.Panel, float]:
-    """Return the points that `codes` shows, and the share of the codes' variance that the plane holds."""
+    """Return the points that `codes` draws, and the share of the codes' variance that the plane retains."""
     rows = jax.tree.map(lambda array: array[:SCATTER_POINTS], test_rows(dataset))
     z = over_rows(model.encode, ali, variables, rows, dataset.divisor)
     labels = rows.label if dataset.num_classes and dataset.parts is None else None
@@ -236,7 +254,7 @@ def code_panel(ali: ALI, variables: Variables, dataset: Dataset) -> tuple[figure
 def plane_panels(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset
 ) -> tuple[tuple[figures.Panel, ...], ...]:
-    """Return the panels that `reconstructions` shows of data in the plane."""
+    """Return the panels that `reconstructions` draws for data in the plane."""
     key_rows, key_code, key_prior = jax.random.split(key, 3)
     rows = picture_rows(dataset, key_rows, SCATTER_POINTS)
     z_hat = over_rows(model.encode, ali, variables, rows, dataset.divisor, key=key_code)

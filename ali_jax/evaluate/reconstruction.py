@@ -1,4 +1,4 @@
-"""Evaluators of reconstructions: their error, and whose fault it is."""
+"""Evaluators of reconstructions: their error, and how much of it the encoder and the decoder cause."""
 
 import functools
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from ali_jax import model
 from ali_jax.data import Dataset, unit
-from ali_jax.evaluate.needs import TWO_TEST_ROWS, needs
+from ali_jax.evaluate.declare import TWO_TEST_ROWS, evaluator
+from ali_jax.evaluate.numbers import N_TEST, Number, count
 from ali_jax.evaluate.rows import test_rows
 from ali_jax.evaluate.running import compiled, over_rows, platform_of
 from ali_jax.metrics import reconstruction
@@ -21,14 +22,26 @@ LADDER_ROWS_PER_BLOCK = 100
 LADDER_STARTS = 2  # random codes of each row from which a better one is sought
 
 
-@needs(TWO_TEST_ROWS)
+@evaluator(
+    needs=(TWO_TEST_ROWS,),
+    numbers=(
+        Number(
+            "reconstruction_mse",
+            "mean squared error of reconstructions from the mean code",
+            headline="reconstruction error",
+            scale=("reconstruction_mse_random_pair", "for a random pair"),
+        ),
+        Number("reconstruction_mse_sampled", "mean squared error of reconstructions from a sampled code"),
+        Number(
+            "reconstruction_mse_random_pair",
+            "mean squared error between two different test images",
+            control=True,
+        ),
+        N_TEST,
+    ),
+)
 def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure the error of reconstructions of at most 10,000 test rows, per pixel, x in [0, 1].
-
-    reconstruction_mse              mean squared error, from the mean code
-    reconstruction_mse_sampled      the same, from a sampled code
-    reconstruction_mse_random_pair  between two different test images, as scale
-    """
+    """Measure the error of reconstructions of at most 10,000 test rows, per pixel, for x in [0, 1]."""
     test = test_rows(dataset)
     x = unit(test.x, dataset.divisor)
     reconstruct = functools.partial(over_rows, model.reconstruct, ali, variables, test, dataset.divisor)
@@ -41,7 +54,27 @@ def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Da
     return Report(scalars, {})
 
 
-@needs(TWO_TEST_ROWS)
+@evaluator(
+    needs=(TWO_TEST_ROWS,),
+    numbers=(
+        Number("ladder_random_pair", "error between two different test rows", control=True),
+        Number("ladder_sample", "error from a sampled code"),
+        Number("ladder_mean", "error from the mean code"),
+        Number("ladder_best_of_k", "error from the best of 10 sampled codes"),
+        Number("ladder_refined", "error from the best code of ladder_steps Adam steps, from the mean code"),
+        Number("ladder_searched", "error from the best code of as many steps, from two codes of the prior"),
+        Number(
+            "ladder_decoder_gap",
+            "error from the best of these codes: an upper bound of the decoder's share of ladder_mean",
+        ),
+        Number("ladder_encoder_gap", "the rest of ladder_mean: a lower bound of the encoder's share"),
+        Number(
+            "ladder_code",
+            "error of z -> x -> z, per dimension, z ~ N(0, I): 2 for a random pair, 1 for a code of zeros",
+        ),
+        count("n_ladder", "test rows used"),
+    ),
+)
 def reconstruction_ladder(
     ali: ALI,
     variables: Variables,
@@ -51,19 +84,10 @@ def reconstruction_ladder(
     ladder_rows: int = 300,
     ladder_steps: int = 100,
 ) -> Report:
-    """Measure whose fault the error of reconstructions is: mean squared errors per pixel, x in [0, 1].
+    """Measure how much of the reconstruction error the encoder and the decoder cause.
 
-    ladder_random_pair  between two different test rows, as scale
-    ladder_sample       from a sampled code
-    ladder_mean         from the mean code
-    ladder_best_of_k    from the best of 10 sampled codes
-    ladder_refined      after `ladder_steps` Adam steps on the code from the mean one; the best iterate counts
-    ladder_searched     likewise from codes of the prior, the better of two
-    ladder_decoder_gap  with the best code found: the decoder's share is at most that
-    ladder_encoder_gap  the rest of ladder_mean: the encoder's share is at least that
-    ladder_code         of z -> x -> z, per dimension and z ~ N(0, I): 2 for a random pair, 1 for code 0
-
-    The first `ladder_rows` of the test rows that evaluators use are taken, with their conditions.
+    Errors are mean squared errors per pixel, for x in [0, 1], on the first `ladder_rows` of the test rows
+    that evaluators use, with their conditions.
     """
     test = jax.tree.map(lambda array: array[:ladder_rows], test_rows(dataset))
     run = compiled(_climb, platform_of(variables), static=(0, 5))
@@ -72,11 +96,11 @@ def reconstruction_ladder(
         key_block = jax.random.fold_in(key, index[0])
         return run(ali, variables, key_block, unit(x, dataset.divisor), y, ladder_steps)
 
-    found, code = map_blocks(on_block, np.arange(len(test.x)), test.x, test.y, size=LADDER_ROWS_PER_BLOCK)
-    scalars = {f"ladder_{name}": float(np.mean(error)) for name, error in found._asdict().items()}
+    errors, code = map_blocks(on_block, np.arange(len(test.x)), test.x, test.y, size=LADDER_ROWS_PER_BLOCK)
+    scalars = {f"ladder_{name}": float(np.mean(error)) for name, error in errors._asdict().items()}
     scalars |= {
         "ladder_random_pair": reconstruction.random_pair_error(unit(test.x, dataset.divisor)),
-        "ladder_decoder_gap": float(np.mean(np.minimum(found.refined, found.searched))),
+        "ladder_decoder_gap": float(np.mean(np.asarray(errors.decoder_gap))),
         "ladder_code": float(np.mean(code)),
         "n_ladder": float(len(test.x)),
     }
@@ -87,7 +111,7 @@ def reconstruction_ladder(
 def _climb(
     ali: ALI, variables: Variables, key: Array, x: Array, y: Array | None, steps: int
 ) -> tuple[Ladder, Array]:
-    """Climb the ladder for x [N, *X], and return beside it the errors [N] of z -> x -> z."""
+    """Return the ladder of x [N, *X], and the errors [N] of z -> x -> z for as many draws of the prior."""
     key_samples, key_starts, key_prior = jax.random.split(key, 3)
     encode = functools.partial(model.encode, ali, variables, y=y)
     decode = functools.partial(model.decode, ali, variables, y=y)

@@ -1,46 +1,27 @@
-"""Evaluators by name: which there are, whether one applies, and what its numbers mean.
+"""The evaluators by name, and what their declarations say about numbers.
 
-The modules are the registry: a public function of theirs that returns a Report is an evaluator.
+The modules are the registry: each of their public functions that is declared with `@evaluator` is one.
+Importing a module registers nothing.
 """
 
-import fnmatch
-import inspect
-import re
-from collections.abc import Callable
-
 from ali_jax.data import Dataset
-from ali_jax.evaluate import classes, coverage, distances, joint, needs, pictures, reconstruction
+from ali_jax.evaluate import classes, coverage, distances, joint, pictures, reconstruction
+from ali_jax.evaluate.declare import Evaluator, check_needs, declaration_of
+from ali_jax.evaluate.numbers import Number
 from ali_jax.names import did_you_mean, public_functions
-from ali_jax.types import ALI, Report
+from ali_jax.types import ALI
 
-Evaluator = Callable[..., Report]
-
-MODULES = (pictures, reconstruction, classes, distances, coverage, joint)
-CONTROLS = (  # numbers that are the same whatever the weights
-    "n_*",
-    "*_pixels",
-    "*_pca",
-    "*_untrained",
-    "classifier_accuracy",
-    "classifier_error",
-    "class_score_data",
-    "*_floor",
-    "reconstruction_mse_random_pair",
-    "ladder_random_pair",
-    "code_*_floor",
-    "effective_support_real",
-    "stacked_*_real",
-)
-_ENTRY = r"^(\w+(?:, \w+)*)(?:  +|\n +)(\S.*(?:\n +\S.*)*)"  # NAME, NAME  meaning, over indented lines
+# In the order in which headlines stand at the top of a report.
+MODULES = (classes, coverage, reconstruction, distances, joint, pictures)
 
 
 def names() -> list[str]:
-    """Return the names of the evaluators."""
+    """Return the names of all evaluators, sorted."""
     return sorted(_evaluators())
 
 
 def named(name: str) -> Evaluator:
-    """Return the evaluator of that name; of an unknown one, raise a ValueError that lists them."""
+    """Return the evaluator of that name; for an unknown name raise a ValueError that lists them all."""
     known = _evaluators()
     if name not in known:
         hint = did_you_mean(name, sorted(known))
@@ -48,42 +29,63 @@ def named(name: str) -> Evaluator:
     return known[name]
 
 
+def check_applicable(name: str, dataset: Dataset, ali: ALI) -> None:
+    """Raise a ValueError if there is no evaluator of that name, or if it does not apply to data or model."""
+    check_needs(named(name), dataset, ali)
+
+
+def declared() -> dict[str, tuple[Number, ...]]:
+    """Return the numbers of each evaluator, in the order of MODULES."""
+    declarations = {name: declaration_of(function) for name, function in _evaluators().items()}
+    return {name: declaration.numbers for name, declaration in declarations.items() if declaration}
+
+
+def number(name: str) -> Number | None:
+    """Return the declaration of a number, or None if no evaluator declares it."""
+    return next(
+        (number for numbers in declared().values() for number in numbers if number.name == name), None
+    )
+
+
+def is_control(name: str) -> bool:
+    """Tell whether a number is a control, which does not depend on the trained weights."""
+    declaration = number(name)
+    return declaration is not None and declaration.control
+
+
+def headlines() -> list[Number]:
+    """Return the numbers that may stand at the top of a report, the most telling first."""
+    return [number for numbers in declared().values() for number in numbers if number.headline]
+
+
+def glossary() -> dict[str, dict[str, str]]:
+    """Return the meaning of each number, by evaluator (sorted) and name."""
+    return {
+        evaluator: {number.name: number.meaning for number in numbers}
+        for evaluator, numbers in sorted(declared().items())
+    }
+
+
+def table() -> str:
+    """Return a Markdown table of all evaluators and their numbers; numbers of one meaning share a row."""
+    rows = ["| evaluator | number | meaning |", "|---|---|---|"]
+    for evaluator, meanings in glossary().items():
+        summary = (named(evaluator).__doc__ or "").partition("\n")[0]
+        rows.append(f"| `{evaluator}` | | {_cell(summary)} |")
+        for meaning in dict.fromkeys(meanings.values()):
+            same = ", ".join(f"`{name}`" for name in meanings if meanings[name] == meaning)
+            rows.append(f"| | {same} | {_cell(meaning)} |")
+    return "\n".join(rows)
+
+
 def _evaluators() -> dict[str, Evaluator]:
     return {
         name: function
         for module in MODULES
         for name, function in public_functions(module).items()
-        if inspect.signature(function).return_annotation is Report
+        if declaration_of(function)
     }
 
 
-def check_applicable(name: str, dataset: Dataset, ali: ALI) -> None:
-    """Raise a ValueError if there is no evaluator of that name, or if it does not apply to data or model."""
-    needs.check(named(name), dataset, ali)
-
-
-def is_control(name: str) -> bool:
-    """Tell whether the number of that name is a control: it does not depend on the trained weights."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTROLS)
-
-
-def glossary() -> dict[str, dict[str, str]]:
-    """Return what each number is, by evaluator and name, as the evaluators' docstrings say it.
-
-    There a line "NAME, NAME  meaning" begins an entry, which more deeply indented lines go on with; of a
-    single number the first line may be "Measure NAME, the meaning" or "Measure NAME: the meaning".
-    """
-    found = {}
-    for evaluator in names():
-        text = inspect.getdoc(named(evaluator)) or ""
-        entries: dict[str, str] = {}
-        if single := re.match(r"Measure (\w+)[,:] (.+?)\.(?:\s|$)", text, flags=re.DOTALL):
-            entries[single[1]] = _prose(single[2])
-        for match in re.finditer(_ENTRY, text, flags=re.MULTILINE):
-            entries |= dict.fromkeys(match[1].split(", "), _prose(match[2]))
-        found[evaluator] = entries
-    return found
-
-
-def _prose(text: str) -> str:
-    return " ".join(text.replace("`", "").split())
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -18,7 +18,7 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from ali_jax.evaluate.figures import save_png
-from ali_jax.records.escape import printable
+from ali_jax.names import printable
 from ali_jax.records.workdir import write_text
 
 MetricsRow = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The page that lays runs side by side, from their files alone: configs, curves, numbers and samples."""
+"""The page that compares runs, from their files alone: configs, curves, numbers and samples."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -20,7 +20,7 @@ PICTURES = ("samples", "reconstructions", "interpolations")
 
 
 def write_comparison(workdirs: Sequence[Path], out: Path) -> Path:
-    """Write the page that compares runs and return its path; a ValueError names a folder without a run."""
+    """Write the page that compares runs, return its path; raise a ValueError for a folder without a run."""
     runs = dict(zip(_labels(workdirs), map(read_run, workdirs), strict=True))
     sections = {
         "configs": ("Configs", list(_configs(runs))),
@@ -31,7 +31,7 @@ def write_comparison(workdirs: Sequence[Path], out: Path) -> Path:
     sections = {name: value for name, value in sections.items() if value[1]}
     body = [
         f"<header><h1>{escape(' · '.join(runs))}</h1>",
-        html.paragraph(f"{len(runs)} runs of ALI side by side, as their files tell it.", "lead"),
+        html.paragraph(f"{len(runs)} runs of ALI side by side, from their files.", "lead"),
         "</header>",
         html.contents({name: title for name, (title, _) in sections.items()}),
         *(html.section(name, title, *parts) for name, (title, parts) in sections.items()),
@@ -42,7 +42,7 @@ def write_comparison(workdirs: Sequence[Path], out: Path) -> Path:
 
 
 def _labels(workdirs: Sequence[Path]) -> list[str]:
-    """Name runs by the ends of their paths: as few folders as tell them apart."""
+    """Return the shortest ends of the paths, in whole folder names, that tell the runs apart."""
     parts = [path.resolve().parts for path in workdirs]
     if len(set(parts)) < len(parts):
         raise ValueError("The same folder was given twice to compare: give each run once.")
@@ -62,7 +62,7 @@ def _configs(runs: dict[str, Run]) -> Iterator[str]:
         if len({repr(_plain(values.get(key))) for values in flat}) > 1
     ]
     if rows:
-        yield html.paragraph("Every key whose values are not the same in all runs.")
+        yield html.paragraph("The keys that do not have the same value in all runs.")
         yield html.table(("key", *runs), rows)
     else:
         yield html.paragraph("The runs have the same config.")
@@ -93,9 +93,8 @@ def _numbers(runs: dict[str, Run]) -> Iterator[str]:
     if rows:
         yield html.table(("metric", *(Cell(label, "number") for label in runs)), rows)
         yield html.paragraph(
-            "Of each run's last evaluation; of populations the mean and the 95 % interval of the mean over "
-            "members. "
-            "Grey rows are controls, which do not depend on the trained weights.",
+            "From the last evaluation of each run. For populations the mean and its 95 % interval over the "
+            "members are given. Grey rows are controls: they do not depend on the trained weights.",
             "note",
         )
 
@@ -115,18 +114,17 @@ def _curves(runs: dict[str, Run]) -> Iterator[str]:
     if charts:
         yield html.figure(
             html.group("panels wide", charts),
-            "Metrics of training, and of the evaluations of runs that have two or more; bands are 95 % "
-            "intervals of "
-            "the mean over a population's members.",
+            "Training metrics, and the numbers of runs with at least two evaluations. Bands are 95 % "
+            "intervals of the mean over the members of a population.",
         )
 
 
 def _pictures(runs: dict[str, Run]) -> Iterator[str]:
     for name in PICTURES:
-        found = {label: _newest(run, name) for label, run in runs.items()}
+        newest = {label: _newest(run, name) for label, run in runs.items()}
         pictures = [
             html.titled(label, html.picture(data, f"{name} of {label}"))
-            for label, data in found.items()
+            for label, data in newest.items()
             if data is not None
         ]
         if pictures:
@@ -135,7 +133,7 @@ def _pictures(runs: dict[str, Run]) -> Iterator[str]:
 
 
 def _newest(run: Run, name: str) -> bytes | None:
-    """Return the PNG file of a picture at the latest step, or None where there is none that is a PNG."""
+    """Return the PNG file of a picture at the latest step, or None if there is no valid one."""
     files = {
         int(path.stem.removeprefix(f"{name}_")): path
         for path in (run.workdir / "images").glob(f"{name}_*.png")
@@ -151,5 +149,5 @@ def _fact(run: Run, key: str) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    """Turn tuples into lists: of a config both mean the same."""
+    """Turn tuples into lists, which mean the same in a config."""
     return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value

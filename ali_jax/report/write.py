@@ -1,4 +1,4 @@
-"""The page of one run: what was run, how it went, what the model makes, and what the numbers are."""
+"""The report of one run as an HTML page: config, curves, samples, reconstructions, numbers and warnings."""
 
 import functools
 import shlex
@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from ali_jax import evaluate as evaluators
+from ali_jax.evaluate import Number
 from ali_jax.evaluate.figures import Panel
 from ali_jax.game import Game, evaluate, evaluation_key, member_of
-from ali_jax.records.read import COUNTS, Run, changed, concerns, interval, read_run
+from ali_jax.records.read import Run, changed, concerns, interval, read_run
 from ali_jax.records.workdir import write_text
 from ali_jax.records.writers import Spread, format_seconds, spreads
 from ali_jax.report import html, svg
@@ -22,38 +23,21 @@ from ali_jax.report.curves import evaluation_curves, training_curves
 from ali_jax.report.html import Cell, TableRow
 from ali_jax.types import Report, TrainState, Variables
 
-HEADLINES = {  # the first four that there are stand at the top
-    "class_kl": "class KL",
-    "modes_strict": "modes, strictly counted",
-    "stacked_modes_strict": "classes of stacks, strictly counted",
-    "high_quality": "samples of high quality",
-    "class_kept": "class kept",
-    "mode_kept": "mode kept",
-    "knn_accuracy": "1-NN accuracy of codes",
-    "reconstruction_mse": "reconstruction error",
-    "memorisation": "distance to training data",
-}
-
-WIDE = "46rem"  # of pictures with many columns
-
-SCALES = {  # what a headline is read against
-    "class_kl": {"class_kl_floor": "for perfect samples"},
-    "stacked_modes_strict": {"stacked_modes_strict_real": "for real stacks"},
-    "knn_accuracy": {"knn_accuracy_pixels": "for raw pixels"},
-    "reconstruction_mse": {"reconstruction_mse_random_pair": "for a random pair"},
-}
+HEADLINES = 4  # at most so many numbers stand at the top
+WIDE = "46rem"  # the width of pictures with many columns
 
 
 def write_report(game: Game, state: TrainState, workdir: Path, out: Path | None = None) -> Path:
-    """Write the page of a run and return its path.
+    """Write the report of a run and return its path.
 
-    Pictures are drawn anew from the state; curves and numbers are those of the folder's files. Of a
-    population the first member is drawn.
+    Pictures are drawn from the state; curves and numbers are read from the folder. For a population the
+    pictures are those of the first member.
 
     Args:
-      game, state: the run and its model.
-      workdir: the run's folder.
-      out: the page's file; None: report.html in the folder.
+      game: the run.
+      state: its trained model.
+      workdir: its folder.
+      out: the file to write; None means report.html in the folder.
     """
     began = time.monotonic()
     run = read_run(workdir)
@@ -68,12 +52,12 @@ def write_report(game: Game, state: TrainState, workdir: Path, out: Path | None 
         "numbers": ("Numbers", _numbers(run, look)),
         "history": ("History and speed", _history(run)),
     }
-    held = {name: (title, list(parts)) for name, (title, parts) in sections.items()}
-    held = {name: value for name, value in held.items() if value[1]}
+    drawn = {name: (title, list(parts)) for name, (title, parts) in sections.items()}
+    drawn = {name: (title, parts) for name, (title, parts) in drawn.items() if parts}
     body = [
         _head(run, look),
-        html.contents({name: title for name, (title, _) in held.items()}),
-        *(html.section(name, title, *parts) for name, (title, parts) in held.items()),
+        html.contents({name: title for name, (title, _) in drawn.items()}),
+        *(html.section(name, title, *parts) for name, (title, parts) in drawn.items()),
         f"<footer>{html.paragraph(_imprint(look, time.monotonic() - began))}</footer>",
     ]
     path = workdir / "report.html" if out is None else out
@@ -82,21 +66,21 @@ def write_report(game: Game, state: TrainState, workdir: Path, out: Path | None 
 
 
 class _Look:
-    """The model of a run, and what evaluators show of it."""
+    """The model of a run, and the reports of evaluators on it."""
 
     def __init__(self, game: Game, state: TrainState) -> None:
         if game.members:
             game, state = game.members[0], member_of(state, 0)
         self.game, self.state = game, state
         self.dataset, self.shape = game.dataset, game.dataset.test.shape
-        held = state.variables if state.ema is None else state.ema
-        self.variables: Variables = jax.tree.map(lambda leaf: leaf.addressable_data(0), held)
+        variables = state.variables if state.ema is None else state.ema
+        self.variables: Variables = jax.tree.map(lambda leaf: leaf.addressable_data(0), variables)
         self.weights = "raw" if state.ema is None else f"averaged (decay {game.config.ema_decay:g})"
         self.key = evaluation_key(game.config)
 
-    @functools.cache  # noqa: B019 - a page looks once
+    @functools.cache  # noqa: B019 - an instance lives as long as its page is written
     def report(self, name: str) -> Report | None:
-        """Apply an evaluator; None where it does not apply."""
+        """Apply an evaluator; return None if it does not apply."""
         try:
             evaluators.check_applicable(name, self.dataset, self.game.ali)
         except ValueError:
@@ -104,7 +88,7 @@ class _Look:
         return evaluate(self.game, self.state, name)
 
     def picture(self, evaluator: str, name: str, description: str, wide: str = "40rem") -> str:
-        """Return one of the pictures of an evaluator as HTML, or nothing where it does not apply."""
+        """Return a picture of an evaluator as HTML, or "" if it does not apply."""
         report = self.report(evaluator)
         return "" if report is None else html.picture(report.images[name], description, wide=wide)
 
@@ -130,41 +114,38 @@ def _headlines(run: Run) -> str:
     metrics = run.metrics
     numbers = spreads(metrics)
     parts = []
-    for name in [name for name in HEADLINES if name in numbers][:4]:
-        beside = [
-            f"{html.format_number(metrics[other], 3)} {what}"
-            for other, what in SCALES.get(name, {}).items()
-            if other in metrics
-        ]
-        limits = interval(name, numbers[name], metrics)
+    for number in [number for number in evaluators.headlines() if number.name in numbers][:HEADLINES]:
+        beside = []
+        if number.scale and number.scale[0] in metrics:
+            scale, what = number.scale
+            beside.append(f"{html.format_number(metrics[scale], 3)} {what}")
+        limits = interval(number.name, numbers[number.name], metrics)
         if limits:
             beside.append(f"95 %: {limits[0]:.3g} to {limits[1]:.3g} over {limits[2]}")
-        value = html.format_number(numbers[name].mean, 3)
+        value = html.format_number(numbers[number.name].mean, 3)
         small = "".join(f"<small>{escape(text)}</small>" for text in beside)
-        parts.append(f"<div><dt>{escape(HEADLINES[name])}</dt><dd>{value}{small}</dd></div>")
+        parts.append(f"<div><dt>{escape(number.headline)}</dt><dd>{value}{small}</dd></div>")
     return f'<dl class="headlines">{"".join(parts)}</dl>' if parts else ""
 
 
 def _concerns(run: Run, look: _Look) -> str:
     metrics = dict(run.metrics)
-    for name in ("reconstruction_error", "posterior") if not metrics else ():  # quick ones, of an early look
+    for name in ("reconstruction_error", "posterior") if not metrics else ():  # not evaluated yet: quick ones
         report = look.report(name)
         metrics |= report.scalars if report else {}
     if jax.tree.leaves(look.variables.batch_stats):
         report = look.report("batch_norm")
         metrics |= report.scalars if report else {}
     modes = 0 if look.dataset.modes is None else len(look.dataset.modes)
-    found = concerns(metrics, run.training[-1] if run.training else {}, look.dataset.num_classes, modes)
-    if not found:
+    warnings = concerns(metrics, run.training[-1] if run.training else {}, look.dataset.num_classes, modes)
+    if not warnings:
         text = (
-            "<strong>No warnings.</strong> Checked, as far as the run has the numbers: missing classes or "
-            "modes, "
-            "an ignored encoder, extreme posterior sigma, copies of training images, a discriminator that "
-            "wins, "
-            "batch statistics that disagree."
+            "<strong>No warnings.</strong> Checked, where the run has the numbers: missing classes or modes, "
+            "an ignored encoder, an extreme posterior sigma, copies of training images, a discriminator that "
+            "wins, batch statistics that disagree."
         )
         return f'<div class="concerns none"><p>{text}</p></div>'
-    lines = (f"<p><strong>{escape(c.what)}</strong> {escape(c.why)}</p>" for c in found)
+    lines = (f"<p><strong>{escape(c.what)}</strong> {escape(c.why)}</p>" for c in warnings)
     return f'<div class="concerns" role="note">{"".join(lines)}</div>'
 
 
@@ -197,15 +178,15 @@ def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
         for key, (old, new) in changed(run.config).items()
     ]
     if rows:
-        summary = f"Config: {len(rows)} keys that differ from the default"
+        summary = f"Config: {len(rows)} keys that are not at their default"
         yield html.folded(summary, html.table(("key", "value", "default"), rows))
 
 
 def _over_lines(command: str) -> str:
-    """Begin a line at each option of a shell command, such that it stays the same command."""
+    """Break a shell command into lines, one for each option; it stays the same command."""
     try:
         words = shlex.split(command)
-    except ValueError:  # no command
+    except ValueError:  # not a shell command
         return command
     return " ".join(("\\\n    " if word.startswith("--") else "") + shlex.quote(word) for word in words)
 
@@ -220,21 +201,22 @@ def _training(run: Run) -> Iterator[str]:
         )
         yield html.figure(
             html.group("panels wide", curves),
-            f"Means over the steps between two lines of the log.{band}",
-            "losses that level off near those of a discriminator that cannot tell (2 log 2 = 1.386 each for "
-            "the "
-            "loss ali), and accuracies near 0.5; accuracies near 1 mean that the discriminator has won.",
+            f"Each point is the mean over the steps since the point before.{band}",
+            "losses that level off near those of a discriminator that cannot tell the pairs apart "
+            "(2 log 2 = 1.386 each for the loss ali), and accuracies near 0.5. Accuracies near 1 mean that "
+            "the discriminator has won.",
         )
     curves = evaluation_curves(run)
     if curves:
         yield html.heading("Over the evaluations")
         yield html.figure(
             html.group("panels", curves),
-            "Numbers of the evaluations during training, with the weights shown.",
+            "Numbers of the evaluations during training, with the weights named above.",
         )
     elif run.evaluations:
         yield html.paragraph(
-            "The run was evaluated once. With config.evaluate_every its numbers are shown as curves here.",
+            "The run was evaluated only once. With config.evaluate_every this section shows its numbers as "
+            "curves.",
             "note",
         )
 
@@ -247,8 +229,8 @@ def _samples(look: _Look) -> Iterator[str]:
     if picture:
         yield html.figure(
             picture,
-            f"Samples of the decoder at z ~ N(0, I), not selected; weights: {look.weights}.",
-            "variety: repeated images, or kinds of image that are missing, are signs of collapse.",
+            f"Samples of the decoder at z ~ N(0, I), not selected. Weights: {look.weights}.",
+            "variety. Repeated images and missing kinds of image are signs of mode collapse.",
         )
 
 
@@ -263,11 +245,10 @@ def _plane(look: _Look) -> Iterator[str]:
     panels = evaluators.plane_panels(look.game.ali, look.variables, look.key, look.dataset)
     yield html.figure(
         html.group("panels", (html.titled(names[p.title], svg.points(p)) for row in panels for p in row)),
-        f"{len(panels[0][0].points):,} test points with sampled codes, and as many samples; colour is the "
-        "component that a point was drawn from, the same in all panels.",
-        "samples on every component and few between them; reconstructions with the colour of the component "
-        "they "
-        "lie on; codes that fill the plane as the prior does, one region per colour.",
+        f"{len(panels[0][0].points):,} test points with sampled codes, and as many samples. The colour of a "
+        "point is the component that it was drawn from, in all panels.",
+        "samples on every component and few between them; reconstructions that lie on the component of their "
+        "colour; codes that fill the plane as the prior does, one region per colour.",
     )
 
 
@@ -289,11 +270,9 @@ def _reconstructions(look: _Look) -> Iterator[str]:
     yield html.figure(
         html.group("strips", strips),
         f"Test images above their reconstructions from the mean code: the best of {n:,}, those about the "
-        "median, "
-        f"and the worst, by rising mean squared error per pixel; weights: {look.weights}.",
-        "what is kept where the error is small (stroke, slant, background) and what changes where it is "
-        "large "
-        "(often the class).",
+        f"median and the worst, by rising mean squared error per pixel. Weights: {look.weights}.",
+        "what is preserved where the error is small (stroke, slant, background), and what changes where it "
+        "is large (often the class).",
     )
 
 
@@ -303,20 +282,19 @@ def _latent(look: _Look) -> Iterator[str]:
         yield html.heading("Interpolations")
         yield html.figure(
             picture,
-            "Outer columns: two test images. Between them: decodings on the straight line between their "
-            "sampled "
-            "codes, the two reconstructions included.",
-            "images that stay plausible all along the way, and change gradually.",
+            "The outer columns are two test images. Between them are decodings on the straight line between "
+            "their sampled codes; the first and the last of these are their reconstructions.",
+            "images that change gradually and look plausible all along the line.",
         )
     picture = look.picture("traversals", "traversals", "Rows of images along single code dimensions")
     if picture:
         yield html.heading("Traversals")
         yield html.figure(
             picture,
-            "The mean code of one test image, one dimension moved from -2.5 to 2.5 standard deviations of "
-            "the prior "
-            "from left to right; the most effective dimensions first, one a row.",
-            "dimensions with one meaning, and rows without change: those the decoder ignores.",
+            "Decodings of the mean code of one test image. In each row one dimension moves from -2.5 to 2.5 "
+            "standard deviations of the prior; the first row is the dimension that changes the image most.",
+            "dimensions that have one meaning each. The decoder ignores a dimension whose row does not "
+            "change.",
         )
     if look.report("codes") is not None and look.shape != (2,):
         panel, share = evaluators.code_panel(look.game.ali, look.variables, look.dataset)
@@ -335,15 +313,15 @@ def _about_codes(panel: Panel, share: float, look: _Look) -> tuple[str, str]:
         "the plane of their codes"
         if share == 1
         else (
-            f"the plane of the two principal components of their {size}, which holds {share:.0%} of the "
-            "variance"
+            f"the plane of the first two principal components of their {size}, which retains {share:.0%} of "
+            "the variance"
         )
     )
     coloured = ", coloured and named by class" if panel.labels is not None else ""
     return (
         f"Mean codes of {len(panel.points):,} test rows in {plane}{coloured}.",
-        "classes that lie together though the encoder never saw a label; a plane shows less than all "
-        "dimensions do.",
+        "classes that form groups although the encoder never saw a label. All dimensions together separate "
+        "the classes better than a plane can show.",
     )
 
 
@@ -352,10 +330,10 @@ def _memorisation(look: _Look) -> Iterator[str]:
     if picture:
         yield html.figure(
             picture,
-            "Top row: of 500 samples the ten that lie nearest to a training image. Below each: its three "
-            "nearest "
-            "training images, by Euclidean distance between pixels.",
-            "samples that repeat the image below exactly. Likeness is expected; these are the most alike.",
+            "The top row shows, of 500 samples, the ten that are nearest to a training image. Below each are "
+            "its three nearest training images, by Euclidean distance between pixels.",
+            "samples that are exact copies of the image below. Some similarity is expected, since these are "
+            "the samples most similar to training images.",
         )
 
 
@@ -365,32 +343,41 @@ def _numbers(run: Run, look: _Look) -> Iterator[str]:
         return
     numbers = spreads({name: value for name, value in metrics.items() if not name.startswith("raw/")})
     raw = spreads({name[4:]: value for name, value in metrics.items() if name.startswith("raw/")})
-    glossary = evaluators.glossary()
-    left = {name for name in numbers if not name.startswith("n_")}
     at = f"step {run.evaluations[-1]['step']:,}" if run.evaluations else "the newest checkpoint"
     yield html.paragraph(
-        f"Of the evaluation at {at}. Weights: {look.weights}{', the raw ones beside' if raw else ''}. "
+        f"From the evaluation at {at}. Weights: {look.weights}{', beside them the raw ones' if raw else ''}. "
         f"Train is {look.dataset.splits[0]} of {look.dataset.name}, test is {look.dataset.splits[1]}. "
-        "Grey rows are controls: they do not depend on the trained weights. Intervals are of 95 %: for "
-        "shares Wilson's over the test rows; of a population, Student's t for the mean over members.",
+        "Grey rows are controls: they do not depend on the trained weights. Intervals are at 95 %. For "
+        "shares of test rows they are Wilson's. For a population they are Student's t intervals for the mean "
+        "over its members.",
     )
-    order = list(numbers)
-    groups = sorted(
-        glossary, key=lambda e: min((order.index(n) for n in glossary[e] if n in numbers), default=0)
-    )
-    for evaluator in groups:
-        meanings = glossary[evaluator]
-        names = [name for name in numbers if name in left and name in meanings]
+    shown = {name for name in numbers if not name.startswith("n_")}
+    for evaluator, declared in _by_first_number(list(numbers)).items():
+        meanings = {number.name: number.meaning for number in declared}
+        names = [name for name in numbers if name in shown and name in meanings]
         if names:
-            left -= set(names)
+            shown -= set(names)
             yield html.heading(evaluator.replace("_", " ").capitalize())
-            counts = [
-                f"{c} = {metrics[c]:,.0f}" for c in COUNTS.get(evaluator, ()) if metrics.get(c) is not None
-            ]
-            yield _table(names, numbers, raw, meanings, metrics, ", ".join(counts))
-    if left:
+            yield _table(names, numbers, raw, meanings, metrics, _counts(declared, metrics))
+    if shown:
         yield html.heading("Further numbers")
-        yield _table([name for name in numbers if name in left], numbers, raw, {}, metrics, "")
+        yield _table([name for name in numbers if name in shown], numbers, raw, {}, metrics, "")
+
+
+def _by_first_number(order: list[str]) -> dict[str, tuple[Number, ...]]:
+    """Return what the evaluators declare, the one whose number comes first in `order` first."""
+
+    def first(declared: tuple[Number, ...]) -> int:
+        return min((order.index(n.name) for n in declared if n.name in order and not n.is_count), default=0)
+
+    declarations = sorted(evaluators.declared().items())
+    return dict(sorted(declarations, key=lambda item: first(item[1])))
+
+
+def _counts(declared: tuple[Number, ...], metrics: dict[str, float | None]) -> str:
+    """Return the counts of an evaluator, as in "n_test = 397"."""
+    counts = {number.name: metrics.get(number.name) for number in declared if number.is_count}
+    return ", ".join(f"{name} = {value:,.0f}" for name, value in counts.items() if value is not None)
 
 
 def _table(
@@ -436,9 +423,8 @@ def _history(run: Run) -> Iterator[str]:
     if "wall_seconds" in summary and "images_per_second" in summary:
         yield html.paragraph(
             f"The run took {format_seconds(float(summary['wall_seconds']))} (h:mm:ss) over all sittings, "
-            "compilation and "
-            f"evaluation included, and saw {float(summary['images_per_second']):,.0f} images per second "
-            "while training."
+            "including compilation and evaluation. It trained on "
+            f"{float(summary['images_per_second']):,.0f} images per second."
         )
     if run.sittings:
         rows = [
@@ -448,20 +434,22 @@ def _history(run: Run) -> Iterator[str]:
                     html.number(_as_number(sitting.get("from_step")), 9),
                     html.number(_as_number(sitting.get("to_step")), 9),
                     Cell(_duration(sitting.get("seconds")), "number"),
-                    str(sitting.get("end", "not noted: killed, failed or still under way")),
+                    str(sitting.get("end", "not recorded: killed, failed or still running")),
                     str(sitting.get("device", "")),
                 )
             )
             for sitting in run.sittings
         ]
         heads = (
-            "begun (UTC)",
+            "started (UTC)",
             Cell("from step", "number"),
             Cell("to step", "number"),
             Cell("h:mm:ss", "number"),
         )
         yield html.table(
-            (*heads, "end", "device"), rows, "The sittings of the run: it goes on where it stopped."
+            (*heads, "end", "device"),
+            rows,
+            "The sittings of the run. Each continues where the one before it stopped.",
         )
 
 

@@ -1,0 +1,103 @@
+"""The declaration of an evaluator: what it needs of data and model, and which numbers it reports."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar, cast
+
+from ali_jax.data import Dataset
+from ali_jax.evaluate.numbers import Number
+from ali_jax.types import ALI, Array, Report, Variables
+
+Evaluator = Callable[..., Report]
+EvaluatorT = TypeVar("EvaluatorT", bound=Evaluator)
+
+
+class Need(NamedTuple):
+    """Something that a data set or a model must have."""
+
+    what: str  # completes "The evaluator ... needs"
+    is_missing: Callable[[Dataset, ALI], bool]
+    of_data: bool = True  # or else of the model
+
+
+class Declaration(NamedTuple):
+    """What an evaluator says about itself."""
+
+    needs: tuple[Need, ...]  # checked in this order
+    numbers: tuple[Number, ...]  # empty where it only draws pictures
+
+
+def evaluator(
+    *, needs: tuple[Need, ...] = (), numbers: tuple[Number, ...] = ()
+) -> Callable[[EvaluatorT], EvaluatorT]:
+    """Make an evaluator of a function `(ali, variables, key, dataset, *, ...) -> Report`.
+
+    It raises a ValueError for data or a model that lack one of `needs`, and reports no number that is not
+    among `numbers`.
+    """
+    declaration = Declaration(needs, numbers)
+    names = {number.name for number in numbers}
+
+    def declare(function: EvaluatorT) -> EvaluatorT:
+        @functools.wraps(function)
+        def declared(
+            ali: ALI, variables: Variables, key: Array, dataset: Dataset, **options: object
+        ) -> Report:
+            check_needs(declared, dataset, ali)
+            report = function(ali, variables, key, dataset, **options)
+            undeclared = sorted(report.scalars.keys() - names)
+            assert not undeclared, (
+                f"{function.__name__} reports numbers that it does not declare: {undeclared}"
+            )
+            return report
+
+        vars(declared)["declaration"] = declaration
+        return cast(EvaluatorT, declared)
+
+    return declare
+
+
+def declaration_of(function: Callable[..., object]) -> Declaration | None:
+    """Return what an evaluator declares, or None for a function that is not an evaluator."""
+    return getattr(function, "declaration", None)
+
+
+def check_needs(function: Evaluator, dataset: Dataset, ali: ALI) -> None:
+    """Raise a ValueError if the data set or the model lacks something that the evaluator needs."""
+    declaration = declaration_of(function)
+    for need in declaration.needs if declaration else ():
+        if need.is_missing(dataset, ali):
+            shape = "x".join(map(str, dataset.test.shape))
+            lacking = (
+                f", and the data set {dataset.name!r} (x: {shape}; test rows: {len(dataset.test)}) does not "
+                "have them"
+            )
+            raise ValueError(
+                f"The evaluator {function.__name__!r} needs {need.what}{lacking if need.of_data else ''}: "
+                "leave it out of config.evaluators."
+            )
+
+
+def is_planar(dataset: Dataset) -> bool:
+    """Tell whether the data are points in the plane, which are drawn as scatter plots."""
+    return dataset.test.shape == (2,)
+
+
+def _is_no_image(dataset: Dataset) -> bool:
+    return len(dataset.test.shape) != 3
+
+
+IMAGES = Need("images", lambda data, _: _is_no_image(data))
+PICTURES = Need("images or points in the plane", lambda data, _: _is_no_image(data) and not is_planar(data))
+TWO_TEST_ROWS = Need("two test rows or more", lambda data, _: len(data.test) < 2)
+LABELS = Need("labels of two classes or more", lambda data, _: data.num_classes < 2)
+SINGLE_IMAGES = Need(
+    "classes of single images (those of stacks are for 'stacked_modes')",
+    lambda data, _: data.parts is not None,
+)
+CLASSES = (LABELS, SINGLE_IMAGES)  # for evaluators that classify images or count classes
+STACKS = Need("stacks of images (config.dataset.stack=3)", lambda data, _: data.parts is None)
+CLASS_CONDITIONS = Need(
+    "classes as conditions (config.dataset.conditional)",
+    lambda data, _: not data.num_classes or len(data.attributes) != data.num_classes,
+)
