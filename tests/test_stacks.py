@@ -192,6 +192,7 @@ def test_recalled_stacks_are_the_modes_that_are_counted(stacks, key):
     assert found["stacked_modes_strict_real"] <= found["stacked_modes_real"] == 1000
     assert found["stacked_modes_strict_real"] > 990
     assert found["stacked_kl_floor"] < found["stacked_kl_real"] < 2 * found["stacked_kl_floor"]
+    assert found.keys() == {number.name for number in evaluate.declared()["stacked_modes"]}
     controls = {name for name in found if evaluate.is_control(name)}
     assert found.keys() - controls == {"stacked_modes_strict", "stacked_modes", "stacked_kl"}
 
