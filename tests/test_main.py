@@ -237,7 +237,7 @@ def test_broken_data_and_folders_that_cannot_be_used_have_status_1(tmp_path, cap
         arguments = ["--config", DIGITS, "--workdir", str(tmp_path / "run")]
         assert name in message(capsys, [*arguments, f"--config.dataset.path={tmp_path / name}"], 1)
     below_a_file = str(tmp_path / "broken.npz" / "run")
-    assert "is no folder" in message(capsys, ["--config", DIGITS, "--workdir", below_a_file], 1)
+    assert "is not a folder" in message(capsys, ["--config", DIGITS, "--workdir", below_a_file], 1)
     assert not (tmp_path / "run").exists()
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_image_or_archive_is_named(pictures, tmp_path, capsys):
 def test_a_workdir_that_cannot_be_written_has_status_1(tmp_path, capsys):
     (tmp_path / "file").touch()
     arguments = ["--config", DIGITS, "--workdir"]
-    assert "is no folder" in message(capsys, [*arguments, str(tmp_path / "file")], 1)
+    assert "is not a folder" in message(capsys, [*arguments, str(tmp_path / "file")], 1)
     (tmp_path / "closed").mkdir(mode=0o500)
     if os.access(tmp_path / "closed", os.W_OK):
         pytest.skip("this user may write into folders without permission")

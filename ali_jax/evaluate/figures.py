@@ -1,7 +1,7 @@
 """Pictures as uint8 arrays [H, W, 3]: the paper's grids, and scatter plots for data in the plane.
 
-Owns layout and files, not what is shown. Matplotlib is needed for scatter plots alone; its global state is
-left alone.
+This module lays pictures out and saves them; it does not decide what they show. Only scatter plots need
+Matplotlib, whose global state stays unchanged.
 """
 
 import os
@@ -12,16 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-TARGET_SIZE = 800  # pixels of the longer side of a grid; small images are enlarged to come near it
+TARGET_SIZE = 800  # pixels: small images are enlarged until the longer side of the grid is near this
 PAD = 2  # white pixels around each image
 
 
 def image_grid(images: np.ndarray, rows: int, cols: int, *, pad: int = PAD) -> np.ndarray:
     """Lay out images [N, H, W, C] in [0, 1], row by row, as one picture.
 
-    C is 1 or 3. Small images are enlarged by a whole factor, cells without an image stay white. Values
-    outside [0, 1] are clipped, those that are no numbers are black. Raises ValueError for other shapes, and
-    for more images than cells.
+    C is 1 or 3. Small images are enlarged by a whole factor. Cells without an image are white, values outside
+    [0, 1] are clipped, NaN is black. Raises a ValueError for other shapes and for more images than cells.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -46,17 +45,14 @@ def reconstruction_grid(
 ) -> np.ndarray:
     """Lay out originals x and reconstructions x_hat, both [N, H, W, C], as the paper does.
 
-    `rows` rows of `cols` pairs: odd columns are originals, even columns their reconstructions.
+    There are `rows` rows of `cols` pairs. Odd columns are originals, even columns their reconstructions.
     """
     pairs = np.stack([x, x_hat], axis=1)
     return image_grid(pairs.reshape(-1, *pairs.shape[2:]), rows, 2 * cols, pad=pad)
 
 
 def interpolation_grid(x0: np.ndarray, path: np.ndarray, x1: np.ndarray, *, pad: int = PAD) -> np.ndarray:
-    """Lay out one row per pair: the original x0, the decodings on the path, the original x1.
-
-    x0 and x1 are [B, H, W, C], path is [B, steps, H, W, C].
-    """
+    """Lay out one row per pair: original x0 [B, H, W, C], path [B, steps, H, W, C], original x1."""
     rows = np.concatenate([x0[:, None], path, x1[:, None]], axis=1)
     return image_grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[0], rows.shape[1], pad=pad)
 
@@ -67,11 +63,11 @@ class Panel(NamedTuple):
     title: str
     points: np.ndarray  # [N, 2]
     labels: np.ndarray | None = None  # [N] int
-    limit: float = 4.0  # of both axes, on both sides
+    limit: float = 4.0  # both axes go from -limit to limit
 
 
 def scatter(panels: Sequence[Sequence[Panel]]) -> np.ndarray:
-    """Draw rows of scatter plots; the rows may differ in length. Points that are no numbers are not drawn."""
+    """Draw rows of scatter plots; the rows may differ in length. Points that are not finite are left out."""
     for panel in (panel for row in panels for panel in row):
         if panel.points.ndim != 2 or panel.points.shape[1] != 2:
             raise ValueError(
@@ -95,7 +91,7 @@ def scatter(panels: Sequence[Sequence[Panel]]) -> np.ndarray:
 
 
 def limit_of(points: np.ndarray) -> float:
-    """Return where the axes of data [N, 2] end: at 1.5 times its largest value, as in the paper (6)."""
+    """Return the limit of the axes for data [N, 2]: 1.5 times its largest value, which is the paper's 6."""
     return 1.5 * float(np.abs(points).max())
 
 
@@ -108,10 +104,11 @@ def mixture_panels(
     *,
     labels: np.ndarray | None = None,
 ) -> tuple[tuple[Panel, ...], ...]:
-    """Return what the paper shows of a model of data in the plane; all arguments are [N, 2].
+    """Return the panels of the paper's figure for data in the plane; all arguments are [N, 2].
 
-    Above: data x, reconstructions x_hat, samples x_tilde. Below: codes z_hat and prior draws z. Data, their
-    codes and reconstructions are coloured by `labels` [N]. The axes of codes end at 4, as in the paper.
+    The first row has data x, reconstructions x_hat and samples x_tilde; the second has codes z_hat and prior
+    draws z. Data, codes and reconstructions are coloured by `labels` [N]. The axes of codes end at 4, as in
+    the paper.
     """
     limit = limit_of(x)
     return (
@@ -125,7 +122,7 @@ def mixture_panels(
 
 
 def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Write a uint8 picture [H, W, 3] as PNG; the file appears whole or not at all."""
+    """Write a uint8 picture [H, W, 3] as a PNG file, atomically."""
     path = pathlib.Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     Image.fromarray(image).save(partial, format="PNG")

@@ -1,7 +1,7 @@
-"""What evaluators know of a data set: its rows, and the reference classifier that is trained on them.
+"""The data that evaluators use: rows of train and test, and a reference classifier that is trained on them.
 
-Rows are those of a split as stored, thinned evenly where it is large. What does not depend on the trained
-model is worked out once per data set and process.
+The rows of a large split are a part of it, spread evenly. Nothing here depends on the trained model; each
+process computes it once per data set.
 """
 
 import functools
@@ -18,10 +18,12 @@ from ali_jax.types import Array
 
 P = ParamSpec("P")
 T = TypeVar("T")
-TRAIN_ROWS = 60_000
-TEST_ROWS = 10_000
+TRAIN_ROWS = 60_000  # of train, at most
+TEST_ROWS = 10_000  # of test, at most
 PICTURE_ROWS = 5_000  # pictures show rows drawn from the first 5,000 of test, as the authors' scripts do
-CODE_ROWS = 2_000  # distinct test rows, whose codes are tested: the tests hold the square of that
+CODE_ROWS = (
+    2_000  # distinct test rows for two-sample tests, whose memory grows with the square of their number
+)
 
 
 class Rows(NamedTuple):
@@ -29,11 +31,11 @@ class Rows(NamedTuple):
 
     x: np.ndarray  # [N, *X] as stored
     y: np.ndarray | None  # [N, A]
-    label: np.ndarray  # [N] int, -1 where there is none
+    label: np.ndarray  # [N] int, -1 for a row without label
 
 
 class _ByIdentity:
-    """A data set as a key: equal where the splits are the same objects, which it keeps alive."""
+    """A data set as a key of a cache: equal if its splits are the same objects, which it keeps alive."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -52,14 +54,14 @@ class _ByIdentity:
 def cached_by_data(
     maxsize: int,
 ) -> Callable[[Callable[Concatenate[Dataset, P], T]], Callable[Concatenate[Dataset, P], T]]:
-    """Cache a function of a data set, which is the same one where its splits are the same objects.
+    """Cache the results of a function of a data set; data sets with the same split objects are the same.
 
-    An argument that is left out is the same as its default.
+    Leaving an argument out and giving its default are one key.
     """
 
     def with_cache(function: Callable[Concatenate[Dataset, P], T]) -> Callable[Concatenate[Dataset, P], T]:
         @functools.lru_cache(maxsize)
-        def found(data: _ByIdentity, *args: P.args, **kwargs: P.kwargs) -> T:
+        def cached(data: _ByIdentity, *args: P.args, **kwargs: P.kwargs) -> T:
             return function(data.dataset, *args, **kwargs)
 
         signature = inspect.signature(function)
@@ -68,7 +70,7 @@ def cached_by_data(
         def look_up(dataset: Dataset, *args: P.args, **kwargs: P.kwargs) -> T:
             given = signature.bind(dataset, *args, **kwargs)
             given.apply_defaults()
-            return found(_ByIdentity(dataset), *given.args[1:], **given.kwargs)
+            return cached(_ByIdentity(dataset), *given.args[1:], **given.kwargs)
 
         return look_up
 
@@ -94,7 +96,7 @@ def test_rows(dataset: Dataset) -> Rows:
 
 @cached_by_data(maxsize=4)
 def distinct_test_rows(dataset: Dataset) -> Rows:
-    """Return at most CODE_ROWS test rows, none twice, spread evenly."""
+    """Return at most CODE_ROWS distinct test rows, spread evenly."""
     test = test_rows(dataset)
     _, first = np.unique(test.x.reshape(len(test.x), -1), axis=0, return_index=True)
     number = min(len(first), CODE_ROWS)
@@ -103,35 +105,35 @@ def distinct_test_rows(dataset: Dataset) -> Rows:
 
 
 def picture_rows(dataset: Dataset, key: Array, number: int) -> Rows:
-    """Draw distinct test rows; all that there are, if those are fewer."""
+    """Draw test rows without replacement; return all rows if there are fewer than `number`."""
     candidates = jax.random.permutation(key, min(len(dataset.test), PICTURE_ROWS))
     return read_rows(dataset.test, np.asarray(candidates[:number]))
 
 
 @cached_by_data(maxsize=4)
 def all_labels(dataset: Dataset, split_name: str) -> np.ndarray:
-    """Return the labels of every row, -1 where there is none, holding x of few rows at a time."""
+    """Return the label of every row of a split, -1 for none; only a few rows are in memory at a time."""
     split = getattr(dataset, split_name)
     parts = np.array_split(np.arange(len(split)), -(-len(split) // TEST_ROWS))
     return np.concatenate([read_rows(split, indices).label for indices in parts])
 
 
 def read_rows(split: Split, indices: np.ndarray) -> Rows:
-    """Read rows of a split."""
+    """Read the rows of a split at some indices."""
     x, y, label = split.rows(indices)
     label = np.full(len(indices), -1) if label is None else np.asarray(label)
     return Rows(np.asarray(x), None if y is None else np.asarray(y), label)
 
 
 def labelled(rows: Rows) -> Rows:
-    """Return those rows that have a label."""
+    """Return the rows that have a label."""
     known = rows.label >= 0
     return rows if known.all() else jax.tree.map(lambda array: array[known], rows)
 
 
 @cached_by_data(maxsize=2)
 def reference_predict(dataset: Dataset, length: float = 1.0) -> tuple[Predict, float]:
-    """Return what gives images the reference classifier's labels, and its test accuracy."""
+    """Return the reference classifier's function from images to labels, and its accuracy on test."""
     test = labelled(test_rows(dataset))
     predict = reference_classifier(dataset, length).predict
     return predict, float(np.mean(predict(unit(test.x, dataset.divisor)) == test.label))
@@ -139,13 +141,13 @@ def reference_predict(dataset: Dataset, length: float = 1.0) -> tuple[Predict, f
 
 @cached_by_data(maxsize=2)
 def reference_classifier(dataset: Dataset, length: float = 1.0) -> Classifier:
-    """Train the reference classifier on the labelled rows of train, which are no stacks.
+    """Train the reference classifier on the labelled rows of train.
 
-    `length`: see `fit_classifier`.
+    `length` is that of `fit_classifier`. Raises a ValueError for stacks of images.
     """
     if dataset.parts is not None:
         raise ValueError(
-            f"The reference classifier is one of single images, and {dataset.name!r} has stacks: give the "
+            f"The reference classifier classifies single images, and {dataset.name!r} has stacks: give the "
             "data set's `parts`."
         )
     train = labelled(train_rows(dataset))

@@ -1,4 +1,4 @@
-"""The model, run over many rows in blocks: encode, decode, sample, draw pairs. Results are on the host."""
+"""The model run over many rows in blocks, with results on the host: encode, decode, sample, pairs, judge."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ali_jax.metrics.blocks import ROWS_PER_BLOCK, map_blocks
 from ali_jax.networks.convolutions import compiler_options, platform_of
 from ali_jax.types import ALI, Array, Pairs, PyTree, Variables
 
-BATCH_STATISTICS_ROWS = 100  # samples per batch where the decoder normalises by the batch
+BATCH_STATISTICS_ROWS = 100  # samples per batch for a decoder that normalises by the batch
 
 
 def over_rows(
@@ -26,7 +26,7 @@ def over_rows(
     *,
     key: Array | None = None,
 ) -> PyTree:
-    """Apply a function of the model to rows, in blocks; with a key, each block has its own noise."""
+    """Apply a function (ali, variables, x, y) to rows in blocks; with a key, each block has its own noise."""
     run = compiled(function, platform_of(variables))
 
     def on_block(index: np.ndarray, x: np.ndarray, y: np.ndarray | None) -> PyTree:
@@ -39,7 +39,7 @@ def over_rows(
 def decode(
     ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None, *, key: Array | None = None
 ) -> np.ndarray:
-    """Decode in blocks; with a key, a decoder with noise of its own has other noise in each."""
+    """Decode in blocks; with a key, a decoder that draws noise draws it anew in each block."""
     run = compiled(model.decode, platform_of(variables))
 
     def on_block(index: np.ndarray, z: np.ndarray, y: np.ndarray | None) -> Array:
@@ -50,7 +50,7 @@ def decode(
 
 
 def draw_samples(ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset) -> np.ndarray:
-    """Draw x_tilde [number, *X] in blocks; conditions are those of the first test rows, over and over."""
+    """Draw x_tilde [number, *X] in blocks; conditions are those of the test rows in order, repeated."""
     y = test_rows(dataset).y
     z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
     y = None if y is None else y[np.arange(number) % len(y)]
@@ -60,7 +60,7 @@ def draw_samples(ali: ALI, variables: Variables, key: Array, number: int, datase
 def draw_samples_by_batch(
     ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset
 ) -> np.ndarray:
-    """Draw the codes of `draw_samples`, and decode them in full batches with the statistics of each batch."""
+    """Decode the codes of `draw_samples` in full batches, with the batch statistics of each."""
     z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
     rows = np.arange(-(-number // BATCH_STATISTICS_ROWS) * BATCH_STATISTICS_ROWS)
     y = test_rows(dataset).y
@@ -70,15 +70,15 @@ def draw_samples_by_batch(
 
 
 def _decode_by_batch(ali: ALI, variables: Variables, key: Array, z: Array, y: Array | None) -> Array:
-    """Decode in training mode; what is random in the decoder besides z is the same in every batch."""
-    held = model.collections(variables.params.decoder, variables.batch_stats.decoder)
+    """Decode in training mode; dropout and noise are the same in every batch."""
+    collections = model.collections(variables.params.decoder, variables.batch_stats.decoder)
     streams = {"dropout": key, "noise": key}
-    x, _ = ali.decoder.apply(held, z, y, train=True, rngs=streams, mutable=["batch_stats"])
+    x, _ = ali.decoder.apply(collections, z, y, train=True, rngs=streams, mutable=["batch_stats"])
     return x
 
 
 def draw_pairs(ali: ALI, variables: Variables, key: Array, rows: Rows, divisor: float) -> Pairs:
-    """Draw z_hat ~ q(z | x) for every row, and as many pairs of the decoder; arrays of the host."""
+    """Draw z_hat ~ q(z | x) for every row, and as many pairs of the decoder, as arrays on the host."""
     key_codes, key_prior, key_decoder = jax.random.split(key, 3)
     z_hat = over_rows(model.encode, ali, variables, rows, divisor, key=key_codes)
     z: Any = np.asarray(jax.random.normal(key_prior, z_hat.shape))
@@ -89,9 +89,9 @@ def draw_pairs(ali: ALI, variables: Variables, key: Array, rows: Rows, divisor: 
 
 
 def judge(ali: ALI, variables: Variables, x: Any, z: Any, y: Any) -> np.ndarray:
-    """Return D's logits of "from the encoder" for pairs of one kind: x [N, *X], z [N, Z], y [N, A] or None.
+    """Return D's logits [N] of "from the encoder" for pairs x [N, *X], z [N, Z], y [N, A] of one kind.
 
-    They are [N], or [N // m] for a D that judges packs of m pairs; what does not fill a pack is left out.
+    For a D that judges packs of m pairs they are [N // m]; the last N % m pairs are left out.
     """
     m = model.packing(ali)
     packs = jax.tree.map(lambda array: array[: len(x) // m * m].reshape(-1, m, *array.shape[1:]), (x, z, y))
@@ -108,5 +108,5 @@ def _judge_packs(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | 
 def compiled(
     function: Callable[..., PyTree], platform: str, *, static: tuple[int, ...] = (0,)
 ) -> Callable[..., PyTree]:
-    """Compile a function of (ali, ...) for a platform, once; the arguments at `static` are no arrays."""
+    """Compile a function of (ali, ...) for a platform, once; `static` are the positions of non-arrays."""
     return jax.jit(function, static_argnums=static, compiler_options=compiler_options(platform))

@@ -1,8 +1,8 @@
-"""Checkpoints: a run's TrainState and what else it must remember, saved and restored by orbax.
+"""Checkpoints: a run's TrainState and its progress, saved and restored by Orbax.
 
-A checkpoint holds two items: `state`, every leaf bit for bit, and `progress`, a small JSON object. Beside
-them stand the checksums of all files, written last, before the checkpoint gets its name. So a folder with a
-step for its name is whole when it appears, and damage that comes later is seen and named.
+A checkpoint has two items: `state`, every leaf bit for bit, and `progress`, a small JSON object. Last, before
+the checkpoint is renamed to its step, the checksums of all files are written. So a folder named by a step is
+complete when it appears, and later damage is detected and reported by file.
 """
 
 import contextlib
@@ -26,32 +26,32 @@ from ali_jax.records.workdir import RunError, checkpoint_steps, sync_folder, wri
 from ali_jax.types import PyTree, TrainState
 
 CHECKSUMS = "checksums.json"  # {file: [bytes, sha256]}
-_UNFINISHED = ".orbax-checkpoint-tmp"  # ends the names of checkpoints that are being written
-_NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # orbax's own, written after the checksums
+_UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a checkpoint that is being written
+_NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes these after the checksums
 
 
 class CheckpointError(RunError):
-    """There is no checkpoint that can be read; the message says where and what to do."""
+    """A checkpoint cannot be read or written; the message says where, and what to do."""
 
 
 class _Manager(ocp.CheckpointManager):
-    """A manager that leaves it to `hosts` to ask whether the run is preempted.
+    """A manager that does not ask JAX whether the run is preempted; `program.hosts` does.
 
-    Orbax asks too, for older steps and from another thread of the first process alone, after which the
-    processes are given different answers.
+    Orbax asks about older steps, and from a thread of the first process only. After that JAX gives the
+    processes different answers.
     """
 
     def reached_preemption(self, step: int) -> bool:
-        """Answer no."""
+        """Return False, without asking."""
         del step
         return False
 
 
 def open_manager(directory: Path, keep: int = 1, *, create: bool = False) -> ocp.CheckpointManager:
-    """Open a directory of checkpoints, named by their steps, of which the newest `keep` stay.
+    """Open a directory of checkpoints, which are named by their steps; the newest `keep` are retained.
 
-    Saving is asynchronous. Only with `create`, for who saves, is a missing directory made, and what a killed
-    process left of an unfinished save deleted.
+    Saving is asynchronous. A process that saves must set `create`: it makes a missing directory and deletes
+    unfinished checkpoints of a killed process.
     """
     directory = directory.absolute()
     options = ocp.CheckpointManagerOptions(
@@ -64,12 +64,12 @@ def open_manager(directory: Path, keep: int = 1, *, create: bool = False) -> ocp
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any]) -> None:
-    """Save a state under its step, in the background; a step that is already there stays as it is.
+    """Save a state under its step, in the background; an existing checkpoint of that step is not replaced.
 
     The arrays are copied before this returns, so that the state may be donated to the next call.
 
     Raises:
-      CheckpointError: this save, or the one before it, could not be written; older checkpoints stay.
+      CheckpointError: this checkpoint or the one before it could not be written. Older ones are intact.
     """
     step = int(state.step)
     if step not in manager.all_steps():
@@ -79,15 +79,15 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-    """Wait until all that was saved is on disk; raise a CheckpointError if it could not be written."""
+    """Wait until all checkpoints are on disk; raise a CheckpointError if one could not be written."""
     with _writing(manager):
         manager.wait_until_finished()
 
 
 def close(manager: ocp.CheckpointManager, *, failed: bool) -> None:
-    """Release the manager, whatever became of its last save; call `wait` before, to know.
+    """Release the manager and ignore errors of its last save; call `wait` first to see them.
 
-    Where one of several processes `failed` it waits for none of the others, which may be gone.
+    If this is one of several processes and it `failed`, it does not wait for the others, which may be gone.
     """
     if failed and jax.process_count() > 1:
         return
@@ -97,56 +97,56 @@ def close(manager: ocp.CheckpointManager, *, failed: bool) -> None:
 
 @contextlib.contextmanager
 def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Make CheckpointErrors of what goes wrong while a checkpoint is written."""
+    """Turn any error that occurs while a checkpoint is written into a CheckpointError."""
     try:
         yield
-    except Exception as error:  # tensorstore raises ValueErrors, threads whatever met them
-        kept = checkpoint_steps(Path(manager.directory).parent)
-        stays = f"The last good one, of step {kept[-1]}, stays" if kept else "There is none yet"
+    except Exception as error:  # TensorStore raises ValueErrors, threads raise anything
+        steps = checkpoint_steps(Path(manager.directory).parent)
+        stays = f"The last good one, of step {steps[-1]}, stays" if steps else "There is none yet"
         raise CheckpointError(
-            f"A checkpoint could not be written to {manager.directory}: {_first_line(error)}. {stays}: see "
-            "to the disk (space, permission), then give the same command to go on."
+            f"A checkpoint could not be written to {manager.directory}: {_first_line(error)}. {stays}: check "
+            "the disk (space, permission), then give the same command to go on."
         ) from error
 
 
 def _seal(directory: Path) -> None:
-    """Put the checkpoint that is about to be committed on disk, with the checksums of its files."""
+    """Flush the checkpoint that is about to be committed to disk, and add the checksums of its files."""
     for folder in directory.glob(f"*{_UNFINISHED}"):
-        found = {}
+        checksums = {}
         for path in _files(folder):
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
-            found[str(path.relative_to(folder))] = [path.stat().st_size, digest]
+            checksums[str(path.relative_to(folder))] = [path.stat().st_size, digest]
         for inner in (path for path in folder.rglob("*") if path.is_dir()):
             sync_folder(inner)
-        write_text(folder / CHECKSUMS, json.dumps(found, indent=1) + "\n")
+        write_text(folder / CHECKSUMS, json.dumps(checksums, indent=1) + "\n")
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files of a checkpoint whose checksums are kept."""
-    own = [folder / name for name in (CHECKSUMS, *_NOTES)]
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path not in own)
+    """Return the files of a checkpoint that have a checksum."""
+    others = [folder / name for name in (CHECKSUMS, *_NOTES)]
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path not in others)
 
 
 def damage(folder: Path) -> str:
-    """Return what is wrong with the files of a checkpoint, by name, or "" where they are as saved."""
+    """Return what is wrong with the files of a checkpoint, or "" if they are as they were saved."""
     try:
-        wanted = json.loads((folder / CHECKSUMS).read_text())
-        wanted = {str(name): (int(size), str(digest)) for name, (size, digest) in wanted.items()}
+        saved = json.loads((folder / CHECKSUMS).read_text())
+        saved = {str(name): (int(size), str(digest)) for name, (size, digest) in saved.items()}
     except FileNotFoundError:
         return f"it has no {CHECKSUMS}: part of it was deleted."
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return f"{CHECKSUMS} is damaged."
-    found = {str(path.relative_to(folder)): path for path in _files(folder)}
-    for name, (size, digest) in wanted.items():
-        if name not in found:
+    files = {str(path.relative_to(folder)): path for path in _files(folder)}
+    for name, (size, digest) in saved.items():
+        if name not in files:
             return f"{name} is missing."
-        if found[name].stat().st_size != size:
-            return f"{name} has {found[name].stat().st_size} bytes, not {size}."
-        with found[name].open("rb") as file:
+        if files[name].stat().st_size != size:
+            return f"{name} has {files[name].stat().st_size} bytes, not {size}."
+        with files[name].open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                return f"{name} was changed: its checksum is another."
+                return f"{name} was changed: its checksum differs."
     return ""
 
 
@@ -157,21 +157,20 @@ def restore(
 
     Args:
       manager: from `open_manager`.
-      like: a state of `jax.ShapeDtypeStruct`s, with the shardings that the arrays shall have.
+      like: a state of `jax.ShapeDtypeStruct`s, with the shardings that the arrays will have.
 
     Returns:
-      The state, the progress, and what was wrong with each newer checkpoint, by step.
+      The state, the progress, and for each newer step what is wrong with its checkpoint.
 
     Raises:
-      CheckpointError: there is none, or none can be read.
+      CheckpointError: there is no checkpoint, or none can be read.
     """
     failures: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
-        found = _damage(Path(manager.directory) / str(step))
-        held = found or _read(manager, step, like)
-        if not isinstance(held, str):
-            return held.state, held.progress, failures
-        failures[step] = held
+        items = _damage(Path(manager.directory) / str(step)) or _read(manager, step, like)
+        if not isinstance(items, str):
+            return items.state, items.progress, failures
+        failures[step] = items
     if not failures:
         raise CheckpointError(f"There is no checkpoint in {manager.directory}: train first (--mode train).")
     newest = max(failures)
@@ -182,13 +181,13 @@ def restore(
 
 
 def delete(manager: ocp.CheckpointManager, damaged: Iterable[int]) -> None:
-    """Delete checkpoints that `restore` could not read, so that they can be saved again."""
+    """Delete checkpoints that `restore` could not read, so that their steps can be saved again."""
     for step in damaged:
         manager.delete(step)
 
 
 def _damage(folder: Path) -> str:
-    """Return what is wrong with a checkpoint; of several processes the first looks at it for all."""
+    """Return what is wrong with a checkpoint; if there are several processes, the first checks it for all."""
     if jax.process_count() == 1:
         return damage(folder)
     text = damage(folder).encode()[:200] if jax.process_index() == 0 else b""
@@ -197,30 +196,30 @@ def _damage(folder: Path) -> str:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Any:
-    """Return the items of a step, or as a string what is wrong with them."""
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
+    """Return the items of a step, or a string that says what is wrong with them."""
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
     with _without_debris():
         try:
-            held: Any = manager.restore(step, args=items)
-        except Exception as error:  # orbax raises bare Exceptions for truncated files
+            items: Any = manager.restore(step, args=arguments)
+        except Exception as error:  # Orbax raises bare Exceptions for truncated files
             failure = _first_line(error)
         else:
-            failure = _difference(held.state, like, step)
-    return held if not failure else failure[:200].rstrip(".") + "."
+            failure = _difference(items.state, like, step)
+    return items if not failure else failure[:200].rstrip(".") + "."
 
 
 def _first_line(error: BaseException) -> str:
-    """Return what an error says, on one line; of a failed save, what made it fail."""
+    """Return the message of an error, or of its cause if it has none, on one line."""
     while str(error) == "" and error.__cause__ is not None:
         error = error.__cause__
-    if "No space left on device" in str(error):  # at the end of a text that names inner files
+    if "No space left on device" in str(error):  # it ends a long text about inner files
         return os.strerror(errno.ENOSPC)
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
 
 
 @contextlib.contextmanager
 def _without_debris() -> Iterator[None]:
-    """Keep from the user what a failed read leaves: coroutines never awaited, callbacks to a closed loop."""
+    """Silence what a failed read leaves behind: coroutines never awaited, callbacks to a closed loop."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
@@ -233,11 +232,11 @@ def _without_debris() -> Iterator[None]:
 
 
 def _difference(state: PyTree, like: PyTree, step: int) -> str:
-    """Return how a restored state differs from what was asked for, or "": orbax lets some damage pass."""
+    """Return how a restored state differs from `like`, or ""; Orbax does not notice all damage."""
     if jax.tree.structure(state) != jax.tree.structure(like):
-        return "it holds another kind of state."
-    for found, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
-        if found.shape != wanted.shape or found.dtype != wanted.dtype:
-            kinds = [f"{a.dtype}{list(a.shape)}" for a in (found, wanted)]
-            return f"it holds an array {kinds[0]}, not {kinds[1]}."
-    return "" if int(state.step) == step else f"it holds the state of step {int(state.step)}."
+        return "it has another kind of state."
+    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
+        if leaf.shape != expected.shape or leaf.dtype != expected.dtype:
+            kinds = [f"{array.dtype}{list(array.shape)}" for array in (leaf, expected)]
+            return f"it has an array {kinds[0]}, not {kinds[1]}."
+    return "" if int(state.step) == step else f"it has the state of step {int(state.step)}."

@@ -1,4 +1,4 @@
-"""The folder of a run: who may use it, what it holds, and whether a config goes on with it."""
+"""The folder of a run: which process may use it, what is in it, and whether a config continues its run."""
 
 import contextlib
 import fcntl
@@ -12,28 +12,28 @@ from typing import Any
 from ali_jax import config as configs
 from ali_jax.config import Config
 
-_PARTIAL = ".part"  # ends the names of files that are being written
+_PARTIAL = ".part"  # suffix of a file that is being written
 
 
 class RunError(RuntimeError):
-    """A run cannot start or go on; the message says why."""
+    """A run cannot start or continue; the message says why."""
 
 
 def check_same_run(config: Config, workdir: Path) -> None:
-    """Raise a ValueError if a folder holds a run that this config does not go on with."""
+    """Raise a ValueError if a folder has a run that this config does not continue."""
     path = workdir / "config.json"
     if not path.exists():
         if checkpoint_steps(workdir):
             raise ValueError(f"{workdir} has checkpoints but no config.json: choose another --workdir.")
         return
-    found = configs.conflicts(read_config(workdir), config)
-    if found:
-        keys = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in found.items())
+    conflicts = configs.conflicts(read_config(workdir), config)
+    if conflicts:
+        keys = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in conflicts.items())
         raise ValueError(f"{workdir} holds a run of another config: {keys}. Choose another --workdir.")
 
 
 def with_known_shape(config: Config, workdir: Path) -> Config:
-    """Return the config with the shape of the data that the run in a folder found, where it states none."""
+    """Return the config with the data shape of the run in a folder, if the config itself states none."""
     if config.dataset.shape or not (workdir / "config.json").exists():
         return config
     config = config.copy_and_resolve_references()
@@ -45,7 +45,7 @@ def read_config(workdir: Path) -> Config:
     """Read the config of the run in a folder.
 
     Raises:
-      ValueError: there is none, or it is damaged.
+      ValueError: there is no config, or it is damaged.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -57,29 +57,35 @@ def read_config(workdir: Path) -> Config:
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
-    """Return the steps of the run's checkpoints, oldest first; unfinished ones do not count."""
+    """Return the steps of the run's finished checkpoints, oldest first."""
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
 
 
 def is_finished(config: Config, workdir: Path) -> bool:
-    """Tell whether the run in a folder has its summary, of all the steps that the config asks for."""
+    """Tell whether the run in a folder has a summary of all steps that the config asks for."""
     try:
         return json.loads((workdir / "summary.json").read_text())["step"] >= config.num_steps
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, or none of ours: made anew
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # missing or damaged: it is written again
         return False
 
 
 def read_metrics(workdir: Path) -> dict[str, float]:
-    """Return the numbers of the last evaluation of a finished run; JSON's null becomes NaN."""
+    """Return the numbers of the last evaluation of a finished run, with NaN for JSON's null."""
     metrics = json.loads((workdir / "summary.json").read_text())["metrics"]
     return {key: math.nan if value is None else value for key, value in metrics.items()}
 
 
 def read_sittings(workdir: Path) -> list[dict[str, Any]]:
-    """Return what is noted of each sitting of a run, oldest first; nothing of runs without such notes."""
+    """Return the facts about each sitting of a run, oldest first; none if they were not recorded."""
     try:
         sittings = json.loads((workdir / "sittings.json").read_text())
-    except (OSError, ValueError):  # they are for people to read: no run depends on them
+    except (OSError, ValueError):  # they are only shown: no run depends on them
         return []
     return (
         [sitting for sitting in sittings if isinstance(sitting, dict)] if isinstance(sittings, list) else []
@@ -87,7 +93,7 @@ def read_sittings(workdir: Path) -> list[dict[str, Any]]:
 
 
 def note_sitting(workdir: Path, **facts: Any) -> None:
-    """Begin the notes of a sitting, which must have `started`; without it add to the last sitting's."""
+    """Record facts about a sitting: of a new one if they have `started`, or else of the last one."""
     sittings = read_sittings(workdir)
     if "started" in facts or not sittings:
         sittings.append({})
@@ -96,17 +102,17 @@ def note_sitting(workdir: Path, **facts: Any) -> None:
 
 
 def check_writable(workdir: Path) -> None:
-    """Raise a RunError if the folder, or the one that it would be made in, cannot be written."""
+    """Raise a RunError if the folder, or the folder in which it would be created, is not writable."""
     nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise RunError(f"{nearest} is no folder, so that {workdir} cannot be the --workdir.")
+        raise RunError(f"{nearest} is not a folder, so that {workdir} cannot be the --workdir.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise RunError(f"{nearest} cannot be written: choose another --workdir.")
 
 
 @contextlib.contextmanager
 def under_way() -> Iterator[None]:
-    """Make RunErrors of Value- and OSErrors: where all input has proved good, what fails is no wrong use."""
+    """Turn ValueErrors and OSErrors into RunErrors: after validation, failures are not usage errors."""
     try:
         yield
     except ValueError as error:
@@ -114,16 +120,16 @@ def under_way() -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"{error.filename or 'A file could not be written'}: {error.strerror or error}. Checkpoints stay "
-            "as they are: see to the disk (space, permission), then give the same command to go on."
+            "as they are: check the disk (space, permission), then give the same command to go on."
         ) from error
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Hold a folder for this process, as long as the context lasts; nothing is written.
+    """Lock a folder for this process while the context lasts; nothing is written.
 
     Raises:
-      RunError: another process holds it.
+      RunError: another process has locked it.
     """
     folder = os.open(workdir, os.O_RDONLY)
     try:
@@ -143,7 +149,7 @@ def _lock(folder: int, workdir: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, also if the machine stops."""
+    """Write a file atomically, even if the machine stops."""
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         with partial.open("w") as file:
@@ -158,17 +164,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on disk."""
+    """Flush a folder's list of files to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system that cannot
+        with contextlib.suppress(OSError):  # not every file system can
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def remove_leftovers(workdir: Path) -> None:
-    """Delete the files that a killed process was writing; the folder must be held."""
+    """Delete the files that a killed process was writing; the folder must be locked."""
     for folder in (workdir, workdir / "images"):
         for path in folder.glob(f".*{_PARTIAL}"):
             path.unlink(missing_ok=True)

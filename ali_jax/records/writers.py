@@ -22,11 +22,11 @@ from ali_jax.names import printable
 from ali_jax.records.workdir import write_text
 
 MetricsRow = dict[str, Any]
-TRAINING = "loss/generator"  # stands in every row of training metrics and in no row of an evaluation
+TRAINING = "loss/generator"  # every row of training metrics has it, and no row of an evaluation
 
 
 def read_rows(path: Path, last_step: int) -> list[MetricsRow]:
-    """Return the rows of a metrics.jsonl up to a step; lines that a crash has torn are left out."""
+    """Return the rows of a metrics.jsonl up to a step, without lines that a crash left incomplete."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
@@ -39,7 +39,7 @@ def read_rows(path: Path, last_step: int) -> list[MetricsRow]:
 
 
 def evaluation_at(rows: list[MetricsRow], step: int) -> dict[str, float] | None:
-    """Return the scalars of the evaluation that was recorded at a step, or None."""
+    """Return the numbers of the evaluation that was recorded at a step, or None if there was none."""
     for row in rows:
         if row["step"] == step and TRAINING not in row:
             return {key: value for key, value in row.items() if key != "step"}
@@ -47,7 +47,7 @@ def evaluation_at(rows: list[MetricsRow], step: int) -> dict[str, float] | None:
 
 
 class Spread(NamedTuple):
-    """A number, and how it is spread over the members of a population; a single run has the number alone."""
+    """A number and its spread over the members of a population; for a single run only `mean` is set."""
 
     mean: float | None
     std: float | None = None
@@ -57,12 +57,12 @@ class Spread(NamedTuple):
 
 
 def spreads(scalars: Mapping[str, float | None]) -> dict[str, Spread]:
-    """Gather NAME, NAME/std, NAME/low, NAME/high and NAME/0, NAME/1, ... under NAME, in order."""
-    found: dict[str, dict[str, float | None]] = {}
+    """Group NAME, NAME/std, NAME/low, NAME/high and NAME/0, NAME/1, ... under NAME, in order."""
+    by_name: dict[str, dict[str, float | None]] = {}
     for name, value in scalars.items():
         match = re.fullmatch(r"(.+)/(std|low|high|\d+)", name)
         owner, part = match.groups() if match and match[1] in scalars else (name, "mean")
-        found.setdefault(owner, {})[part] = value
+        by_name.setdefault(owner, {})[part] = value
     return {
         name: Spread(
             parts["mean"],
@@ -71,15 +71,15 @@ def spreads(scalars: Mapping[str, float | None]) -> dict[str, Spread]:
             parts.get("high"),
             tuple(parts[i] for i in sorted(filter(str.isdigit, parts), key=int)),
         )
-        for name, parts in found.items()
+        for name, parts in by_name.items()
     }
 
 
 class Records:
-    """The files of a run that grow: metrics.jsonl, TensorBoard's events and images/.
+    """The files that a run appends to: metrics.jsonl, TensorBoard's events and images/.
 
-    Opened at the step that a run goes on from: rows beyond it, which will be written again, are cut. Of
-    several processes that share a run only one may `write`.
+    They are opened at the step that a run continues from. Rows of later steps are cut, since they will be
+    written again. If several processes share a run, only one may `write`.
     """
 
     def __init__(self, workdir: Path, step: int, *, write: bool = True) -> None:
@@ -93,7 +93,7 @@ class Records:
         self._events = SummaryWriter(str(workdir), purge_step=step + 1, write_to_disk=write)
 
     def scalars(self, step: int, values: Mapping[str, float], **only_events: float | None) -> None:
-        """Append a row; `only_events` go to TensorBoard alone, such as what differs from run to run."""
+        """Append a row; `only_events`, such as speed, go to TensorBoard alone: equal runs have equal rows."""
         row = {"step": step, **json_numbers(values)}
         self.rows.append(row)
         self._file.write(_line(row))
@@ -104,7 +104,7 @@ class Records:
         self._events.flush()
 
     def sync(self) -> None:
-        """Put all rows on disk, before a checkpoint is written that goes on after them."""
+        """Flush all rows to disk; call it before a checkpoint that continues after them is written."""
         self._file.flush()
         if self._images is not None:
             os.fsync(self._file.fileno())
@@ -123,9 +123,9 @@ class Records:
 
 
 class Terminal:
-    """What a person sees of a run, on stderr: a progress bar on a terminal, lines elsewhere.
+    """What a user sees of a run, on stderr: a progress bar on a terminal, lines otherwise.
 
-    Verbosity is absl's: at logging.INFO all is shown, at logging.WARNING only what is wrong, below nothing.
+    Verbosity is absl's: logging.INFO shows everything, logging.WARNING only warnings, anything lower nothing.
     """
 
     def __init__(self, total: int, *, quiet: bool = False, verbosity: int = logging.INFO) -> None:
@@ -144,45 +144,45 @@ class Terminal:
         self._task = self._progress.add_task("", total=total, start=False)
 
     def start(self, step: int) -> None:
-        """Show the progress bar, at a step."""
+        """Show the progress bar, beginning at a step."""
         self._progress.start()
         self._progress.reset(self._task, total=self._total, completed=step)
 
     def progress(self, step: int, metrics: Mapping[str, float], images_per_second: float | None) -> None:
         """Move the progress bar."""
         losses = (f"{key[5].upper()} {value:.3g}" for key, value in _losses(metrics))
-        text = f"{_rate(images_per_second)}losses {' '.join(losses)}"  # all must fit 80 columns
+        text = f"{_rate(images_per_second)}losses {' '.join(losses)}"  # the whole bar must fit 80 columns
         self._progress.update(self._task, completed=step, description=text)
         self._progress.refresh()
 
     def log(
         self, step: int, metrics: Mapping[str, float], images_per_second: float | None, left: int
     ) -> None:
-        """Print a line of training metrics, with `left` images to go, unless a bar shows them."""
+        """Print a line of training metrics, with `left` images to go; on a terminal the bar shows them."""
         if not self._console.is_terminal:
             time = f"  {format_seconds(left / images_per_second)} left" if images_per_second else ""
             self.say(f"step {step}/{self._total}  {_summary(metrics, images_per_second)}{time}")
 
     def say(self, text: str, level: int = logging.INFO) -> None:
-        """Print a line, where people want to hear what is of its level."""
+        """Print a line, if the verbosity is at least its level."""
         if self._verbosity >= level:
             self._console.print(printable(text), markup=False)
 
     def table(self, title: str, scalars: Mapping[str, float]) -> None:
-        """Print numbers by name."""
+        """Print a table of numbers by name."""
         if self._verbosity >= logging.INFO:
             print_table(title, scalars, self._console)
 
     def close(self) -> None:
-        """Leave the progress bar as it is and end it."""
+        """Stop the progress bar; what it shows stays on the screen."""
         self._progress.stop()
 
 
 def print_table(title: str, scalars: Mapping[str, float], console: Console | None = None) -> None:
-    """Print numbers by name, `raw/NAME` beside NAME; on standard output unless a console is given.
+    """Print a table of numbers by name, `raw/NAME` beside NAME, on standard output unless a console is given.
 
-    Of a population the mean, the standard deviation and the interval of the mean stand there. Counts (`n_`)
-    are gathered below the table.
+    For a population it has the mean, the standard deviation and the interval of the mean. Counts (`n_`) are
+    listed below the table.
     """
     numbers = spreads(scalars)
     raw = {key.removeprefix("raw/"): spread for key, spread in numbers.items() if key.startswith("raw/")}
@@ -218,10 +218,10 @@ def _summary(metrics: Mapping[str, float], images_per_second: float | None) -> s
 
 
 def _losses(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return the losses, of a population their means."""
-    found = spreads(metrics).items()
+    """Return the losses; for a population, their means."""
+    numbers = spreads(metrics).items()
     return [
-        (key, spread.mean) for key, spread in found if key.startswith("loss/") and spread.mean is not None
+        (key, spread.mean) for key, spread in numbers if key.startswith("loss/") and spread.mean is not None
     ]
 
 
@@ -230,7 +230,7 @@ def _rate(images_per_second: float | None) -> str:
 
 
 def json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the numbers with None for what JSON cannot say: infinities and NaN."""
+    """Return the numbers with None in place of infinities and NaN, which JSON does not have."""
     return {key: float(value) if math.isfinite(value) else None for key, value in values.items()}
 
 
