@@ -234,6 +234,14 @@ def test_intervals_are_wilsons_for_shares_of_test_rows_and_the_members_for_a_pop
     assert read.interval("class_kept", Spread(0.5, 0.1, 0.4, 0.7), metrics) == (0.4, 0.7, "members")
 
 
+def test_headlines_are_ordered_by_how_much_they_tell():
+    names = [number.name for number in evaluate.headlines()]
+    images = ["class_kl", "class_kept", "knn_accuracy", "reconstruction_mse", "memorisation"]
+    points = ["modes_strict", "high_quality", "mode_kept", "reconstruction_mse", "memorisation"]
+    for kind in (images, points):
+        assert sorted(kind, key=names.index) == kind
+
+
 def test_a_report_is_one_file_that_loads_nothing_and_tells_the_run(whole):
     text = (whole / "report.html").read_text()
     page = Checked(text)

@@ -27,21 +27,21 @@ LADDER_STARTS = 2  # random codes of each row from which a better one is sought
     numbers=(
         Number(
             "reconstruction_mse",
-            "mean squared error of reconstructions from the mean code",
+            "mean squared error per pixel of reconstructions from the mean code, x in [0, 1]",
             headline="reconstruction error",
             scale=("reconstruction_mse_random_pair", "for a random pair"),
         ),
-        Number("reconstruction_mse_sampled", "mean squared error of reconstructions from a sampled code"),
+        Number("reconstruction_mse_sampled", "the same error of reconstructions from a sampled code"),
         Number(
             "reconstruction_mse_random_pair",
-            "mean squared error between two different test images",
+            "the same error between two different test images",
             control=True,
         ),
         N_TEST,
     ),
 )
 def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure the error of reconstructions of at most 10,000 test rows, per pixel, for x in [0, 1]."""
+    """Measure the error of reconstructions of at most 10,000 test rows."""
     test = test_rows(dataset)
     x = unit(test.x, dataset.divisor)
     reconstruct = functools.partial(over_rows, model.reconstruct, ali, variables, test, dataset.divisor)
@@ -57,7 +57,7 @@ def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Da
 @evaluator(
     needs=(TWO_TEST_ROWS,),
     numbers=(
-        Number("ladder_random_pair", "error between two different test rows", control=True),
+        Number("ladder_random_pair", "mean squared error per pixel of two different test rows", control=True),
         Number("ladder_sample", "error from a sampled code"),
         Number("ladder_mean", "error from the mean code"),
         Number("ladder_best_of_k", "error from the best of 10 sampled codes"),
