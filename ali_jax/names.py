@@ -1,4 +1,4 @@
-"""Names that configs and files give: looking them up, suggesting a known one, showing them on a terminal."""
+"""Names from configs and files: looking them up, suggesting a known name, showing them on a terminal."""
 
 import difflib
 import inspect

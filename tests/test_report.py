@@ -296,7 +296,7 @@ def test_comparisons_that_cannot_be_made_say_why(whole, tmp_path, capsys):
         (["--mode", "compare", "--workdirs", run, str(tmp_path)], f"{tmp_path} holds no run"),
         (["--mode", "compare", "--workdirs", run], "two folders or more"),
         (["--mode", "compare", "--workdirs", run, run], "same folder was given twice"),
-        (["--mode", "compare", "--workdir", run], "goes with --workdirs"),
+        (["--mode", "compare", "--workdir", run], "--mode compare and --workdirs"),
         (["--mode", "report", "--workdir", str(tmp_path)], "holds no run"),
     ):
         assert main(arguments) == 2
