@@ -1,0 +1,107 @@
+"""Runs made by earlier code are read by today's: continued, evaluated, reported, compared and exported.
+
+`fixtures/old_runs/KIND.tar.xz` holds `run`, the folder of a finished run of 20 steps, and `continued.jsonl`,
+its metrics after the code that made it had gone on to 40 steps. `fixtures/old_runs/README.md` says which code
+that was.
+"""
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ali_jax.main import main
+
+FOLDER = Path(__file__).parent / "fixtures" / "old_runs"
+KINDS = ("single", "population", "convolutional", "semi_supervised")
+
+# Only the last digits of these depend on the processor. Everything else is a share of images or comes from a
+# classifier, where a rounding error may move an image or two.
+SMOOTH = ("loss/", "r1/", "confidence/", "reconstruction_", "raw/reconstruction_")
+
+
+def unpack(kind: str, folder: Path) -> Path:
+    """Unpack an archive into a folder and return the folder of its run."""
+    with tarfile.open(FOLDER / f"{kind}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "run"
+
+
+@pytest.fixture(params=KINDS)
+def old(request, tmp_path):
+    """Give the folder of an old run."""
+    return unpack(request.param, tmp_path)
+
+
+def rows(path: Path) -> list[dict]:
+    """Read a file of metrics."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same_numbers(found: dict, expected: dict) -> None:
+    """Compare metrics by name; later code may report more of them, and better intervals over a population."""
+    assert found.keys() >= expected.keys()
+    for name, value in expected.items():
+        if name.endswith(("/low", "/high")):
+            continue
+        tolerance = {"rel": 1e-3} if name.startswith(SMOOTH) else {"rel": 0.02, "abs": 0.01}
+        assert found[name] == pytest.approx(value, **tolerance), name
+
+
+def test_a_finished_run_goes_on_as_the_code_that_made_it_did(old):
+    config = (old / "config.json").read_text()
+    text = f"from ali_jax import config\n\n\ndef get_config():\n    return config.from_json({config!r})\n"
+    (old.parent / "config.py").write_text(text)
+    arguments = ["--config", str(old.parent / "config.py"), "--workdir", str(old)]
+    before = (old / "metrics.jsonl").read_text()
+    assert main(arguments) == 0
+    assert (old / "metrics.jsonl").read_text() == before  # finished: nothing to do
+    assert main([*arguments, "--config.num_steps=40"]) == 0
+    found, expected = rows(old / "metrics.jsonl"), rows(old.parent / "continued.jsonl")
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for row, wanted in zip(found, expected, strict=True):
+        assert_same_numbers(row, wanted)
+    sittings = json.loads((old / "sittings.json").read_text())
+    assert [(s["from_step"], s["to_step"]) for s in sittings] == [(0, 20), (20, 40)]
+
+
+def test_its_model_gives_the_numbers_that_were_recorded(old, capsys):
+    assert main(["--mode", "evaluate", "--workdir", str(old), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    summary = json.loads((old / "summary.json").read_text())
+    assert found["step"] == summary["step"] == 20
+    assert_same_numbers(found["metrics"], summary["metrics"])
+
+
+def assert_shows_error(page: Path, run: Path) -> None:
+    """Find the recorded reconstruction error among the numbers on a page, however it is rounded there."""
+    recorded = json.loads((run / "summary.json").read_text())["metrics"]["reconstruction_mse"]
+    numbers = np.array(re.findall(r">(0\.\d+)", page.read_text()), float)
+    assert np.isclose(numbers, recorded, rtol=1e-3).any(), recorded
+
+
+def test_it_is_reported(old):
+    assert main(["--mode", "report", "--workdir", str(old)]) == 0
+    assert_shows_error(old / "report.html", old)
+
+
+def test_old_runs_are_compared(tmp_path):
+    runs = [unpack(kind, tmp_path / kind) for kind in KINDS]
+    page = tmp_path / "compare.html"
+    assert main(["--mode", "compare", "--workdirs", *map(str, runs), "--out", str(page)]) == 0
+    for run in runs:
+        assert_shows_error(page, run)
+
+
+def test_its_model_is_exported(old, tmp_path):
+    pytest.importorskip("flatbuffers", reason="exporting needs the extra `export`")
+    pytest.importorskip("safetensors", reason="exporting needs the extra `export`")
+    out = tmp_path / "export"
+    assert main(["--mode", "export", "--workdir", str(old), "--out", str(out)]) == 0
+    golden = np.load(out / "golden.npz")
+    error = np.square(golden["x_hat"] - golden["x"] / np.float32(16)).mean()
+    assert golden["z"].shape == (4, 2)
+    assert 0 < error < 0.2  # 0.15 is that of random pairs
