@@ -1,4 +1,4 @@
-"""The order of the data, and the equality of the feeds that follow it."""
+"""The order of the data is a permutation per epoch, and both feeds follow it."""
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +161,7 @@ def test_shards_are_contiguous_slices_of_the_global_batch(kind):
         jax.tree.map(lambda a: np.asarray(a).reshape(8, *a.shape[2:]), mapped),
         jax.tree.map(lambda a: a[0], whole),
     )
-    with pytest.raises(ValueError, match="no multiple of the 3"):
+    with pytest.raises(ValueError, match="not a multiple of 3"):
         run(feed, 0, 1, (0, 3))
     feed.close()
 

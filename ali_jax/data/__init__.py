@@ -1,7 +1,7 @@
 """Data sets by name or from the user's own files, and the feeds that bring them to the devices.
 
-`load` returns a `Dataset` of two `Split`s, which hold rows as they are stored; `make_feed` turns a split
-into an endless shuffled stream of batches. Nothing here downloads: `python -m ali_jax.data.prepare` does.
+`load` returns a `Dataset` of two `Split`s, whose rows are as stored; `make_feed` turns a split into an
+endless shuffled stream of batches. Only `python -m ali_jax.data.prepare` downloads anything.
 """
 
 import numpy as np
@@ -26,8 +26,8 @@ from ali_jax.data.feeds import (
     PopulationFeed,
     SemiSupervisedFeed,
     make_feed,
-    shuffled_rows,
 )
+from ali_jax.data.order import shuffled_rows
 from ali_jax.data.stacks import Stacked, stacked, stacked_label
 from ali_jax.names import public_functions
 
