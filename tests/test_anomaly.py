@@ -105,7 +105,9 @@ def test_features_are_those_of_the_last_joint_layer(odd, key):
     result = egbad(ALI._replace(discriminator=d), variables, jnp.asarray(odd), weight=0.0)
     assert expected.max() > 0
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match="this discriminator has none: take score='egbad_logit' or 'ladder'"):
+    with pytest.raises(
+        ValueError, match="this discriminator does not have: take score='egbad_logit' or 'ladder'"
+    ):
         egbad(ALI, EMPTY, jnp.asarray(odd))
 
 

@@ -127,7 +127,7 @@ class TestNames:
     def test_conditions_are_refused_where_there_are_none(self, tmp_path):
         black = {f"{part}_image": np.zeros((3, 8, 8), np.uint8) for part in ("train", "test")}
         np.savez(tmp_path / "black.npz", **black)
-        with pytest.raises(DataError, match="has neither attributes nor labels: leave it off"):
+        with pytest.raises(DataError, match="has neither attributes nor labels: set it to False"):
             data.load("images", path=str(tmp_path / "black.npz"), conditional=True)
 
     def test_conditions_are_classes_where_there_are_no_attributes(self):
@@ -163,7 +163,7 @@ class TestSplits:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("trian", "names none of .* train"),
+            ("trian", "there is no split .* are train"),
             ("train[5:5]", "no rows: train has 10"),
             ("train[1:2", "not of the form"),
         ],
@@ -275,7 +275,7 @@ class TestNpz:
             ({"train_label": np.arange(5)}, "5 entries for 6 images"),
             ({"train_label": np.arange(6.0)}, "must be integers"),
             ({"train_label": np.arange(6) - 2}, "runs from -2 to 3"),
-            ({"test_label": None}, "labels for train alone"),
+            ({"test_label": None}, "only train has labels"),
         ],
     )
     def test_mistakes(self, tmp_path, changes, word):
@@ -286,7 +286,7 @@ class TestNpz:
         save_npz(tmp_path / "good.npz")
         content = (tmp_path / "good.npz").read_bytes()
         (tmp_path / "cut.npz").write_bytes(content[:-100])
-        refuse(tmp_path / "cut.npz", "cut short")
+        refuse(tmp_path / "cut.npz", "truncated")
         (tmp_path / "flipped.npz").write_bytes(content[:300] + bytes([content[300] ^ 255]) + content[301:])
         refuse(tmp_path / "flipped.npz", "damaged")
         (tmp_path / "text.npz").write_text("no zip at all")
@@ -475,7 +475,7 @@ class TestSVHN:
         (tmp_path / "train_32x32.mat").write_bytes(content[:5000])
         refuse(tmp_path, "train_32x32.mat: not a readable .mat file")
         savemat(tmp_path / "train_32x32.mat", {"X": np.zeros((3, 4))})
-        refuse(tmp_path, "train_32x32.mat: not a file of SVHN")
+        refuse(tmp_path, "train_32x32.mat: not an SVHN file")
 
 
 class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):

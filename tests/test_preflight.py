@@ -50,7 +50,7 @@ def test_the_bound_is_the_slowest_of_three_and_efficiency_follows():
         ("v5e:4x4x4", "slices of v5e have 2 sides, such as v5e:4x4"),
         ("v5p:4x4", "slices of v5p have 3 sides, such as v5p:4x4x4"),
         ("v5e:16x32", "512 chips; a pod of v5e has 256"),
-        ("v5e:3x3", "no multiple of the 9 chips of v5e:3x3: set it to 63 or 72"),
+        ("v5e:3x3", "not a multiple of the 9 chips of v5e:3x3: set it to 63 or 72"),
     ],
 )
 def test_what_no_slice_can_run_is_refused(capsys, topology, expected):

@@ -94,7 +94,7 @@ def test_both_feeds_give_the_same_stacks(stacks):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 3}, "has x of 8x8x3 uint8, no grey-scale images: take labelled grey-scale images"),
+        ({"channels": 3}, "has x of 8x8x3 uint8, not grey-scale images: take labelled grey-scale images"),
         ({"labels": False}, "mine has no labels: .* or set config.dataset.stack=0"),
     ],
 )
@@ -109,7 +109,7 @@ def test_files_that_cannot_be_stacked_are_refused(tmp_path, changes, message):
 
 
 def test_points_cannot_be_stacked():
-    with pytest.raises(DataError, match="stack is 3, but mixture has x of 2 float32, no grey-scale images"):
+    with pytest.raises(DataError, match="stack is 3, but mixture has x of 2 float32, not grey-scale images"):
         data.load("mixture", stack=3)
 
 

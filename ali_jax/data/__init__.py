@@ -1,4 +1,4 @@
-"""Data sets by name or from the user's own files, and the feeds that bring them to the devices.
+"""Data sets by name or from the user's own files, and feeds that bring them to the devices.
 
 `load` returns a `Dataset` of two `Split`s, whose rows are as stored; `make_feed` turns a split into an
 endless shuffled stream of batches. Only `python -m ali_jax.data.prepare` downloads anything.
@@ -70,39 +70,39 @@ def load(
     conditional: bool = False,
     stack: int = 0,
 ) -> Dataset:
-    """Load a data set by its name, or from `path` where one is given.
+    """Load a data set by its name, or from `path` if given.
 
     Args:
         name: a public function of `ali_jax.data.sources` or a TensorFlow Datasets name; unused with `path`.
         path: an .npz file, a directory of images, or a directory of SVHN's `*_32x32.mat` files.
         directory: where TensorFlow Datasets keeps its data; empty for its default.
-        train_split: which part trains, such as `extra` or `train[:45000]`; of files see `files.load`.
-        test_split: which part is held out.
+        train_split: the part to train on, such as `extra` or `train[:45000]`; for files see `files.load`.
+        test_split: the part to test on.
         seed: of the points of synthetic data.
-        scale: factor on data that are no images.
-        conditional: whether rows have y: the data's attributes or, where they have none, the class, one-hot.
-        stack: how many images, one per channel, are one x; 0 for data as they are. See `stacked`.
+        scale: factor on data that are not images.
+        conditional: whether rows have y: the attributes of the data or, without any, the one-hot class.
+        stack: the number of images that form one x, one per channel; 0 for no stacks. See `stacked`.
 
     Raises:
-        DataError: the name is unknown, the data are absent or lack conditions that were asked for or what
-            stacks need, or a file is not what it should be.
+        DataError: the name is unknown, the data are missing, a file is unusable, or the data cannot be
+            conditional or stacked.
     """
     options = LoadOptions(directory, train_split, test_split, seed, scale, conditional)
     dataset = files.load(path, options) if path else _by_name(name, options)
     if scale != 1.0 and dataset.train.dtype == np.uint8:
         raise DataError(
-            f"scale is {scale:g}, but {dataset.name} holds images, which always become [0, 1]: leave it at 1"
+            f"scale is {scale:g}, but {dataset.name} has images, whose range is always [0, 1]: leave it at 1"
         )
     dataset = stacked(dataset, stack) if stack else dataset
     return _conditional(dataset) if conditional and not dataset.attributes else dataset
 
 
 def _conditional(dataset: Dataset) -> Dataset:
-    """Return the data set with the class of each row as y, one-hot."""
+    """Return the data set with the one-hot class of each row as y."""
     if dataset.num_classes < 2:
         raise DataError(
-            f"config.dataset.conditional is set, but {dataset.name} has neither attributes nor labels: leave "
-            "it off, or take data that have them, such as celeb_a or mnist"
+            f"config.dataset.conditional is set, but {dataset.name} has neither attributes nor labels: set "
+            "it to False, or take data that have them, such as celeb_a or mnist"
         )
     train, test = (Relabelled(split, one_hot=True) for split in (dataset.train, dataset.test))
     for split in (dataset.train, dataset.test):
@@ -114,7 +114,7 @@ def _conditional(dataset: Dataset) -> Dataset:
 
 
 def depends_on_seed(name: str) -> bool:
-    """Tell whether the rows of a data set are drawn, and so differ with the seed."""
+    """Tell whether the rows of a data set are drawn at random, and so depend on the seed."""
     return name in sources.DRAWN
 
 

@@ -1,6 +1,6 @@
-"""What a data set is: two splits of rows, and the few facts that models and metrics need about them.
+"""A data set: two splits of rows, and the few facts that models and metrics need about them.
 
-Splits hold rows as they are stored, on the host; `scaled` and the feeds make floats of them.
+Splits hold rows on the host, as they are stored. `scaled` and the feeds convert them to floats.
 """
 
 import os
@@ -14,26 +14,26 @@ import numpy as np
 
 from ali_jax.types import Batch
 
-THREADS = min(16, os.cpu_count() or 1)  # that decode rows; decoders release the interpreter's lock
+THREADS = min(16, os.cpu_count() or 1)  # for decoding rows; decoders release the interpreter's lock
 
 
 class DataError(ValueError):
-    """Data that are absent or not what they should be; the message says what to do."""
+    """The data are missing or unusable; the message says what to do."""
 
 
 class LoadOptions(NamedTuple):
-    """What a data set may depend on; the arguments of `load`."""
+    """The arguments of `load` that a data set may depend on."""
 
     directory: str = ""  # where TensorFlow Datasets keeps its data
     train_split: str = "train"
     test_split: str = "test"
     seed: int = 0  # of synthetic points
-    scale: float = 1.0  # factor on data that are no images
-    conditional: bool = False  # whether rows have y, where the data have attributes
+    scale: float = 1.0  # factor on data that are not images
+    conditional: bool = False  # whether rows of data with attributes have them as y
 
 
 class Split(Protocol):
-    """Rows of a data set in random access; all one needs to implement for data of another kind."""
+    """Rows of a data set with random access. Implement this protocol to add another kind of data."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ class Split(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """The type x is stored in: uint8 for images, float32 for vectors."""
+        """The type of the stored x: uint8 for images, float32 for vectors."""
         ...
 
     @property
@@ -52,7 +52,7 @@ class Split(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """The size of all x in memory."""
+        """The size of all x in memory, in bytes."""
         ...
 
     def __len__(self) -> int: ...
@@ -63,18 +63,18 @@ class Split(Protocol):
 
 
 class Dataset(NamedTuple):
-    """A training and a test split of the same kind of data, and what is known about them."""
+    """A training and a test split, and facts about the data."""
 
     name: str
     train: Split
     test: Split
-    divisor: float  # x in [0, 1] is stored / divisor; 1 for floats
-    num_classes: int = 0  # 0: no labels
-    modes: np.ndarray | None = None  # [K, D] centres of a mixture
-    mode_std: float = 0.0  # standard deviation of each of its components
+    divisor: float  # x = stored / divisor, in [0, 1]; 1 for floats
+    num_classes: int = 0  # K; 0 without labels
+    modes: np.ndarray | None = None  # [K, D] means of a mixture
+    mode_std: float = 0.0  # standard deviation of its components
     attributes: tuple[str, ...] = ()  # names of the A columns of y
-    splits: tuple[str, str] = ("train", "test")  # which parts of the data are train and test
-    parts: "Dataset | None" = None  # of single images, where x is a stack of them
+    splits: tuple[str, str] = ("train", "test")  # the parts of the data that `train` and `test` are
+    parts: "Dataset | None" = None  # the single images, if x is a stack of them
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class ArraySplit:
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """A split read from a random-access source, row by row and on several threads, when it is asked for."""
+    """A split read from a random-access source on request, row by row on several threads."""
 
     source: Sequence[Any]  # of examples, such as paths or records
     decode: Callable[[Any], Batch]  # one example -> one row, without leading axis
@@ -166,12 +166,12 @@ class SourceSplit:
 
 @dataclass(frozen=True)
 class Relabelled:
-    """Some rows of another split, with other labels, or with their class as y."""
+    """Rows of another split, with hidden labels or with the class as y."""
 
     split: Split
-    index: np.ndarray | None = None  # [n] of the other's rows; None: all
+    index: np.ndarray | None = None  # [n] rows of `split`; None for all
     hidden: bool = False  # whether every label is -1
-    one_hot: bool = False  # whether y is the label, one-hot [K]
+    one_hot: bool = False  # whether y is the one-hot label [K]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -185,7 +185,7 @@ class Relabelled:
 
     @property
     def num_classes(self) -> int:
-        """Return the number of classes of the labels, hidden or not."""
+        """Return the number of classes, also if the labels are hidden."""
         return self.split.num_classes
 
     @property
@@ -207,25 +207,25 @@ class Relabelled:
 
 
 def host_batch(x: Any, y: Any = None, label: Any = None) -> Batch:
-    """Build a batch of numpy arrays, which stand for the device arrays that `Batch` declares."""
+    """Build a batch of numpy arrays. `Batch` declares device arrays; on the host these take their place."""
     return Batch(x, y, label)
 
 
 def scaled(batch: Batch, divisor: float) -> Batch:
-    """Return the batch with x as networks see it."""
+    """Return the batch with x in the units that networks take; see `unit`."""
     return batch._replace(x=unit(batch.x, divisor))
 
 
 def unit(x: Any, divisor: float) -> Any:
-    """Return x, on host or device, as networks see it: stored / divisor for integers, floats as they are."""
+    """Convert stored x to the units that networks take: integers become x / divisor, floats stay."""
     return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32) / np.float32(divisor)
 
 
 def parse_split(text: str) -> tuple[str, str, str]:
-    """Split "train[:45000]" into name, start and stop; the bounds are texts, empty where left out.
+    """Split "train[:45000]" into name, start and stop; the bounds are text, empty if omitted.
 
     Raises:
-        DataError: the text is no split.
+        DataError: the text has another form.
     """
     match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", text.replace(" ", ""))
     if match is None:
@@ -242,7 +242,7 @@ def select(splits: Mapping[str, ArraySplit | SourceSplit], text: str) -> ArraySp
     """
     name, start, stop = parse_split(text)
     if name not in splits:
-        raise DataError(f"split {text!r} names none of the splits there are: {', '.join(splits)}")
+        raise DataError(f"there is no split {text!r}; the splits are {', '.join(splits)}")
     split = splits[name]
     n = len(split)
     first, last, _ = slice(_bound(start, n), _bound(stop, n)).indices(n)
@@ -252,9 +252,9 @@ def select(splits: Mapping[str, ArraySplit | SourceSplit], text: str) -> ArraySp
 
 
 def stratified(label: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide rows [N] into N - count and `count`, every class in proportion; the same rows in every run.
+    """Divide rows [N] into N - count and `count` rows with equal class proportions, the same in every run.
 
-    Rows are sorted by class, in random order within each, and every (N / count)-th is held out.
+    Rows are sorted by class, in random order within a class, and every (N / count)-th is held out.
     """
     n = len(label)
     order = np.lexsort((np.random.default_rng(0).permutation(n), label))
@@ -264,10 +264,10 @@ def stratified(label: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def class_balanced(label: np.ndarray, num_classes: int, count: int, seed: int) -> np.ndarray:
-    """Draw `count` of the rows labelled 0 to K - 1, as many of each class; return their indices [count].
+    """Draw `count` rows with equally many of each class 0 to K - 1; return their indices [count].
 
     Raises:
-        DataError: the classes do not share `count` equally, or one has too few rows.
+        DataError: `count` is not a multiple of K, or a class has too few rows.
     """
     each, rest = divmod(count, num_classes)
     if rest or not each:

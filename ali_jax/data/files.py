@@ -1,6 +1,6 @@
 """The user's own data: an .npz file, a directory of images, or a directory of SVHN's .mat files.
 
-Everything that can be wrong with a file is a `DataError` that names it.
+Any problem with a file raises a `DataError` that names the file.
 """
 
 import math
@@ -34,12 +34,12 @@ IMAGE_SUFFIXES = (
     ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
 )
 # fmt: on
-EAGER_BYTES = 2**30  # directories whose decoded images are larger are decoded when rows are asked for
+EAGER_BYTES = 2**30  # directories with more decoded bytes are decoded on request, row by row
 _MAT_SUFFIX = "_32x32.mat"
-PARTS = ("train", "test")  # of an .npz and of a directory of images
-_KERAS = (("image", "x"), ("label", "y"))  # x_train is train_image in the files that Keras downloads
-NAME = "images"  # by which a config says that its data are the user's own images
-_FEWEST = 4  # images of a directory that is divided: two to train on and two to test
+PARTS = ("train", "test")  # of an .npz file or a directory of images
+_KERAS = (("image", "x"), ("label", "y"))  # Keras' files call train_image x_train and train_label y_train
+NAME = "images"  # the data set name in configs for the user's own images
+_FEWEST = 4  # images of a directory without parts: two to train on and two to test
 
 
 class _ImageFile(NamedTuple):
@@ -48,14 +48,13 @@ class _ImageFile(NamedTuple):
 
 
 def load(path: str, options: LoadOptions) -> Dataset:
-    """Load the data set at `path`; its kind follows from what is there.
+    """Load the data set at `path`; its kind follows from the files.
 
-    An .npz and a directory of images have the parts train and test, and the options' splits are taken from
-    these if both name rows that are there and differ from each other. If not, as with SVHN's extra, train
-    trains and test tests.
+    An .npz file or a directory of images has the parts train and test. The splits of `options` select from
+    them if both exist and differ. Otherwise, as with SVHN's "extra", the parts train and test are used.
 
     Raises:
-        DataError: nothing is there, or something in it cannot be used.
+        DataError: there is nothing at `path`, or something in it is unusable.
     """
     root = Path(path).expanduser()
     if not root.exists():
@@ -77,7 +76,7 @@ def load(path: str, options: LoadOptions) -> Dataset:
 
 
 def _are_there(parts: Mapping[str, ArraySplit | SourceSplit], wanted: tuple[str, str]) -> bool:
-    """Tell whether both splits are rows of the parts, and not the same ones."""
+    """Tell whether the parts hold both splits, and the two differ."""
     try:
         return wanted[0] != wanted[1] and all(len(select(parts, split)) for split in wanted)
     except DataError:
@@ -85,7 +84,7 @@ def _are_there(parts: Mapping[str, ArraySplit | SourceSplit], wanted: tuple[str,
 
 
 def _read_npz(path: Path, scale: float) -> dict[str, ArraySplit]:
-    """Read train_image, test_image and, where present, train_label and test_label, or Keras' names."""
+    """Read train_image, test_image and, if present, train_label and test_label, or Keras' names for them."""
     wanted = {f"{name}_{kind}": f"{xy}_{name}" for name in PARTS for kind, xy in _KERAS}
     arrays = _npz_arrays(path, wanted)
     missing = [f"{name}_image" for name in PARTS if f"{name}_image" not in arrays]
@@ -96,7 +95,7 @@ def _read_npz(path: Path, scale: float) -> dict[str, ArraySplit]:
         )
     labels = [name for name in PARTS if f"{name}_label" in arrays]
     if labels and len(labels) < len(PARTS):
-        raise DataError(f"{path}: labels for {labels[0]} alone; give them for every split or for none")
+        raise DataError(f"{path}: only {labels[0]} has labels; give labels for both splits or for neither")
     num_classes = 0
     for name in labels:
         _check_labels(f"{path}: {name}_label", arrays[f"{name}_label"], len(arrays[f"{name}_image"]))
@@ -110,9 +109,9 @@ def _read_npz(path: Path, scale: float) -> dict[str, ArraySplit]:
 
 
 def _npz_arrays(path: Path, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Return those of the wanted arrays that the file holds, under the name or the other name of each."""
+    """Return the arrays in the file that are listed in `wanted`, a table of names and alternative names."""
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not an .npz file, or cut short; write it anew with numpy.savez")
+        raise DataError(f"{path}: not an .npz file, or truncated; write it again with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = {key: key if key in archive.files else other for key, other in wanted.items()}
@@ -123,13 +122,13 @@ def _npz_arrays(path: Path, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # zip, zlib, header and pickle errors share no base class
         reason = "holds Python objects" if "Object arrays" in str(error) else f"is damaged ({error})"
-        raise DataError(f"{path}: {reason}; write it anew with numpy.savez and plain arrays") from error
+        raise DataError(f"{path}: {reason}; write it again with numpy.savez and plain arrays") from error
 
 
 def _check_sizes(path: Path, wanted: Sequence[str]) -> None:
-    """Raise a DataError if arrays are larger than their members, or all together than the memory.
+    """Raise a DataError if an array is larger than its archive member, or all arrays exceed the memory.
 
-    So a small file cannot unpack to more than the machine holds.
+    This keeps a small file from unpacking to more than the machine can hold.
     """
     needed = 0
     with zipfile.ZipFile(path) as archive:
@@ -143,8 +142,8 @@ def _check_sizes(path: Path, wanted: Sequence[str]) -> None:
             size = math.prod(shape) * dtype.itemsize
             if size > member.file_size and not dtype.hasobject:
                 raise DataError(
-                    f"{path}: {member.filename} is damaged: {size} bytes by its header, {member.file_size} "
-                    "in the file; write it anew with numpy.savez"
+                    f"{path}: {member.filename} is damaged: its header says {size} bytes, the file has "
+                    f"{member.file_size}; write it again with numpy.savez"
                 )
             needed += size
     _check_fits(path, needed)
@@ -154,7 +153,7 @@ def _check_fits(path: Path, needed: int) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise DataError(
-            f"{path}: unpacked it takes {needed / 2**30:.1f} GiB, and this machine has {memory / 2**30:.1f}; "
+            f"{path}: unpacked it takes {needed / 2**30:.1f} GiB, but this machine has {memory / 2**30:.1f}; "
             "give a part of it, or a directory of images, which can be streamed"
         )
 
@@ -166,7 +165,7 @@ def _check_x(what: str, x: np.ndarray, scale: float) -> np.ndarray:
     if x.dtype.kind == "f" and x.ndim == 2:
         x = x.astype(np.float32) * np.float32(scale)
         if not np.isfinite(x).all():
-            raise DataError(f"{what} holds values that are NaN or infinite; remove those rows")
+            raise DataError(f"{what} has values that are NaN or infinite; remove those rows")
         return x
     if x.dtype != np.uint8 or x.ndim not in (3, 4):
         raise DataError(
@@ -183,27 +182,29 @@ def _check_labels(what: str, label: np.ndarray, count: int) -> None:
     if label.dtype.kind not in "iu" or label.ndim != 1:
         raise DataError(f"{what} is {label.dtype} {list(label.shape)}; labels must be integers [N]")
     if len(label) != count:
-        raise DataError(f"{what} has {len(label)} entries for {count} images; the numbers must agree")
+        raise DataError(f"{what} has {len(label)} entries for {count} images; give one label per image")
     if count and (label.min() < -1 or label.max() < 0 or label.max() >= 2**31 - 1):
-        raise DataError(f"{what} runs from {label.min()} to {label.max()}; classes count from 0, -1 is none")
+        raise DataError(
+            f"{what} runs from {label.min()} to {label.max()}; classes count from 0, and -1 means no label"
+        )
 
 
 def _read_mat(path: Path) -> ArraySplit:
-    """Read a file of the original SVHN: X [32, 32, 3, N] and y [N, 1], in which 10 is the digit 0."""
+    """Read a file of the original SVHN: X [32, 32, 3, N] and y [N, 1], where 10 stands for the digit 0."""
     from scipy.io import loadmat, whosmat
 
     if not path.exists():
-        raise DataError(f"{path}: no such file; fetch it from SVHN's page, or choose another split")
+        raise DataError(f"{path}: no such file; download it from SVHN's page, or choose another split")
     try:
         _check_fits(path, sum(math.prod(shape) for name, shape, _ in whosmat(path) if name in ("X", "y")))
         content = loadmat(path, variable_names=("X", "y"))
     except DataError:
         raise
-    except Exception as error:  # the reader passes on whatever damaged bytes provoke
-        raise DataError(f"{path}: not a readable .mat file, or cut short ({error})") from error
+    except Exception as error:  # damaged bytes make the reader raise errors of many classes
+        raise DataError(f"{path}: not a readable .mat file, or truncated ({error})") from error
     x, y = content.get("X"), content.get("y")
     if x is None or y is None or x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (32, 32, 3):
-        raise DataError(f"{path}: not a file of SVHN, which hold X uint8 [32, 32, 3, N] and y [N, 1]")
+        raise DataError(f"{path}: not an SVHN file, which holds X uint8 [32, 32, 3, N] and y [N, 1]")
     label = y.reshape(-1).astype(np.int32) % 10
     if len(label) != x.shape[3]:
         raise DataError(f"{path}: {len(label)} labels for {x.shape[3]} images")
@@ -211,11 +212,13 @@ def _read_mat(path: Path) -> ArraySplit:
 
 
 def _read_folder(root: Path) -> dict[str, ArraySplit] | dict[str, SourceSplit]:
-    """Read a directory of images with folders train and test, or hold out a tenth of one, two at least."""
+    """Read a directory of images: its folders train and test or, without them, a random tenth as test."""
     present = [name for name in PARTS if (root / name).is_dir()]
     if present and len(present) < len(PARTS):
         absent = next(name for name in PARTS if name not in present)
-        raise DataError(f"{root}: a folder {present[0]} but none named {absent}; add it or rename the other")
+        raise DataError(
+            f"{root}: has a folder {present[0]} but none named {absent}; add it, or rename {present[0]}"
+        )
     if present:
         found = {name: _image_paths(root / name) for name in PARTS}
         classes = sorted({c for name in PARTS for c in _class_folders(root / name, found[name])})
@@ -224,7 +227,7 @@ def _read_folder(root: Path) -> dict[str, ArraySplit] | dict[str, SourceSplit]:
         paths = _image_paths(root)
         rows = _labelled(root, paths, _class_folders(root, paths))
         if len(rows) < _FEWEST:
-            raise DataError(f"{root}: too few images ({len(rows)}); to train and to test takes {_FEWEST}")
+            raise DataError(f"{root}: too few images ({len(rows)}); training and testing need {_FEWEST}")
         divided = stratified(np.array([row.label for row in rows]), max(2, len(rows) // 10))
         parts = {name: [rows[i] for i in index] for name, index in zip(PARTS, divided, strict=True)}
     every = [row for part in parts.values() for row in part]
@@ -240,7 +243,7 @@ def _read_folder(root: Path) -> dict[str, ArraySplit] | dict[str, SourceSplit]:
 
 
 def _image_paths(root: Path) -> list[Path]:
-    """Return all image files below root in the order of their names, hidden ones left out."""
+    """Return all image files below root, sorted by path, without hidden ones."""
     paths = sorted(
         path
         for path in root.rglob("*")
@@ -249,12 +252,12 @@ def _image_paths(root: Path) -> list[Path]:
         and path.is_file()
     )
     if not paths:
-        raise DataError(f"{root}: no images in it; their names must end in {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"{root}: has no images; their names must end in {', '.join(IMAGE_SUFFIXES)}")
     return paths
 
 
 def _class_folders(root: Path, paths: Sequence[Path]) -> list[str]:
-    """Return the folders that hold the images; none unless every image lies in one and there are several."""
+    """Return the folders that name classes; none if there is only one, or if an image lies outside."""
     folders = {path.relative_to(root).parts[0] for path in paths if path.parent != root}
     loose = any(path.parent == root for path in paths)
     return [] if loose or len(folders) < 2 else sorted(folders)
@@ -266,10 +269,10 @@ def _labelled(root: Path, paths: Sequence[Path], classes: Sequence[str]) -> list
 
 
 def _common_shape(paths: Sequence[Path]) -> tuple[int, int, int]:
-    """Return the (S, S, C) that all images share, from their headers; C is 1 if all are grey.
+    """Read the common shape (S, S, C) of all images from their headers; C is 1 if all are grey.
 
     Raises:
-        DataError: an image is broken, not square, or of another size than the first.
+        DataError: an image is unreadable, not square, or differs in size from the first.
     """
     all_grey = True
     first = (0, 0)
@@ -295,5 +298,5 @@ def _decode(row: _ImageFile, shape: tuple[int, ...]) -> Batch:
     with images.opened(row.path) as image:
         x = images.to_uint8(images.upright(image), shape[-1])
     if x.shape != shape:
-        raise DataError(f"{row.path} changed while it was used: it is {x.shape}, not {shape}")
+        raise DataError(f"{row.path} changed after the start: it is now {x.shape}, not {shape}")
     return host_batch(x, label=row.label)

@@ -1,4 +1,4 @@
-"""Pixels out of image files: opening them safely, and their conversion to uint8."""
+"""Read image files safely and convert their pixels to uint8."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from ali_jax.data.dataset import DataError
 
-MAX_PIXELS = 2**26  # of one image file; more is damage or malice
+MAX_PIXELS = 2**26  # of one image file; a larger one is damaged or malicious
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def opened(file: Path | IO[bytes], name: object = None) -> Iterator[Image.Image]
     """Open an image, given as a path or a binary file.
 
     Raises:
-        DataError: anything went wrong until the image is closed; it names the file, or `name` if given.
+        DataError: anything failed before the image was closed; it names the file, or `name` if given.
     """
     name = file if name is None else name
     try:
@@ -35,14 +35,14 @@ def opened(file: Path | IO[bytes], name: object = None) -> Iterator[Image.Image]
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Return whether the image has no colours, by its mode."""
+    """Tell whether the mode of the image has no colours."""
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return the image turned as its EXIF orientation says, which cameras leave to the viewer."""
+    """Return the image rotated by its EXIF orientation."""
     image.load()
-    with contextlib.suppress(Exception):  # damaged metadata; the pixels have been read
+    with contextlib.suppress(Exception):  # damaged metadata; the pixels are good
         return ImageOps.exif_transpose(image)
     return image
 
@@ -54,7 +54,7 @@ def to_uint8(image: Image.Image, channels: int) -> np.ndarray:
         DataError: the pixels have more than 16 bits.
     """
     if image.mode == "F":
-        raise DataError("its pixels are floats, whose range is unknown; convert it to 8 bits")
+        raise DataError("its pixels are floats of unknown range; convert it to 8 bits")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion to "L" would clip them at 255
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
@@ -62,7 +62,7 @@ def to_uint8(image: Image.Image, channels: int) -> np.ndarray:
         grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
         return np.repeat(grey[..., None], channels, axis=-1)
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # straight to RGB warns where the palette has transparent entries
+        image = image.convert("RGBA")  # Pillow warns about transparent palettes if converted to RGB directly
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels[..., None] if channels == 1 else pixels
 

@@ -1,7 +1,7 @@
 """Download and prepare a data set of TensorFlow Datasets: python -m ali_jax.data.prepare NAME.
 
-This is the one step that needs TensorFlow (it encodes the images) and, unless all files are in
---manual_dir, a network. What it writes is read without either.
+Only this step needs TensorFlow (to encode the images) and, unless all files are in --manual_dir, a network.
+Reading the prepared files needs neither.
 """
 
 import argparse
@@ -21,11 +21,11 @@ PROBE_SECONDS = 5.0
 
 
 def prepare(name: str, directory: str = "", manual_dir: str = "") -> Path:
-    """Download and prepare a data set as array_record files, unless that is done; return where it is.
+    """Download a data set and prepare it as array_record files, unless they exist; return their folder.
 
     Args:
-        name: of the data set, with its variant: imagenet_resized/64x64.
-        directory: where to put it; empty for TensorFlow Datasets' default.
+        name: the data set with its variant, such as imagenet_resized/64x64.
+        directory: where to write it; empty for TensorFlow Datasets' default.
         manual_dir: files found here under their original names are not downloaded.
 
     Raises:
@@ -51,8 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog=tfds.PREPARE, description="Download and prepare a data set.")
     parser.add_argument("name", help=f"{', '.join(tfds.NAMES)}, or another with images")
-    parser.add_argument("--directory", default="", help="where to put it (default: TensorFlow Datasets' own)")
-    parser.add_argument("--manual_dir", default="", help="a folder with files that were downloaded by hand")
+    parser.add_argument(
+        "--directory", default="", help="where to write it (default: TensorFlow Datasets' own)"
+    )
+    parser.add_argument("--manual_dir", default="", help="a folder of files downloaded by hand")
     given = parser.parse_args(arguments)
     try:
         print(f"{given.name} is ready in {prepare(given.name, given.directory, given.manual_dir)}")
@@ -63,23 +65,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_reachable(name: str, builder: Any, manual_dir: str) -> None:
-    """Refuse at once where the library would try for minutes: no network, and no files at hand."""
+    """Raise a DataError if files are missing and there is no network; the library would try for minutes."""
     files = {url: info.filename for url, info in builder.url_infos.items() if info.filename}
     folder = Path(manual_dir).expanduser()
     missing = sorted({file for file in files.values() if not manual_dir or not (folder / file).exists()})
-    some_suffice = "/" in name and len(missing) < len(files)  # the list is that of all variants together
+    some_suffice = "/" in name and len(missing) < len(files)  # the list covers all variants
     if not missing or some_suffice or is_reachable(next(iter(files))):
         return
-    variant = " (of these, what the variant needs)" if "/" in name else ""
+    variant = " (those that the variant needs)" if "/" in name else ""
     raise DataError(
-        f"cannot reach {urllib.parse.urlsplit(next(iter(files))).netloc}. Without a network, fetch the files "
-        f"of {name} elsewhere and run\n    {tfds.PREPARE} {name} --manual_dir DIR\n"
-        f"with a folder DIR that holds {', '.join(missing)}{variant}"
+        f"cannot reach {urllib.parse.urlsplit(next(iter(files))).netloc}. Without a network, download the "
+        f"files of {name} elsewhere and run\n    {tfds.PREPARE} {name} --manual_dir DIR\n"
+        f"where DIR is a folder that holds {', '.join(missing)}{variant}"
     )
 
 
 def is_reachable(url: str, seconds: float = PROBE_SECONDS) -> bool:
-    """Return whether the host of a URL answers, be it with a refusal; proxies are respected."""
+    """Tell whether the host of a URL answers, even with an error; proxy settings are respected."""
     parts = urllib.parse.urlsplit(url)
     request = urllib.request.Request(f"{parts.scheme}://{parts.netloc}/", method="HEAD")
     try:
@@ -96,11 +98,11 @@ def _download_and_prepare(name: str, builder: Any, manual_dir: str) -> None:
 
     config = tensorflow_datasets.download.DownloadConfig(
         manual_dir=str(Path(manual_dir).expanduser()) if manual_dir else None,
-        try_download_gcs=False,  # ready-made copies there are in a format that only TensorFlow reads
+        try_download_gcs=False,  # its prepared copies are in a format that only TensorFlow reads
     )
     try:
         builder.download_and_prepare(download_config=config, file_format="array_record")
-    except Exception as error:  # of the network, checksums or the disk, each of its own class
+    except Exception as error:  # network, checksum and disk errors share no base class
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"preparing {name} failed: {reason}") from error
 

@@ -1,23 +1,23 @@
-"""Data sets that need no files. A public function here is a data set: its name is what configs write.
+"""Data sets that need no files. Each public function is one, by the name that `config.dataset.name` gives.
 
-Each takes the `LoadOptions` of `load`, uses what concerns it, and returns a `Dataset`.
+It takes the `LoadOptions` of `load`, uses those that apply, and returns a `Dataset`.
 """
 
 import numpy as np
 
 from ali_jax.data.dataset import ArraySplit, Dataset, LoadOptions, select, stratified
 
-DRAWN = ("mixture", "ring")  # whose rows depend on the seed
+DRAWN = ("mixture", "ring")  # their rows depend on the seed
 TRAIN_POINTS = 100_000  # of the mixtures: the size of the authors' training set
 TEST_POINTS = 10_000  # the paper measures coverage on 10,000 points
 
 
 def digits(options: LoadOptions) -> Dataset:
-    """Return scikit-learn's 1,797 bundled digits [8, 8, 1], 0 to 16, divided into 1,400 and 397.
+    """Return scikit-learn's 1,797 bundled digits [8, 8, 1], 0 to 16, split into 1,400 and 397.
 
-    The division is stratified and the same for every seed.
+    The split is stratified and the same for every seed.
     """
-    from sklearn.datasets import load_digits  # half a second that other data sets need not wait for
+    from sklearn.datasets import load_digits  # takes half a second, which other data sets can save
 
     pixels, target = load_digits(return_X_y=True)
     x = np.asarray(pixels, np.uint8).reshape(-1, 8, 8, 1)
@@ -31,8 +31,8 @@ def digits(options: LoadOptions) -> Dataset:
 def mixture(options: LoadOptions) -> Dataset:
     """Return 25 equiprobable Gaussians of standard deviation 0.05 with means {-4, -2, 0, 2, 4}^2.
 
-    Labels are the components. `options.scale` multiplies points, means and standard deviation. Unlike the
-    authors' validation points, the test points are other draws than the training points.
+    The label is the component. `options.scale` multiplies points, means and standard deviation. Test points
+    are drawn independently of the training points, unlike the authors' validation points.
     """
     side = np.arange(-4.0, 5.0, 2.0)
     means = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)

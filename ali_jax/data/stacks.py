@@ -1,6 +1,6 @@
-"""Stacks: grey-scale images of a data set, several in the channels of one x, as in stacked MNIST.
+"""Stacks: several grey-scale images of a data set as the channels of one x, as in stacked MNIST.
 
-With three digits there are 1,000 equally likely classes, which say how many modes a model covers.
+Three digits make 1,000 equally likely classes, which show how many modes a model covers.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from ali_jax.data.dataset import DataError, Dataset, Split, host_batch
 from ali_jax.types import Batch
 
 TRAIN_STACKS = 128_000  # as in PacGAN's experiment
-TEST_STACKS = 26_000  # as many as there are samples in the literature's count of modes
+TEST_STACKS = 26_000  # the number of samples over which the literature counts modes
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """Rows of another split, C in the channels of each x; only their numbers are held."""
+    """Stacks of C rows of another split as the channels of one x; only row numbers are stored."""
 
     split: Split  # of x [H, W, 1], with labels
-    index: np.ndarray  # [N, C] of the other's rows
+    index: np.ndarray  # [N, C] rows of `split`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,9 +45,9 @@ class Stacked:
         return len(self.index)
 
     def rows(self, indices: np.ndarray) -> Batch:
-        """Return the rows at indices [n]; of the other split every row is read once at most.
+        """Return the rows at indices [n], reading each row of `split` at most once.
 
-        A stack with an image that has no label has none.
+        A stack has no label (-1) if one of its images has none.
         """
         parts = self.index[indices]
         used, place = np.unique(parts, return_inverse=True)
@@ -61,7 +61,7 @@ class Stacked:
 
 
 def stacked_label(label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the classes [N] of stacks from those of their channels [N, C]: 100 a + 10 b + c for digits."""
+    """Return the classes [N] of stacks with classes [N, C] in their channels: 100 a + 10 b + c for digits."""
     weights = num_classes ** np.arange(label.shape[1])[::-1]
     return (label @ weights).astype(np.int32)
 
@@ -69,10 +69,10 @@ def stacked_label(label: np.ndarray, num_classes: int) -> np.ndarray:
 def stacked(dataset: Dataset, count: int) -> Dataset:
     """Return the data set of stacks of `count` images, drawn with replacement from train and from test.
 
-    They are the same for every seed. The data set of single images is their `parts`.
+    The stacks are the same for every seed. The given data set becomes the `parts` of the result.
 
     Raises:
-        DataError: the data are no grey-scale images with labels.
+        DataError: the data are not grey-scale images with labels.
     """
     *_, channels = dataset.train.shape
     instead = "take labelled grey-scale images, such as digits or mnist, or set config.dataset.stack=0"
@@ -80,7 +80,7 @@ def stacked(dataset: Dataset, count: int) -> Dataset:
         shape = "x".join(map(str, dataset.train.shape))
         raise DataError(
             f"config.dataset.stack is {count}, but {dataset.name} has x of {shape} {dataset.train.dtype}, "
-            f"no grey-scale images: {instead}"
+            f"not grey-scale images: {instead}"
         )
     if dataset.num_classes < 2:
         raise DataError(f"config.dataset.stack is {count}, but {dataset.name} has no labels: {instead}")

@@ -1,6 +1,6 @@
 """Image data sets of TensorFlow Datasets, read from array_record files without TensorFlow.
 
-Nothing is downloaded here: a data set that `ali_jax.data.prepare` has not prepared is an error at once.
+Nothing is downloaded here: a data set must have been prepared by `ali_jax.data.prepare`.
 """
 
 import contextlib
@@ -67,29 +67,29 @@ CELEBA_ATTRIBUTES = (
 
 
 def find(name: str, directory: str = "", **kwargs: Any) -> Any:
-    """Return TensorFlow Datasets' builder of a data set, or None if there is none by this name.
+    """Return TensorFlow Datasets' builder of a data set, or None if the name is unknown.
 
-    A data set that a user prepared with a builder of their own is found by its files in `directory`.
+    Data that a user prepared with their own builder are found by their files in `directory`.
     """
     try:
         with quiet():
             return _library().builder(name, data_dir=directory or None, **kwargs)
-    except ValueError:  # no such data set, no such variant, or no name at all
+    except ValueError:  # unknown data set, unknown variant, or not a valid name
         return None
 
 
 def unknown(name: str, known: Sequence[str]) -> DataError:
-    """Return the error for a name that is neither among the known ones nor in TensorFlow Datasets."""
+    """Make the error for an unknown data set."""
     registered = _library().list_builders(with_community_datasets=False)
     hint = did_you_mean(name, [*known, *registered])
     return DataError(
-        f"There is no data set {name!r}.{hint} There are {', '.join(known)}, every other data set of "
-        "TensorFlow Datasets that has images, and your own files by --config.dataset.path"
+        f"There is no data set {name!r}.{hint} Known are {', '.join(known)} and every other data set of "
+        "TensorFlow Datasets that has images; give your own files by --config.dataset.path"
     )
 
 
 def check_images(name: str, builder: Any) -> tuple[int, ...]:
-    """Return the shape of a data set's images as they become x.
+    """Return the shape of x for a data set of images.
 
     Raises:
         DataError: the data set has no images, or they differ in size or are not square.
@@ -110,19 +110,19 @@ def check_images(name: str, builder: Any) -> tuple[int, ...]:
 
 
 def is_prepared(builder: Any) -> bool:
-    """Return whether a builder finds its files."""
+    """Tell whether the files of a builder exist."""
     with quiet():
         return builder.is_prepared()
 
 
 def load(name: str, builder: Any, options: LoadOptions) -> Dataset:
-    """Load a prepared data set; `options` may name splits in all of TensorFlow Datasets' notation.
+    """Load a prepared data set; splits may use all of TensorFlow Datasets' notation.
 
-    CelebA gets the paper's crop and, with `options.conditional`, its attributes as y. ImageNet's held-out
-    split is "validation", also under the name "test".
+    CelebA is cropped as in the paper and, with `options.conditional`, has its attributes as y. The split
+    "test" of ImageNet is its "validation".
 
     Raises:
-        DataError: the data are not prepared, or have no such split.
+        DataError: the data are not prepared, or the split does not exist.
     """
     shape = check_images(name, builder)
     if not is_prepared(builder):
@@ -138,7 +138,9 @@ def load(name: str, builder: Any, options: LoadOptions) -> Dataset:
 
 
 def _split(name: str, builder: Any, text: str, shape: tuple[int, ...], num_attributes: int) -> SourceSplit:
-    undecoded = {"image": _library().decode.SkipDecoding()}  # Pillow does it here, and says what is wrong
+    undecoded = {
+        "image": _library().decode.SkipDecoding()
+    }  # Pillow decodes them, and its errors name the problem
     try:
         with quiet():
             source = builder.as_data_source(text, decoders=undecoded)
@@ -179,7 +181,7 @@ def _not_prepared(name: str, looked_in: Any, directory: str) -> str:
 
 
 def _library() -> ModuleType:
-    """Import TensorFlow Datasets late: it takes a second, and most data sets do without."""
+    """Import TensorFlow Datasets, which takes a second, only when it is needed."""
     with quiet():
         import tensorflow_datasets
     return tensorflow_datasets
@@ -187,7 +189,7 @@ def _library() -> ModuleType:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the library from warning about what is reported as an error here, or is of no concern."""
+    """Silence the library's warnings: what matters in them is raised as an error here."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Anomaly detection with a trained model: scores, and thresholds that mean a false-alarm rate.
+"""Anomaly detection with a trained model: scores, and thresholds with a chosen false-alarm rate.
 
 `AnomalyScorer` follows scikit-learn's conventions for outlier detection; `egbad`, `alad` and `ladder_error`
-are its scores as pure functions. Models take no conditions here. docs/anomaly.md shows the use.
+are its scores as pure functions. Conditional models are not supported.
 """
 
 import functools
@@ -29,12 +29,12 @@ def egbad(
 
         weight |x - G(z)|_1 + (1 - weight) L
 
-    L is |f(x, z) - f(G(z), z)|_1, f being what D's last joint layer hands to its activation or, without
-    `match_features`, softplus(-s(x, z)): the cross-entropy of D's logit with "from the encoder", which of K
-    logits is their logsumexp. Norms are sums.
+    With `match_features` L is |f(x, z) - f(G(z), z)|_1, where f is D's last joint layer, before activation.
+    Otherwise L is softplus(-s(x, z)), the cross-entropy of D's logit s with "from the encoder"; of K logits s
+    is the logsumexp. Norms are sums.
 
     Raises:
-      ValueError: features are to be matched, and D has no joint layer to take them from; or D judges packs.
+      ValueError: `match_features` is set and D has no joint layer, or D judges several rows at once.
     """
     _check_unpacked(ali, "egbad")
     z = model.encode(ali, variables, x)
@@ -57,7 +57,7 @@ def alad(ali: ALI, variables: Variables, x: Array) -> Array:
     `penalties.adversarial_cycle` trains. The norm is a sum.
 
     Raises:
-      ValueError: D has no such layer, or judges packs.
+      ValueError: D has no such layer, or judges several rows at once.
     """
     if not getattr(ali.discriminator, "pair_layers", ()):
         raise ValueError(
@@ -71,26 +71,26 @@ def alad(ali: ALI, variables: Variables, x: Array) -> Array:
 
 
 def ladder_error(ali: ALI, variables: Variables, x: Array, *, steps: int = 20) -> ladder.Fit:
-    """Return the best code found from the mean code of x [N, *X] in `steps` Adam steps, and its error [N]."""
+    """Refine the mean codes of x [N, *X] by `steps` Adam steps; return the best codes and errors [N]."""
     decode = functools.partial(model.decode, ali, variables)
     return ladder.refine(decode, x, model.encode(ali, variables, x), steps=steps)
 
 
 class AnomalyScorer(OutlierMixin, BaseEstimator):
-    """Tell anomalous rows from normal ones with a model of the normal ones.
+    """Detect anomalous rows with a model of normal rows.
 
     Args:
       ali: the networks.
-      variables: what training on normal rows gave them.
+      variables: their variables, trained on normal rows.
       score: `egbad`: reconstruction and feature matching; `egbad_logit`: reconstruction and D's logit;
-        `ladder`: the reconstruction's error after a few steps on the code from the encoder's start;
+        `ladder`: the reconstruction error after a few gradient steps on the encoder's code;
         `alad`: features of a discriminator of pairs of data, for models trained with one.
-      weight: of the reconstruction in EGBAD's scores.
-      steps: of the ladder.
-      false_alarm_rate: alpha, the share of normal rows that `predict` may call anomalous. It needs at least
+      weight: of the reconstruction in the two EGBAD scores.
+      steps: number of gradient steps of `ladder`.
+      false_alarm_rate: alpha, the probability that `predict` calls a normal row anomalous. It takes at least
         1 / alpha - 1 calibration rows.
 
-    Rows are [N, *X] as the networks see them: images in [0, 1].
+    Rows are [N, *X] as the networks take them: images in [0, 1].
 
     Attributes of a fitted scorer:
       calibration_scores_: [n] sorted anomaly scores of the calibration rows.
@@ -115,10 +115,10 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
         self.false_alarm_rate = false_alarm_rate
 
     def fit(self, normal: np.ndarray, y: Any = None) -> "AnomalyScorer":
-        """Set the threshold by normal rows [n, *X] that the training has not seen in any way.
+        """Set the threshold with normal rows [n, *X] that had no influence on the training.
 
-        Rows of the training set have smaller errors than new ones: thresholds set by them give more false
-        alarms than stated. `y` is ignored, as is scikit-learn's custom.
+        Training rows have smaller errors than new ones, so a threshold set with them would give more false
+        alarms than stated. `y` is ignored, as usual in scikit-learn.
         """
         conformal.allowed_exceedances(len(normal), self.false_alarm_rate)
         scores = np.sort(-self.score_samples(normal))
@@ -127,7 +127,7 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
         return self
 
     def score_samples(self, x: np.ndarray) -> np.ndarray:
-        """Return [N], the anomaly scores of x [N, *X] with the sign turned: the higher, the more normal."""
+        """Return the negated anomaly scores [N] of x [N, *X]: the higher, the more normal."""
         if self.score == "ladder":
             scores = self._over_rows(_ladder_scores, x, (self.steps,))
         elif self.score in ("egbad", "egbad_logit"):
@@ -139,7 +139,7 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
         return -scores.astype(np.float64)
 
     def decision_function(self, x: np.ndarray) -> np.ndarray:
-        """Return [N], `score_samples` above the threshold: negative is anomalous."""
+        """Return [N], `score_samples` minus the threshold: negative is anomalous."""
         self._check_fitted()
         return self.score_samples(x) - self.offset_
 
@@ -148,14 +148,14 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
         return np.where(self.decision_function(x) < 0, -1, 1)
 
     def p_values(self, x: np.ndarray) -> np.ndarray:
-        """Return [N], the split-conformal p-values of x [N, *X]: small is anomalous."""
+        """Return the split-conformal p-values [N] of x [N, *X]: small is anomalous."""
         self._check_fitted()
         return conformal.p_values(self.calibration_scores_, -self.score_samples(x))
 
     def pixel_map(self, x: np.ndarray) -> np.ndarray:
-        """Return |x - x_hat| [N, H, W], the mean over channels; of vectors [N, D].
+        """Return |x - x_hat| as [N, H, W], averaged over channels, or for vectors as [N, D].
 
-        x_hat is the reconstruction that the score compares x with.
+        x_hat is the reconstruction that the score uses.
         """
         steps = self.steps if self.score == "ladder" else 0
         return self._over_rows(_pixel_map, x, (steps,))
@@ -163,8 +163,8 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
     def _over_rows(self, function: Callable[..., Array], x: np.ndarray, options: tuple) -> np.ndarray:
         if not np.issubdtype(np.asarray(x).dtype, np.floating):
             raise ValueError(
-                f"The rows are {np.asarray(x).dtype}: give floats as the networks see them, images divided "
-                "by their largest value."
+                f"The rows are {np.asarray(x).dtype}: give floats as the networks take them, with images "
+                "scaled to [0, 1]."
             )
         platform = platform_of()
         run = _compiled(function, platform)
@@ -202,8 +202,8 @@ def _joint_features(ali: ALI, variables: Variables, x: Array, z: Array) -> Array
     layers = sown.get("intermediates", {}).get("joint", {}).get("pre_activation", ())
     if not layers:
         raise ValueError(
-            "egbad matches the features of D's last joint layer, sown as joint/pre_activation, and this "
-            "discriminator has none: take score='egbad_logit' or 'ladder'."
+            "egbad reads D's last joint layer, sown as joint/pre_activation, which this discriminator does "
+            "not have: take score='egbad_logit' or 'ladder'."
         )
     return layers[-1]
 
@@ -222,8 +222,8 @@ def _pair_features(ali: ALI, variables: Variables, x: Array, x_prime: Array) -> 
     found = captured.get("intermediates", {}).get("pairs", {}).get("__call__", ())
     if not found:
         raise ValueError(
-            "alad compares what D's submodule `pairs` hands to the logit of its method `pair`, and this "
-            "discriminator has none: choose another score."
+            "alad reads the output of D's submodule `pairs`, which this discriminator does not have: choose "
+            "another score."
         )
     return found[-1]
 
@@ -244,11 +244,11 @@ def _check_unpacked(ali: ALI, score: str) -> None:
 
 
 def _absolute(difference: Array) -> Array:
-    """Return [N], the sum of absolute values of each row."""
+    """Return the sum of absolute values of each row [N]."""
     return jnp.sum(jnp.abs(difference).reshape(len(difference), -1), axis=1)
 
 
 @functools.cache
 def _compiled(function: Callable[..., Array], platform: str) -> Callable[..., Array]:
-    """Compile a function of (ali, variables, x, option, ...), of which ali and the option are static."""
+    """Compile a function of (ali, variables, x, option, ...) with static ali and option."""
     return jax.jit(function, static_argnums=(0, 3), compiler_options=compiler_options(platform))

@@ -1,4 +1,4 @@
-"""What a config describes, without training it: layers, shapes, parameters, operations and bytes."""
+"""Describe what a config trains, without training it: layers, shapes, parameters, operations and bytes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,12 +20,12 @@ def describe(config: Config) -> dict[str, Any]:
     """Describe the networks and the training step of a config.
 
     Returns:
-      parameters: numbers of trained parameters, by network.
-      frozen_parameters: of the projection of conditions that all networks share and none trains.
-      flops_per_step: floating-point operations of one training step at the config's batch: XLA's
-        `cost_analysis` of the program compiled for a CPU, convolutions as XLA has them, without a loop.
-      state_bytes: size of the TrainState.
-      layers: see `layers`, in the order of their calls.
+      parameters: the number of trained parameters of each network.
+      frozen_parameters: those of the random projection of conditions, which all networks share.
+      flops_per_step: floating-point operations of one training step at the config's batch size, from XLA's
+        `cost_analysis` of one step compiled for a CPU with XLA's own convolutions.
+      state_bytes: the size of the TrainState.
+      layers: see `layers`, in the order in which they are called.
 
     Raises:
       ValueError: the shape of the data is unknown, or the networks do not fit it.
@@ -48,10 +48,10 @@ def describe(config: Config) -> dict[str, Any]:
 
 
 def abstract_batch(config: Config, shape: tuple[int, ...]) -> Batch:
-    """Return the shapes of a step's batch, for data of this shape.
+    """Return the shapes of a step's batch for x of this shape.
 
     Raises:
-      ValueError: the networks are conditional, and the config does not say on how many numbers.
+      ValueError: the networks are conditional, and `config.condition.size` is 0.
     """
 
     def rows(*axes: int, dtype: Any = jnp.float32) -> Any:
@@ -70,10 +70,10 @@ def _frozen_parameters(config: Config) -> int:
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
-    """Return the shape of one x, from the config or else from the data.
+    """Return the shape of one x, from the config or, if it has none, from the data.
 
     Raises:
-      ValueError: the config does not say and the data are not there.
+      ValueError: the config has no shape and the data cannot be loaded.
     """
     source = config.dataset
     if source.shape:
@@ -83,13 +83,13 @@ def data_shape(config: Config) -> tuple[int, ...]:
         return loaded.train.shape
     except data.DataError as error:
         raise ValueError(
-            "The shape of the data is in neither the config nor loadable data: set config.dataset.shape, "
+            "The shape of the data is unknown: set config.dataset.shape, "
             f"e.g. --config.dataset.shape='(32, 32, 3)'. ({error})"
         ) from None
 
 
 def layers(ali: ALI, state: TrainState, batch: Batch) -> dict[str, list[dict[str, Any]]]:
-    """List the layers of each network that have parameters: name, output shape of one example, parameters."""
+    """List each network's layers with parameters: name, output shape of one example, parameter count."""
     rows = model.packing(ali)
     x, y = (None if a is None else jnp.zeros((rows, *a.shape[1:])) for a in (batch.x, batch.y))
     z = jnp.zeros((rows, model.latent_dim(ali)))
@@ -112,15 +112,15 @@ def layers(ali: ALI, state: TrainState, batch: Batch) -> dict[str, list[dict[str
 
 
 def compile_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> Any:
-    """Compile one training step for a CPU as one program without a loop: to count, not to run."""
-    # Optimising the machine code changes no operation that is counted, and takes most of the time.
+    """Compile one training step for a CPU, to count its operations."""
+    # Optimising the machine code would take most of the time and does not change the counts.
     options = {"xla_backend_optimization_level": 0}
     with jax.default_device(jax.devices("cpu")[0]):
         return jax.jit(training_step(config, ali), compiler_options=options).lower(state, batch).compile()
 
 
 def training_step(config: Config, ali: ALI) -> Callable:
-    """Return the `(state, batch) -> (state, metrics)` that a run of this config takes."""
+    """Return the training step `(state, batch) -> (state, metrics)` of a config."""
     return partial(
         train.train_step,
         ali,
@@ -151,7 +151,7 @@ def show(description: dict[str, Any]) -> None:
 
 
 def _note(calls: list, call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    """Call a module's method and note its path and the shape of one example of its output."""
+    """Call a module's method and record its path and the output shape of one example."""
     output = call(*args, **kwargs)
     if context.method_name == "__call__" and context.module.path and output is not None:
         calls.append((context.module.path, list(output.shape[1:])))

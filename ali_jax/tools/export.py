@@ -1,8 +1,8 @@
-"""A trained model for others: encoder and decoder as programs that run without this package, and the weights.
+"""Export a trained model: encoder and decoder as programs that run without this package, and the weights.
 
-The programs are `jax.export` artefacts: any batch size, weights included, for several platforms. Images go
-into the encoder as uint8, as they are stored. Beside them lie golden outputs, and a README that shows how to
-use all. Needs the packages of the extra `export`.
+The programs are `jax.export` artefacts: they take any batch size, contain the weights, and run on several
+platforms. The encoder takes images as uint8, as they are stored. Golden outputs and a README accompany them.
+Needs the packages of the extra `export`.
 """
 
 import importlib.metadata
@@ -24,9 +24,9 @@ from ali_jax.records.workdir import RunError, write_text
 from ali_jax.types import ALI, Array, TrainState, Variables
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PACKAGES = ("flatbuffers", "safetensors")  # jax.export serialises with the first
+PACKAGES = ("flatbuffers", "safetensors")  # jax.export serialises with flatbuffers
 GOLDEN_ROWS = 4
-TOLERANCE = 1e-4  # of golden outputs, absolute and relative: platforms round differently
+TOLERANCE = 1e-4  # of golden outputs, absolute and relative, as platforms round differently
 
 
 class _Program(NamedTuple):
@@ -40,11 +40,11 @@ class _Program(NamedTuple):
 def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
     """Write the model of a run into a folder: programs, golden outputs, weights, README; return their paths.
 
-    Exported are the averaged weights, where there are any; of a population the first member's.
+    The weights are the averaged ones if the run has them. Of a population the first member is exported.
 
     Raises:
-      ValueError: a package that is needed is not installed.
-      RunError: an exported program does not give what the model gives.
+      ValueError: a required package is not installed.
+      RunError: the output of an exported program differs from the model's.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ValueError(f"Exporting needs {' and '.join(missing)}: pip install 'ali_jax[export]'.")
@@ -53,7 +53,7 @@ def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
     if game.members:
         game, state = game.members[0], member_of(state, 0)
     config = game.config.copy_and_resolve_references()
-    config.lowering = "native"  # the forms for a CPU depend on sizes that other platforms do not have
+    config.lowering = "native"  # the CPU's forms would be slow on the other platforms
     split = game.dataset.test
     ali = networks.build(config, x_shape=split.shape)
     held = state.variables if state.ema is None else state.ema
@@ -80,19 +80,18 @@ def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
     return [*paths, *(folder / name for name in ("golden.npz", "weights.safetensors", "README.md"))]
 
 
-def export_program(
-    function: Callable[..., Array], rows: Sequence[jax.ShapeDtypeStruct], platforms: Sequence[str] = PLATFORMS
-) -> bytes:
-    """Serialise a function of arrays that share their first axis, of any length.
+def export_program(function: Callable[..., Array], rows: Sequence[jax.ShapeDtypeStruct]) -> bytes:
+    """Serialise a function of arrays that share a batch axis, which may have any length.
+
+    The program is for all of `PLATFORMS` or, if it cannot be lowered for all together, for those it can be
+    lowered for one by one.
 
     Args:
-      function: what is exported; what it closes over becomes part of the program.
+      function: what is exported, with the arrays that it closes over.
       rows: shape and type of one row of each argument.
-      platforms: those the program shall run on; where it cannot be lowered for all of them together, it is
-        for those among them that it can be lowered for alone.
 
     Raises:
-      ValueError: it can be lowered for none.
+      ValueError: it cannot be lowered for any platform.
     """
     (batch,) = jax_export.symbolic_shape("b")
     arguments = [jax.ShapeDtypeStruct((batch, *row.shape), row.dtype) for row in rows]
@@ -101,16 +100,16 @@ def export_program(
         return jax_export.export(jax.jit(function), platforms=names)(*arguments)
 
     try:
-        return bytes(lowered(platforms).serialize())
+        return bytes(lowered(PLATFORMS).serialize())
     except (NotImplementedError, ValueError):
-        usable = [name for name in platforms if _succeeds(lowered, [name])]
+        usable = [name for name in PLATFORMS if _succeeds(lowered, [name])]
         if not usable:
             raise
         return bytes(lowered(usable).serialize())
 
 
 def flat_weights(variables: Variables) -> dict[str, np.ndarray]:
-    """Return all arrays of the three networks by names such as encoder/params/mu/kernel."""
+    """Return the arrays of all networks by names such as encoder/params/mu/kernel."""
     named = {
         f"{network}/{kind}": tree
         for kind, trees in variables._asdict().items()
@@ -135,7 +134,7 @@ def _decoder(ali: ALI, variables: Variables) -> Callable[..., Array]:
 
 
 def _checked(program: _Program, path: Path, *arguments: np.ndarray) -> np.ndarray:
-    """Call the program of a file, and return what it gives if the function gives the same."""
+    """Call the program in a file and return its output, if it agrees with the function's."""
     platform = platform_of()
     found = np.asarray(jax_export.deserialize(bytearray(path.read_bytes())).call(*arguments))
     run = jax.jit(program.function, compiler_options=compiler_options(platform))
@@ -143,7 +142,8 @@ def _checked(program: _Program, path: Path, *arguments: np.ndarray) -> np.ndarra
     if not np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE):
         error = float(np.abs(found - wanted).max())
         raise RunError(
-            f"The exported {program.name} is off by {error:.3g} from the model: do not use {path}."
+            f"The output of the exported {program.name} differs from the model's by {error:.3g}: do not use "
+            f"{path}."
         )
     return found
 
@@ -162,14 +162,14 @@ def _readme(game: Game, step: int, golden: dict[str, Any], encoder: Path) -> str
     y_in = ", golden['y']" if "y" in golden else ""
     condition = f"\n- `y`, the condition, {shapes['y']}, is the second argument of both" if y_in else ""
     unit = (
-        f"images as they are stored, 0 to {game.dataset.divisor:g}"
+        f"images as stored, 0 to {game.dataset.divisor:g}"
         if golden["x"].dtype == np.uint8
-        else "data as they are"
+        else "data as stored"
     )
     range_of_x = ", in [0, 1]" if golden["x"].dtype == np.uint8 else ""
     return f"""# {game.dataset.name}: encoder and decoder of ALI after {step:,} steps
 
-Needs `jax` (made with {importlib.metadata.version("jax")}), `flatbuffers` and `numpy`, not what trained it.
+Needs `jax` (exported with {importlib.metadata.version("jax")}), `flatbuffers` and `numpy`, but not ali_jax.
 
 ```python
 import jax, numpy as np
@@ -181,10 +181,10 @@ x_hat = load("decoder.jax").call(z{y_in})
 
 - `encoder.jax`: x, {shapes["x"]}, {unit}, to the mean code z, {shapes["z"]}
 - `decoder.jax`: z to x_hat, {shapes["x_hat"]}{range_of_x}; samples are decodings of z ~ N(0, I){condition}
-- B is any number; platforms: {", ".join(exported.platforms)}
+- B is any batch size; platforms: {", ".join(exported.platforms)}
 - `weights.safetensors`: parameters and batch statistics of all three networks, float32
 
-`golden.npz` holds inputs and what the programs gave for them. Elsewhere they give the same up to rounding:
+`golden.npz` holds inputs and the outputs of the programs. On other platforms they agree up to rounding:
 
 ```python
 np.testing.assert_allclose(z, golden["z"], rtol={TOLERANCE}, atol={TOLERANCE})

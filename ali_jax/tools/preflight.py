@@ -1,6 +1,7 @@
-"""What a training step would need of a TPU slice, found without one: libtpu compiles it on any machine.
+"""Predict what a training step needs of a TPU slice, without one: libtpu compiles on any machine.
 
-All numbers are the compiler's and the data sheets', none is a measurement. No data and no workdir are read.
+All numbers come from the compiler and from data sheets; none is a measurement. Neither data nor a workdir is
+read.
 """
 
 import functools
@@ -26,15 +27,15 @@ from ali_jax.types import PyTree
 
 
 class Chip(NamedTuple):
-    """What a data sheet says of a TPU."""
+    """A TPU's data sheet."""
 
     hbm: float  # bytes
-    flops: float  # per second, products of bfloat16, which float32 convolutions and dots are by default too
+    flops: float  # per second in bfloat16, the default precision of float32 products too
     bandwidth: float  # of HBM, bytes per second
-    interconnect: float  # bytes per second that a chip sends over all its links within a slice
+    interconnect: float  # bytes per second that a chip sends over all its links in a slice
     dimensions: int  # of the torus
-    pod: int  # chips in the largest one
-    options: dict[str, str]  # of the topology
+    pod: int  # chips in the largest slice
+    options: dict[str, str]  # of `get_topology_desc`
 
 
 # cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e. Two cores of v4 are one device, as on a real slice.
@@ -45,7 +46,7 @@ CHIPS = {
     "v6e": Chip(32 * 2**30, 918e12, 1.64e12, 400e9, 2, 256, {}),
 }
 
-# To compile takes no TPU, so that libtpu needs to look for none, nor to be alone on the machine.
+# Compiling needs no TPU: keep libtpu from searching for one and from locking the machine.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -61,27 +62,27 @@ _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "col
 
 
 def preflight(config: Config, topology: str) -> dict[str, Any]:
-    """Compile the training step for a slice such as "v5e:16x16", and say what it needs of each chip.
+    """Compile the training step for a slice such as "v5e:16x16" and report what each chip needs.
 
     Returns:
       topology, chips, batch_size, batch_per_chip.
       memory: bytes per chip: `arguments` (the state and the chip's share of the batch), `temporaries`,
-        `code`, their sum `peak`, `hbm` of the chip, `left`, where a resident data set can lie.
-      flops, bytes: per chip and step, after XLA's cost analysis. It counts as `bytes` also what stays in the
-        chip's own memory: the time of `memory` is no strict bound.
-      collectives: by kind, their `count` and `bytes`, the size of what they work on.
-      seconds: the least that a step takes by each of `compute`, `memory` and `interconnect`: the counts over
-        the data sheet's peaks, collectives in a ring (an all-reduce of V bytes over N chips sends
-        2 V (N - 1) / N from each), without latencies.
-      bound: the largest of the three, and `step_seconds` that time: where all three overlap.
-      efficiency: what communication leaves of the speed of the same program without it, as [low, high]: low
-        if it overlaps with nothing, high if with everything. The program for one chip alone may move less:
-        compare the step_seconds of both, with the same batch per chip.
+        `code`, their sum `peak`, the chip's `hbm`, and what is `left`, for instance for a resident data set.
+      flops, bytes: per chip and step, from XLA's cost analysis. `bytes` includes traffic that stays on the
+        chip, so the time for `memory` is not a strict bound.
+      collectives: `count` and `bytes` of their operands, by kind.
+      seconds: lower bounds on the time of a step from `compute`, `memory` and `interconnect`: the counts over
+        the data sheet's peaks, without latencies. Collectives run in a ring: an all-reduce of V bytes over N
+        chips sends 2 V (N - 1) / N from each.
+      bound: the name of the largest of the three; `step_seconds` is its time, if all three overlap.
+      efficiency: the speed as a share of that of the same program without communication, as [low, high]: low
+        if communication overlaps with nothing, high if with everything. A program for a single chip may move
+        fewer bytes: compare the step_seconds of both at the same batch per chip.
       compile_seconds.
 
     Raises:
-      ValueError: no such topology, a batch that its chips do not divide, a step that does not fit, or libtpu
-        is not installed.
+      ValueError: the topology does not exist, the number of chips does not divide the batch, the step does
+        not fit, or libtpu is not installed.
     """
     chip, dimensions = parse(topology)
     if population.size(config):
@@ -116,7 +117,7 @@ def preflight(config: Config, topology: str) -> dict[str, Any]:
 
 
 def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
-    """Read a name such as "v5e:16x16"; raise a ValueError that says what names there are."""
+    """Parse a name such as "v5e:16x16" into chip and sides; a ValueError lists the possible names."""
     kind, _, sides = topology.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d{0,2}(x[1-9]\d{0,2})*", sides):
         raise ValueError(
@@ -138,7 +139,7 @@ def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def collectives(program: str) -> dict[str, dict[str, float]]:
-    """Count the collectives in the text of a compiled program, and the bytes that they work on, by kind."""
+    """Count the collectives in the text of a compiled program and the bytes of their operands, by kind."""
     found: dict[str, dict[str, float]] = {}
     for kind, shapes in _collective_lines(program):
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
@@ -148,7 +149,7 @@ def collectives(program: str) -> dict[str, dict[str, float]]:
 
 
 def _collective_lines(program: str) -> Iterator[tuple[str, list[int]]]:
-    """Yield the kind of each collective, and the bytes of each array of its result."""
+    """Yield the kind of each collective and the bytes of each array of its result."""
     pattern = re.compile(rf" = (.*?) ({'|'.join(_COLLECTIVES)})(?:-start)?\(")
     for line in program.splitlines():
         if match := pattern.search(line):
@@ -162,7 +163,7 @@ def _collective_lines(program: str) -> Iterator[tuple[str, list[int]]]:
 def bounds(
     chip: Chip, chips: int, flops: float, moved: float, found: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """Return the least times that the counts allow, the bound that holds, and the efficiency that follows."""
+    """Return lower bounds on the time of a step, the largest of them, and the efficiency that follows."""
     share = (chips - 1) / chips
     factor = {"all-reduce": 2 * share, "collective-permute": 1.0}
     sent = sum(entry["bytes"] * factor.get(kind, share) for kind, entry in found.items())
@@ -185,7 +186,7 @@ def bounds(
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print a report for a person."""
+    """Print a report on standard output."""
     console = Console(highlight=False, soft_wrap=True)
     memory, seconds = report["memory"], report["seconds"]
     gib = {name: f"{size / 2**30:.3f}" for name, size in memory.items()}
@@ -214,7 +215,8 @@ def _check_batch(config: Config, topology: str, chips: int) -> None:
         below, above = size // chips * chips, (size // chips + 1) * chips
         sizes = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"config.batch_size is {size}, no multiple of the {chips} chips of {topology}: set it to {sizes}."
+            f"config.batch_size is {size}, not a multiple of the {chips} chips of {topology}: set it to "
+            f"{sizes}."
         )
 
 
@@ -226,7 +228,7 @@ def _does_not_fit(config: Config, topology: str, why: str) -> ValueError:
 
 
 def _devices(topology: str, chip: Chip, dimensions: tuple[int, ...]) -> list[Any]:
-    """Return the devices of a topology that exists in libtpu only."""
+    """Return the devices of a topology, which exist only in libtpu."""
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("--mode preflight compiles with libtpu: pip install 'ali_jax[preflight]'.")
     for name, value in _ENVIRONMENT.items():
