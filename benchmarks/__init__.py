@@ -1,5 +1,7 @@
-"""How fast training is: beside peers (`compare`), beside the machine (`roofline`), on a GPU (`gpu_table`).
+"""Measurements of speed and of trust in the metrics; not part of the package.
 
-And how far what is measured can be trusted: what the two-sample tests see (`power`), and what ALI finds where
-the answer is known (`known_answer`).
+Speed: against peers (`compare`, `svm`), against the limits of the machine (`roofline`), on a GPU
+(`gpu_table`). Trust: the power of the two-sample tests (`power`), ALI on a problem with a known answer
+(`known_answer`), the effect of each ingredient of a recipe (`ablation`), anomaly detection against simple
+detectors (`anomaly`).
 """

@@ -1,12 +1,12 @@
-"""What each ingredient of a stable recipe does: the recipe with one of them taken out or changed at a time.
+"""Measure the effect of each ingredient of a stable recipe: remove or change one at a time.
 
     python -m benchmarks.ablation --config experiments/mixture_stable.py --config.population.seeds=8
         [--workdir DIR] [--variants recipe,"no penalty",...] [--config.KEY=VALUE ...]
 
-The seeds of a variant, two where nothing is said, train as one population, in a folder of its own under
---workdir; one that is finished there is not repeated, so that a stopped ablation goes on with the same
-command. The table has mean and standard deviation over seeds, of the averaged parameters and, in rows
-marked raw, of the parameters themselves: raw recipe is the recipe without the average.
+The seeds of a variant (two by default) train as one population in their own folder under --workdir. Finished
+variants are not repeated, so the same command continues a stopped ablation. The table has the mean and the
+standard deviation over seeds for the averaged parameters and, in rows marked "raw", for the parameters of the
+last step: the raw recipe is the recipe without averaging.
 """
 
 import argparse
@@ -27,19 +27,19 @@ from benchmarks.compare import markdown
 
 EVALUATOR = "modes"
 COLUMNS = ("modes_strict", "high_quality", "reverse_kl", "mode_spread", "mode_kept")
-SEEDS = 2  # where nothing is said
-RAW = "raw/"  # before the names of the raw parameters' numbers
+SEEDS = 2  # by default
+RAW = "raw/"  # prefix of the raw parameters' numbers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what is not trained yet, print the table in Markdown, and return the exit status."""
+    """Train the missing variants, print the table in Markdown, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ablation",
         description="Take one ingredient at a time out of a recipe.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="FILE or FILE:VARIANT")
-    parser.add_argument("--variants", default="", help="names of rows, separated by commas; all where empty")
+    parser.add_argument("--variants", default="", help="names of rows, separated by commas (default: all)")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"), help="the folder of all runs")
     options, overrides = parser.parse_known_args(argv)
     try:
@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_variants(config: Config) -> dict[str, Config]:
-    """Return the recipe and what differs from it in one ingredient, by name.
+    """Return the recipe and its variants with one ingredient changed, by name.
 
-    A variant that would be the recipe itself is left out.
+    Variants that equal the recipe are left out.
 
     Raises:
-      ValueError: the recipe has no gradient penalty, so that there is nothing to take out.
+      ValueError: the recipe has no gradient penalty.
     """
     gamma, gamma_z = config.penalties.r1.gamma, config.penalties.r1.gamma_z
     if not gamma > 0:
@@ -102,7 +102,7 @@ def make_variants(config: Config) -> dict[str, Config]:
 
 
 def choose(variants: Mapping[str, Config], text: str) -> dict[str, Config]:
-    """Return the variants that a text names, or all.
+    """Return the variants that `text` names, or all if it is empty.
 
     Raises:
       ValueError: an unknown name.
@@ -110,12 +110,12 @@ def choose(variants: Mapping[str, Config], text: str) -> dict[str, Config]:
     names = text.split(",") if text else list(variants)
     for name in names:
         if name not in variants:
-            raise ValueError(f"--variants: there is no {name!r}, but {', '.join(variants)}.")
+            raise ValueError(f"--variants: {name!r} is unknown; there are {', '.join(variants)}.")
     return {name: variants[name] for name in names}
 
 
 def measure(variant: Config, workdir: Path) -> dict[str, float]:
-    """Train a variant's population in a folder, unless that is done, and return its numbers.
+    """Train a variant's population in a folder, unless it is finished there, and return its numbers.
 
     Raises:
       ValueError: bad input, or the folder holds another run.
@@ -126,7 +126,7 @@ def measure(variant: Config, workdir: Path) -> dict[str, float]:
     with redirect_stdout(sys.stderr):
         status = loop.run(config, workdir)
     if status:
-        raise RunError("The ablation was stopped; the same command goes on with it.")
+        raise RunError("The ablation was stopped; the same command continues it.")
     return read_metrics(workdir)
 
 
@@ -136,19 +136,19 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
     for name, found in results.items():
         for weights, prefix in (("averaged", ""), ("raw", RAW)):
             columns = [prefix + column for column in COLUMNS]
-            if found.keys() >= set(columns):  # raw numbers stand beside averaged ones only
+            if found.keys() >= set(columns):  # without averaging there are no raw numbers
                 rows.append([name, weights, *(mean_and_deviation(found, column) for column in columns)])
     return markdown(rows)
 
 
 def mean_and_deviation(found: Mapping[str, float], column: str) -> str:
-    """Return "mean +- standard deviation" (n - 1) of a number over seeds, or the number of a single seed."""
+    """Format a number over seeds as "mean +- standard deviation" (n - 1), or the number of a single seed."""
     deviation = found.get(f"{column}/std", math.nan)
     return f"{found[column]:.4f}" + ("" if math.isnan(deviation) else f" +- {deviation:.4f}")
 
 
 def _changed(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return a copy of a config with other values, by their dotted keys."""
+    """Return a copy of a config with other values, given by dotted keys."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(values)
     return config

@@ -1,13 +1,13 @@
-"""Anomaly detection with one digit left out of the training, beside simple detectors.
+"""Detect a digit that was left out of the training, with ALI and with simple detectors.
 
     python -m benchmarks.anomaly --config experiments/digits.py --steps 3000 --digits 0 1 8
     python -m benchmarks.anomaly --config experiments/mnist_stable.py:ali --path mnist.npz --steps 1500
 
-For every digit and seed: the training rows of the other nine are divided at random, and the model and the
-simple detectors are trained on one part. The second part calibrates the thresholds of all of them, the third
-counts false alarms on rows from the same source, and so do the nine digits of the test split, which in MNIST
-were written by other people. AUROC and AUPRC are those of the left-out digit against the other nine in the
-test split. Nothing is chosen on test rows. Averaged parameters are used where the config keeps them.
+For every digit and seed, the training rows of the other nine digits are split at random into three parts. The
+model and the simple detectors train on the first; the second calibrates all thresholds; the third counts
+false alarms on rows from the same source. False alarms are also counted on the nine digits of the test split,
+which in MNIST were written by other people. AUROC and AUPRC compare the left-out digit with the other nine in
+the test split. No choice depends on test rows. The averaged parameters are used if the config keeps them.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from ali_jax.program.command import load_config, override
 from ali_jax.tools.anomaly import AnomalyScorer
 from benchmarks.compare import markdown
 
-HELD_OUT_SHARE = 0.15  # of the nine digits' training rows: to calibrate, and as much again to count
+HELD_OUT_SHARE = 0.15  # of the nine digits' training rows, for calibration and again for counting
 MOST_HELD_OUT = 2_000
 
-# Options of AnomalyScorer, by the names of the table.
+# Options of AnomalyScorer for each row of the table.
 MODEL_SCORES = {
     "ALI, reconstruction": {"score": "egbad", "weight": 1.0},
     "ALI, EGBAD with features": {"score": "egbad"},
@@ -53,7 +53,7 @@ class Parts(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one detector does in one run."""
+    """The performance of one detector in one run."""
 
     auroc: detection.Estimate
     auprc: detection.Estimate
@@ -69,13 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="FILE or FILE:VARIANT")
-    parser.add_argument("--path", default="", help="of the data, as config.dataset.path")
+    parser.add_argument("--path", default="", help="of the data, like config.dataset.path")
     parser.add_argument("--steps", type=int, default=0, help="instead of the config's num_steps")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--digits", type=int, nargs="+", default=[0], help="the classes to leave out in turn")
-    parser.add_argument("--rows", type=int, default=5_000, help="the most test rows that are used")
+    parser.add_argument("--rows", type=int, default=5_000, help="maximum number of test rows")
     parser.add_argument("--alpha", type=float, default=0.05, help="the false-alarm rate of the thresholds")
-    parser.add_argument("--json", type=Path, help="where every run is written")
+    parser.add_argument("--json", type=Path, help="file for the numbers of every run")
     options, overrides = parser.parse_known_args(argv)
     try:
         config = load_config(options.config)
@@ -108,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(options: argparse.Namespace, dataset: data.Dataset) -> None:
-    """Raise a ValueError for numbers that cannot be, and for data without the classes that are left out."""
+    """Raise a ValueError for impossible numbers and for digits that the data do not have."""
     if min(options.seeds, options.rows) < 1 or options.steps < 0:
-        raise ValueError("--seeds and --rows must be positive, --steps too or left out.")
+        raise ValueError("--seeds and --rows must be positive, and --steps too if given.")
     if dataset.num_classes < 2 or not set(options.digits) <= set(range(dataset.num_classes)):
         raise ValueError(
             f"--digits {options.digits}: {dataset.name} has the classes 0 to {dataset.num_classes - 1}."
@@ -118,7 +118,7 @@ def check(options: argparse.Namespace, dataset: data.Dataset) -> None:
 
 
 def divide(dataset: data.Dataset, digit: int, seed: int, most_test_rows: int) -> Parts:
-    """Divide train's rows of the other digits at random, and test's by whether they are of `digit`."""
+    """Split the other digits' training rows at random, and the test rows by whether they show `digit`."""
     train, test = (split.rows(np.arange(len(split))) for split in (dataset.train, dataset.test))
     x, label = np.asarray(train.x), np.asarray(train.label)
     rng = np.random.default_rng(seed)
@@ -153,7 +153,7 @@ def run(config: Config, dataset: data.Dataset, parts: Parts, alpha: float) -> di
 
 
 def simple_scores(x: Parts, config: Config) -> dict[str, list[np.ndarray]]:
-    """Score the rows of every part but the first, all [N, F], with detectors that are fitted to the first."""
+    """Fit simple detectors to the first part [N, F] and score the rows of the others."""
     mean, components = pca(x.fit, min(config.latent_dim, x.fit.shape[1]))
     forest = IsolationForest(random_state=config.seed).fit(x.fit)
 
@@ -169,7 +169,7 @@ def simple_scores(x: Parts, config: Config) -> dict[str, list[np.ndarray]]:
 
 
 def assess(scores: Sequence[np.ndarray], alpha: float) -> Outcome:
-    """Rate the anomaly scores [N] of every part but the first."""
+    """Evaluate the anomaly scores [N] of every part but the first."""
     calibration, held_out, normal, anomalous = scores
     held_out_alarms, test_alarms = (
         float(np.mean(conformal.p_values(calibration, part) <= alpha)) for part in (held_out, normal)
@@ -183,7 +183,7 @@ def assess(scores: Sequence[np.ndarray], alpha: float) -> Outcome:
 
 
 def caption(config: Config, digit: int, parts: Parts, seeds: int, alpha: float) -> str:
-    """Say what a table shows."""
+    """Describe what a table shows."""
     fit, calibration, held_out, normal, anomalous = map(len, parts)
     low, high = conformal.false_alarm_interval(calibration, alpha)
     return (

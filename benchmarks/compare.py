@@ -1,12 +1,12 @@
-"""Our training step against peers on the same work.
+"""Compare the speed of our training step with peers that do the same work.
 
     python -m benchmarks.compare --config experiments/svhn.py [--batch-size B] [--rounds N] [--seconds S]
         [--variants ours,torch_best,...] [--torch-python PYTHON] [--json FILE] [--config.KEY=VALUE ...]
 
-Each variant has a process of its own, prepared and warmed up before the first round. In every round each
-trains for about S seconds while the others wait, in an order that is reversed from round to round. What
-counts are ratios of the same round: their median, least and greatest, of wall time and of CPU seconds (user
-and system, all threads). The latter is the one to trust where other programs run on the machine.
+Each variant runs in its own process, prepared and warmed up before the first round. In every round each
+variant trains for about S seconds while the others wait; the order reverses from round to round. The result
+is the median, least and greatest ratio within a round, of wall time and of CPU seconds (user and system, all
+threads). Trust the latter if other programs run on the machine.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from benchmarks.worker import MODULES, Worker, WorkerError
 
 VARIANTS = ("ours", "flax_textbook", "torch_textbook", "torch_best")
 
-# What the peers do not have, and the value that leaves it out.
+# Keys that the peers do not support, and the value that turns each off.
 ABSENT = {
     "penalties.r1.gamma": 0.0,
     "ema_decay": 0.0,
@@ -50,7 +50,7 @@ ABSENT = {
 
 
 class Run(NamedTuple):
-    """What one variant did in one round."""
+    """The work of one variant in one round."""
 
     steps: int
     wall: float  # seconds
@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """The median of paired ratios, and between what they lay."""
+    """The median and the range of paired ratios."""
 
     median: float
     least: float
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="per variant and round")
     parser.add_argument("--variants", default="", help=f"of {','.join(MODULES)}; the first is compared")
-    parser.add_argument("--torch-python", default=sys.executable, help="the Python that has torch")
-    parser.add_argument("--json", type=Path, help="where every round is written")
+    parser.add_argument("--torch-python", default=sys.executable, help="a Python with torch")
+    parser.add_argument("--json", type=Path, help="file for the times of every round")
     options, overrides = parser.parse_known_args(argv)
     try:
         config = load_config(options.config)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_comparable(config)
         variants = choose_variants(options.variants, options.torch_python)
         if options.rounds < 1 or options.batch_size < 0 or not options.seconds > 0:
-            raise ValueError("--rounds and --seconds must be positive, --batch-size too or left out.")
+            raise ValueError("--rounds and --seconds must be positive, and --batch-size too if given.")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -111,32 +111,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_comparable(config: Config) -> None:
-    """Raise a ValueError where a config asks for what the peers do not have."""
+    """Raise a ValueError if a config uses something that the peers do not support."""
     values = configs.flat(config)
     for key, value in ABSENT.items():
         if values[key] != value:
             raise ValueError(
-                f"config.{key} is {values[key]!r}, which the peers do not have: "
+                f"config.{key} is {values[key]!r}, which the peers do not support: "
                 f"compare with --config.{key}={value}, or another config."
             )
 
 
 def choose_variants(text: str, torch_python: str) -> tuple[str, ...]:
-    """Return the variants that a text names, or all; without torch those that do without it.
+    """Return the variants that `text` names, or all; without torch, all that do not need it.
 
     Raises:
-      ValueError: an unknown name, or one that needs a torch that is not there.
+      ValueError: an unknown name, or one that needs torch, which is not installed.
     """
     chosen = tuple(text.split(",")) if text else VARIANTS
     for name in chosen:
         if name not in MODULES:
-            raise ValueError(f"--variants: there is no {name!r}, but {', '.join(MODULES)}.")
+            raise ValueError(f"--variants: {name!r} is unknown; there are {', '.join(MODULES)}.")
     if not any(map(_needs_torch, chosen)) or has_torch(torch_python):
         return chosen
     hint = f"{torch_python} has no torch: pip install 'ali_jax[bench]', or name one with --torch-python."
     if text:
         raise ValueError(hint)
-    print(f"Without the variants of torch: {hint}", file=sys.stderr)
+    print(f"The torch variants are left out: {hint}", file=sys.stderr)
     return tuple(name for name in chosen if not _needs_torch(name))
 
 
@@ -168,7 +168,7 @@ def measure(
       What each variant says about itself (device, parameters), and the rounds.
 
     Raises:
-      WorkerError: a variant failed, or its networks are not the others'.
+      WorkerError: a variant failed, or its networks differ from the others'.
     """
     with contextlib.ExitStack() as stack:
         workers, found, steps = {}, {}, {}
@@ -198,17 +198,17 @@ def measure(
 
 
 def task(variant: str, config: Config, batch_size: int) -> dict[str, Any]:
-    """Return a worker's task: the config as JSON holds it."""
+    """Return a worker's task, with the config as JSON values."""
     return {"variant": variant, "config": json.loads(configs.to_json(config)), "batch_size": batch_size}
 
 
 def in_turn(variants: Sequence[str], index: int) -> Sequence[str]:
-    """Return the order of a round, reversed from that of the round before."""
+    """Return the order of a round, the reverse of the previous round's."""
     return variants[::-1] if index % 2 else variants
 
 
 def speedups(rounds: Sequence[Mapping[str, Run]], one: str, other: str, what: str) -> Spread:
-    """Return how many times as fast as `other` a variant was, of paired rounds, by "wall" or "cpu"."""
+    """Return how many times as fast as `other` a variant was in each round, by "wall" or "cpu" time."""
 
     def per_step(run: Run) -> float:
         return getattr(run, what) / run.steps
@@ -218,7 +218,7 @@ def speedups(rounds: Sequence[Mapping[str, Run]], one: str, other: str, what: st
 
 
 def table(rounds: Sequence[Mapping[str, Run]], batch_size: int) -> str:
-    """Return the Markdown table: speed of each variant, and how far the first is ahead of it."""
+    """Return the Markdown table: the speed of each variant, and the speedup of the first over it."""
     first = next(iter(rounds[0]))
     rows = [
         ["variant", "ms/step", "images/s", "images per CPU-s", f"{first} over it, wall", "CPU-s"],
@@ -234,7 +234,7 @@ def table(rounds: Sequence[Mapping[str, Run]], batch_size: int) -> str:
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:
-    """Join the cells of a table, the second row being its rule."""
+    """Join the cells of a table whose second row is the rule."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -1,12 +1,11 @@
-"""The table of a GPU: the paper's image experiments, three batch sizes, two precisions, ours and PyTorch.
+"""Measure a GPU: the paper's image experiments at three batch sizes and two precisions, ours and PyTorch.
 
     python -m benchmarks.gpu_table [--torch-python PYTHON] [--budget SECONDS] [--json FILE] [--tiny]
 
-One process trains ours (the programs of a batch size are compiled together, in threads), then one trains
-the peers: P1 is `torch_textbook`, P3 `torch_best`, P3c `torch_compiled`, the last at the paper's batch
-only, as it compiles for long. float32 stands for tf32. What the budget leaves no time for, or what fails,
-is a dash; the reasons follow the table. `--tiny` takes perceptrons of a few units: a trial of the command
-on a CPU.
+One process trains ours; the programs of a batch size are compiled together, in threads. Then another trains
+the peers: P1 is `torch_textbook`, P3 `torch_best`, and P3c `torch_compiled`, which runs at the paper's batch
+size only because it compiles for long. float32 means tf32. A dash marks what failed or exceeded the budget;
+the reasons follow the table. `--tiny` tries the command with perceptrons of a few units, on a CPU if need be.
 """
 
 import argparse
@@ -34,13 +33,13 @@ EXPERIMENTS = ("svhn", "cifar10", "celeba", "tiny_imagenet")
 FACTORS = (1, 4, 16)  # of the paper's batch
 DTYPES = ("float32", "bfloat16")
 PEERS = {"torch_textbook": "P1", "torch_best": "P3", "torch_compiled": "P3c"}
-SECONDS = 1.0  # that each measurement trains for
-MEASUREMENTS = 3  # of each, of which the median counts
-OURS_SHARE = 0.6  # of the budget, where torch is there for the rest
+SECONDS = 1.0  # of training in each measurement
+MEASUREMENTS = 3  # of each cell; the median counts
+OURS_SHARE = 0.6  # of the budget, if torch can use the rest
 
 
 class Cell(NamedTuple):
-    """What is trained: one row of the table."""
+    """One row of the table."""
 
     experiment: str
     dtype: str
@@ -48,7 +47,7 @@ class Cell(NamedTuple):
 
 
 def make_plan(*, tiny: bool) -> dict[Cell, Config]:
-    """Return the rows of the table and what they train, or with `tiny` a few rows of small networks."""
+    """Return the rows of the table and their configs, or with `tiny` a few rows of small networks."""
     plan = {}
     for experiment in EXPERIMENTS[:1] if tiny else EXPERIMENTS:
         for dtype in DTYPES:
@@ -64,7 +63,7 @@ def make_plan(*, tiny: bool) -> dict[Cell, Config]:
 
 
 def shrink(config: Config) -> None:
-    """Make perceptrons of one hidden layer of four units of the networks, and the batch four rows."""
+    """Reduce the networks to perceptrons with one hidden layer of four units, and the batch to four rows."""
     for network, keys in (
         (config.encoder, ("layers",)),
         (config.decoder, ("layers",)),
@@ -83,15 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_table", description="Print the table of a GPU.", allow_abbrev=False
     )
-    parser.add_argument("--torch-python", default=sys.executable, help="the Python that has torch")
+    parser.add_argument("--torch-python", default=sys.executable, help="a Python with torch")
     parser.add_argument("--budget", type=float, default=450.0, help="seconds for everything")
-    parser.add_argument("--json", type=Path, help="where the seconds per step are written")
+    parser.add_argument("--json", type=Path, help="file for the seconds per step")
     parser.add_argument("--tiny", action="store_true", help="a trial at tiny sizes")
     options = parser.parse_args(argv)
     start = time.monotonic()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the workers need the memory
     if jax.devices()[0].platform != "gpu" and not options.tiny:
-        print("There is no GPU here: --tiny tries the command without one.", file=sys.stderr)
+        print("There is no GPU; --tiny tries the command without one.", file=sys.stderr)
         return 2
     try:
         torch = has_torch(options.torch_python)
@@ -132,7 +131,7 @@ def measure(
     """Train each (row, variant) in one process until the deadline (`time.monotonic`).
 
     Returns:
-      The median seconds per step of those that were reached; `notes` get a line for each of the others.
+      The median seconds per step of each pair that was measured; `notes` gets a line for each of the others.
     """
     times: dict[tuple[Cell, str], float] = {}
     with _worker_until(python, deadline) as worker:
@@ -154,7 +153,7 @@ def measure(
 def table(
     plan: dict[Cell, Config], times: dict[tuple[Cell, str], float], ceilings: dict[str, Ceiling]
 ) -> str:
-    """Return the Markdown table; the run is what `num_steps` steps at the paper's batch would take."""
+    """Return the Markdown table; "full run" is the time of `num_steps` steps at the paper's batch size."""
     rows = [
         [
             "experiment",
@@ -188,7 +187,7 @@ def table(
 
 @contextlib.contextmanager
 def _worker_until(python: str, deadline: float) -> Iterator[Worker]:
-    """Give a worker that is ended at the deadline, whatever it is at."""
+    """Give a worker that is killed at the deadline."""
     worker = Worker(python)
     timer = threading.Timer(max(deadline - time.monotonic(), 0.0), worker.kill)
     timer.start()
@@ -200,7 +199,7 @@ def _worker_until(python: str, deadline: float) -> Iterator[Worker]:
 
 
 def _prepare(worker: Worker, plan: dict[Cell, Config], jobs: Sequence[tuple[Cell, str]]) -> list[str | None]:
-    """Compile the jobs together; return each one's error, or None."""
+    """Compile the jobs together; return the error of each, or None."""
     try:
         return worker.prepare([task(variant, plan[cell], plan[cell].batch_size) for cell, variant in jobs])
     except WorkerError as error:

@@ -1,6 +1,6 @@
-"""The variants in JAX: `ours`, as the program trains, and `flax_textbook`, as one writes it first.
+"""The variants in JAX: `ours`, which trains like the program, and `flax_textbook`, a first implementation.
 
-Both make their data up: rows of uint8 images, or points, that no file is needed for.
+Both use random data, uint8 images or points, so no files are needed.
 """
 
 import json
@@ -22,16 +22,16 @@ from ali_jax.game import compile, parts
 from ali_jax.networks import layers
 from ali_jax.types import Batch, Networks, PyTree, TrainState
 
-ROWS = 1024  # of the made-up data set
+ROWS = 1024  # of the random data set
 _DIVISOR = 255.0  # of its pixels
-BATCHES = 4  # of `flax_textbook`, made beforehand, taken in turn
+BATCHES = 4  # of `flax_textbook`: made in advance and used in turn
 
 
 class Ours:
-    """The variant `ours`: `make_train_step` on data that lie on the device, many steps per dispatch."""
+    """The variant `ours`: `make_train_step` with data on the device and many steps per dispatch."""
 
     def __init__(self, config: Config, batch_size: int) -> None:
-        """Make networks, feed and step as `game` and `loop` do, on the first device."""
+        """Make networks, feed and step on the first device, as `game` and `loop` do."""
         self.config = config
         self.unit = config.steps_per_call
         self._mesh = Mesh(jax.devices()[:1], (compile.AXIS,))
@@ -65,7 +65,7 @@ class Ours:
         self._taken = 0
 
     def compile(self) -> None:
-        """Compile the call beforehand; on a CPU, where it may be several programs, the warm-up does."""
+        """Compile the call in advance; on a CPU it may be several programs, which the warm-up compiles."""
         if self._mesh.devices.flat[0].platform == "cpu":
             return
         state = jax.tree.map(
@@ -76,14 +76,14 @@ class Ours:
         self._step = jitted.lower(state, self._feed.load(0, self.unit)).compile()
 
     def start(self) -> dict[str, Any]:
-        """Initialise and take one call's steps."""
+        """Initialise and run one call."""
         self._state, self._taken = jax.device_put(jax.jit(self._init)(), self._replicated), 0
         self.run(self.unit)
         counts = [_size(params) for params in self._state.variables.params]
         return {"device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}", "parameters": counts}
 
     def run(self, steps: int) -> float:
-        """Train as the loop does: dispatch call after call, wait for the last."""
+        """Train like the loop: dispatch call after call, and wait for the last."""
         metrics: Any = None
         for _ in range(steps // self.unit):
             self._state, metrics = self._step(self._state, self._feed.load(self._taken, self.unit))
@@ -102,7 +102,7 @@ class Ours:
 
 
 class TextbookStack(nn.Module):
-    """The layers of `ali_jax.networks.layers.Stack`, of Flax's own modules."""
+    """The layers of `ali_jax.networks.layers.Stack`, from Flax's own modules."""
 
     table: tuple[layers.Layer, ...]
     activation: Callable[[jax.Array], jax.Array]
@@ -211,7 +211,7 @@ class TextbookDiscriminator(nn.Module):
 
 
 class FlaxTextbook:
-    """The variant `flax_textbook`: a jit and a forward pass for each player's step, fed by the host."""
+    """The variant `flax_textbook`: one jit and one forward pass per player, fed by the host."""
 
     unit = 1
 
@@ -259,7 +259,7 @@ class FlaxTextbook:
         self._state = None
 
     def init(self, key: jax.Array) -> Any:
-        """Return parameters and statistics by network, and the moments by player."""
+        """Return parameters and statistics by network, and optimiser states by player."""
         x, z = jnp.asarray(self._batches[0][:1]), jnp.zeros((1, self._latent_dim))
         arguments = {"encoder": (x, z), "decoder": (z,), "discriminator": (x, z)}
         held = {

@@ -1,17 +1,18 @@
-"""ALI on a linear-Gaussian model, where the exact posterior and the exact log ratio are known.
+"""Train ALI on a linear-Gaussian model, whose posterior and log density ratio are known exactly.
 
     python -m benchmarks.known_answer [--fault sign|shared_noise|untrained_encoder]
 
-Data are x = W z + b + tau eta in three dimensions, z in two; W has orthogonal columns, so that the posterior
-is a normal distribution with independent coordinates, which the encoder can be. Printed are
+Data are x = W z + b + tau eta with x in three dimensions and z in two. W has orthogonal columns, so the
+posterior is a normal distribution with independent coordinates, which the encoder can represent. Three parts:
 
-    frozen    the decoder is the true one and stays; what is learnt is the encoder
-    learnt    all three networks learn; the reference is the posterior of the decoder that was learnt
-    logit     encoder (at a known mismatch) and decoder are frozen; only D learns, for R1 of several weights
+    frozen    the decoder is the true one and frozen; the encoder learns
+    learnt    all three networks learn; the reference is the posterior of the learnt decoder
+    logit     an encoder with a known mismatch and the decoder are frozen; only D learns, with R1 of
+              several weights
 
-KL(encoder || posterior) is taken from the mean and sigma that the encoder tells and, apart, from its codes. A
-planted fault must make the command fail: the generator's loss with the wrong sign, one noise value for all
-dimensions of a code, an encoder that is never trained.
+KL(encoder || posterior) is estimated from the encoder's mean and sigma and, independently, from its codes. A
+planted fault must make the command fail: the generator's loss with the wrong sign, the same noise for all
+dimensions of a code, or an encoder that is never trained.
 """
 
 import argparse
@@ -45,14 +46,14 @@ BATCH_SIZE = 128
 STEPS = 4_000
 GAMMA = 0.1  # R1 while encoder and decoder learn
 GAMMAS = (0.0, 0.01, 0.1, 1.0)  # R1 of the frozen games
-SHIFT, STRETCH = 0.5, 1.4  # of the mismatched encoder's mean, and of its sigma
-ROWS, CODES = 500, 99  # x, and codes of each, of the estimates
-LARGEST_KL = 0.05  # nats; an untrained encoder has 1 or more
-SMALLEST_P = 1e-4  # of calibration, after Holm's correction
+SHIFT, STRETCH = 0.5, 1.4  # of the mismatched encoder's mean and of its sigma
+ROWS, CODES = 500, 99  # for the estimates: number of x, and of codes per x
+LARGEST_KL = 0.05  # nats; that of an untrained encoder is at least 1
+SMALLEST_P = 1e-4  # of the calibration tests, after Holm's correction
 
 
 class Decoder(nn.Module):
-    """The linear-Gaussian decoder; without the stream `noise` it gives the mean."""
+    """The linear-Gaussian decoder; without the PRNG stream `noise` it returns the mean."""
 
     x_shape: tuple[int]
 
@@ -69,15 +70,15 @@ class Decoder(nn.Module):
 
 
 class SharedNoiseEncoder(Encoder):
-    """The planted fault: every dimension of a code gets the first one's noise."""
+    """The fault "shared_noise": all dimensions of a code use the noise of the first."""
 
     def __call__(self, x: Array, epsilon: Array, y: Array | None = None, *, train: bool = False) -> Array:
-        """Map data [B, D] and noise [B, Z], of which one column is used, to codes [B, Z]."""
+        """Map data [B, D] and noise [B, Z], of which only the first column is used, to codes [B, Z]."""
         return super().__call__(x, jnp.broadcast_to(epsilon[:, :1], epsilon.shape), y, train=train)
 
 
 class Finding(NamedTuple):
-    """A number and the limits between which it must lie."""
+    """A number and its allowed range."""
 
     name: str
     value: float
@@ -86,7 +87,7 @@ class Finding(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Tell whether it does; what is no number does not."""
+        """Tell whether the number is in range; NaN is not."""
         return self.low <= self.value <= self.high
 
 
@@ -102,7 +103,7 @@ def make_networks(fault: str | None = None) -> ALI:
 
 
 def wrong_sign(logits: Logits, batch: Batch) -> tuple[Losses, Metrics]:
-    """Return ALI's losses with the generator's negated: the planted fault."""
+    """Return ALI's losses with the generator's negated: the fault "sign"."""
     found, metrics = losses.ali(logits, batch)
     return found._replace(generator=-found.generator), metrics
 
@@ -117,7 +118,7 @@ def true_decoder() -> dict[str, Array]:
 
 
 def mismatched_encoder() -> dict[str, dict[str, Array]]:
-    """Return the exact posterior as parameters of `Encoder`, its mean moved and its sigma stretched."""
+    """Return parameters of `Encoder` for the exact posterior with shifted mean and stretched sigma."""
     exact = gaussian.posterior(TRUTH, np.eye(3) + TRUTH.bias[None])
     sigma = STRETCH * np.sqrt(np.diag(exact.covariance))
     bias = SHIFT - TRUTH.bias @ exact.mean
@@ -129,7 +130,7 @@ def mismatched_encoder() -> dict[str, dict[str, Array]]:
 
 
 def draw_data(key: Array, n: int) -> tuple[Array, Array]:
-    """Draw x [n, D] of the true model and the z [n, Z] behind them."""
+    """Draw z [n, Z] from the prior and x [n, D] from the true model; return (x, z)."""
     key_z, key_eta = jax.random.split(key)
     z = jax.random.normal(key_z, (n, TRUTH.weights.shape[1]))
     eta = jax.random.normal(key_eta, (n, len(TRUTH.bias)))
@@ -137,7 +138,7 @@ def draw_data(key: Array, n: int) -> tuple[Array, Array]:
 
 
 class Game:
-    """Networks and how they are trained; compiled once for all weights of the penalty."""
+    """Networks and their training, compiled once for all weights of the penalty."""
 
     def __init__(self, ali: ALI, loss: Loss, *, frozen: Sequence[str], steps: int) -> None:
         self.ali, self.loss, self.frozen, self.steps = ali, loss, frozen, steps
@@ -151,7 +152,7 @@ class Game:
         self._run = jax.jit(self._scan)
 
     def fit(self, gamma: float, *, seed: int = 0, encoder: Any = None, decoder: Any = None) -> Variables:
-        """Train from `seed`, with what is given of the parameters; return the averaged variables."""
+        """Train from `seed`, starting from the parameters given; return the averaged variables."""
         key = jax.random.PRNGKey(seed)
         x, _ = draw_data(key, 2)
         state = train.init_state(self.ali, self.tx, key, Batch(x), ema=True)
@@ -181,7 +182,7 @@ class Game:
 def inference_findings(
     name: str, fault: str | None = None, *, frozen: Sequence[str] = ("decoder",), steps: int = STEPS
 ) -> list[Finding]:
-    """Train an encoder, and hold it against the exact posterior of its decoder."""
+    """Train an encoder and compare it with the exact posterior of its decoder."""
     frozen = (*frozen, "encoder") if fault == "untrained_encoder" else frozen
     ali = make_networks(fault)
     loss = wrong_sign if fault == "sign" else losses.ali
@@ -218,13 +219,13 @@ def inference_findings(
 
 
 def draw_codes(ali: ALI, variables: Variables, key: Array, x: Array) -> np.ndarray:
-    """Draw CODES codes of each x [N, D]: [CODES, N, Z]."""
+    """Draw CODES codes for each x [N, D]; return [CODES, N, Z]."""
     codes = model.encode(ali, variables, jnp.tile(x, (CODES, 1)), key=key)
     return np.asarray(codes, np.float64).reshape(CODES, len(x), -1)
 
 
 def logit_findings(*, gammas: Sequence[float] = GAMMAS, steps: int = STEPS) -> list[Finding]:
-    """Train D alone on a known mismatch, and hold its logit against the exact log ratio on fresh pairs."""
+    """Train only D on a known mismatch and compare its logit with the exact log ratio on new pairs."""
     ali = make_networks()
     encoder, decoder = mismatched_encoder(), true_decoder()
     game = Game(ali, losses.ali, frozen=("encoder", "decoder"), steps=steps)
@@ -263,7 +264,7 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; return 0 where all passes, else 1."""
+    """Print the table; return 0 if all findings pass, else 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.known_answer")
     parser.add_argument("--fault", choices=FAULTS, help="what to break")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each training")

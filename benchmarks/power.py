@@ -1,10 +1,9 @@
-"""How often the two-sample tests of `ali_jax.metrics.two_sample` see that codes are not N(0, I).
+"""Measure how often the tests of `ali_jax.metrics.two_sample` detect codes that are not N(0, I).
 
     python -m benchmarks.power [--n N ...] [--z Z ...] [--repetitions R]
 
-Rows are what is wrong with the codes, columns the tests; a cell is the share of R draws that are rejected at
-5 %. The first row, where nothing is wrong, is the size. 39 permutations are taken, so that 0.025 is the
-smallest p-value.
+A row is a fault of the codes, a column a test, and a cell the share of R draws that the test rejects at 5 %.
+The first row, without a fault, is the size of the tests. With 39 permutations the smallest p-value is 0.025.
 """
 
 import argparse
@@ -45,7 +44,7 @@ def one_narrow(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
 
 
 def octant_missing(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
-    """Leave out codes whose first three coordinates (two, where there are no more) are positive."""
+    """Leave out codes whose first three coordinates (both, if there are only two) are positive."""
     z = true_codes(rng, 2 * n + 100, size)
     return z[(z[:, :3] < 0).any(axis=1)][:n]
 
@@ -68,7 +67,7 @@ FAULTS: dict[str, Draw] = {
 
 
 def rejections(draw: Draw, n: int, size: int, repetitions: int) -> list[float]:
-    """Return the share of draws that each test rejects: the kernel tests' in their order, then KS."""
+    """Return the share of draws that each test rejects: the kernel tests in their order, then KS."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(repetitions):

@@ -1,11 +1,11 @@
-"""What a training step must cost, what it does cost, and the part of the machine that it reaches.
+"""Compare the time of a training step with the lower bounds that the machine sets.
 
     python -m benchmarks.roofline --config experiments/svhn.py [--batch-size B] [--seconds S]
         [--config.KEY=VALUE ...]
 
-Operations and bytes: the least that the mathematics needs, and what the compiled step has by XLA's cost
-analysis. Floors: the former over the ceilings of this machine, measured with a matrix product and a copy, and
-over those in data sheets. Where a step's data outgrow the caches it cannot be shorter than either floor.
+Operations and bytes are given as the least that the mathematics needs, and as XLA's cost analysis counts them
+in the compiled step. A floor is the least count over a ceiling: that of this machine, measured with a matrix
+product and a copy, and those of data sheets. A step whose data exceed the caches cannot beat either floor.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from ali_jax.types import ALI, Batch, Networks, TrainState
 from benchmarks import jax_variants
 from benchmarks.compare import load, markdown
 
-# Passes over the output of a layer with batch norm, where kernels fuse all that is elementwise but end at
-# matrix products, convolutions and sums over the batch. Forward: written, read for the statistics, read to be
+# Passes over the output of a layer with batch norm. Kernels fuse everything elementwise and end at matrix
+# products, convolutions and sums over the batch. Forward: written, read for the statistics, read to be
 # normalised, written, read by the next layer. Backward: its cotangent written, both read for the sums, both
 # read to be combined, written, read for the input's gradient; that and the input read for the kernel's.
 PASSES_BATCH_NORM = 14
@@ -40,21 +40,21 @@ ADAM_BYTES = 28  # per parameter: parameter, both moments and gradient read, the
 
 
 class Cost(NamedTuple):
-    """Of one layer on one example."""
+    """The cost of one layer on one example."""
 
     macs: int  # multiply-adds of the forward pass
-    outputs: int  # numbers that the linear map returns
+    outputs: int  # values that the linear map returns
     batch_norm: bool
 
 
 class Ceiling(NamedTuple):
-    """What a device can do at most."""
+    """The peak rates of a device."""
 
     flops: float  # per second
     bandwidth: float  # bytes per second
 
 
-# Dense peaks of the data sheets: float32 stands for tf32, on the TPU for products of bfloat16.
+# Dense peaks from data sheets. float32 means tf32 and, on the TPU, products in bfloat16.
 DEVICES = {
     "H100 SXM": {"float32": Ceiling(494.7e12, 3.35e12), "bfloat16": Ceiling(989.4e12, 3.35e12)},
     "A100 SXM 80 GB": {"float32": Ceiling(156e12, 2.039e12), "bfloat16": Ceiling(312e12, 2.039e12)},
@@ -63,16 +63,17 @@ DEVICES = {
 
 
 class Floors(NamedTuple):
-    """The least seconds of one step."""
+    """Lower bounds on the time of a step, in seconds."""
 
     flops: float
     traffic: float
 
 
 def layer_costs(config: Config) -> Networks[list[Cost]]:
-    """Return the costs of the layers of the three networks, on one x, one z and one pair.
+    """Return the costs of the layers of the three networks, for one x, one z and one pair.
 
-    The tables must state the layers; networks that follow the image size (`width`) are a ValueError.
+    Raises:
+      ValueError: a network has `width`, so that its layers follow the image size and are not in a table.
     """
     for role in Networks._fields:
         if config[role].width:
@@ -97,10 +98,10 @@ def layer_costs(config: Config) -> Networks[list[Cost]]:
 
 
 def least_flops(config: Config, batch_size: int) -> float:
-    """Return the operations of one step that the gradients need, two for each multiply-add of a linear map.
+    """Return the operations that the gradients of one step need, two per multiply-add of a linear map.
 
-    Forward, input gradient and kernel gradient cost the same; nobody needs the gradients of data and noise.
-    Where batch norm couples the pairs in D, its input gradients are needed for both players.
+    Forward pass, input gradient and kernel gradient cost the same. Gradients of data and noise are not
+    needed. If batch norm couples the pairs in D, its input gradients are needed once for each player.
     """
     costs = layer_costs(config)
     forward = Networks(*(sum(cost.macs for cost in network) for network in costs))
@@ -113,7 +114,7 @@ def least_flops(config: Config, batch_size: int) -> float:
 
 
 def traffic(config: Config, batch_size: int) -> float:
-    """Return the bytes that a step moves at least, by `PASSES` and `ADAM_BYTES`; one pullback through D."""
+    """Return the least bytes that a step moves, by `PASSES` and `ADAM_BYTES`; one pullback through D."""
     costs, itemsize = layer_costs(config), jnp.dtype(config.dtype).itemsize
     passes = [
         sum(cost.outputs * (PASSES_BATCH_NORM if cost.batch_norm else PASSES) for cost in network)
@@ -125,21 +126,21 @@ def traffic(config: Config, batch_size: int) -> float:
 
 
 def floors(config: Config, batch_size: int, ceiling: Ceiling) -> Floors:
-    """Return the least seconds of a step on a device."""
+    """Return the lower bounds on the time of a step on a device."""
     return Floors(
         least_flops(config, batch_size) / ceiling.flops, traffic(config, batch_size) / ceiling.bandwidth
     )
 
 
 def compiled_step(config: Config, batch_size: int) -> Any:
-    """Compile one step for a CPU, with native convolutions and slow machine code: to count, not to run."""
+    """Compile one step for a CPU, with native convolutions, to count its operations."""
     native = config.copy_and_resolve_references()
     native.lowering = "native"
     return compile_step(config, *abstract_step(native, batch_size))
 
 
 def measured_ceiling(dtype: str) -> Ceiling:
-    """Measure a square matrix product and a copy on the first device, the best of several."""
+    """Measure the best of several matrix products and copies on the first device."""
     cpu = jax.devices()[0].platform == "cpu"
     side, length = (1536, 2**25) if cpu else (8192, 2**28)
     a = jax.random.normal(jax.random.PRNGKey(0), (side, side), jnp.dtype(dtype))
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", required=True, help="FILE or FILE:VARIANT")
     parser.add_argument("--batch-size", type=int, default=0, help="instead of the config's")
-    parser.add_argument("--seconds", type=float, default=5.0, help="to measure the step")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for measuring the step")
     options, overrides = parser.parse_known_args(argv)
     try:
         config = load_config(options.config)
@@ -202,7 +203,7 @@ def _row(name: str, ceiling: Ceiling, floor: Floors, step: float | None) -> list
 
 
 def _step_seconds(config: Config, batch_size: int, seconds: float) -> float:
-    """Train as the program does for about so long, and return the seconds of one step."""
+    """Train like the program for about `seconds`, and return the seconds of one step."""
     ours = jax_variants.Ours(config, batch_size)
     ours.start()
     steps, start = 0, time.perf_counter()
@@ -223,7 +224,7 @@ def _best(function: Callable, *arguments: Any) -> float:
 
 
 def abstract_step(config: Config, batch_size: int) -> tuple[ALI, TrainState, Batch]:
-    """Return the networks, and the shapes of the state and the batch of a step."""
+    """Return the networks, and the shapes of a step's state and batch."""
     ali = networks.build(config)
     x: Any = jax.ShapeDtypeStruct((batch_size, *config.dataset.shape), jnp.float32)
     init = partial(train.init_state, ali, parts.make_optimizer(config), ema=config.ema_decay > 0)
@@ -261,7 +262,7 @@ def _dense(features: int, width: int) -> Cost:
 
 
 def _first_macs(config: Config, costs: Networks[list[Cost]]) -> int:
-    """Return the multiply-adds of the layers that x and z enter D by."""
+    """Return the multiply-adds of the layers through which x and z enter D."""
     heads = [0] if config.discriminator.x_layers or not config.discriminator.z_layers else []
     heads += [len(config.discriminator.x_layers)] if config.discriminator.z_layers else []
     return sum(costs.discriminator[i].macs for i in heads)

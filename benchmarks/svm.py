@@ -1,14 +1,14 @@
-"""Our L2-SVMs against scikit-learn's LinearSVC, which the paper's protocol uses, on the same draws.
+"""Compare our L2-SVMs with scikit-learn's LinearSVC, which the paper's protocol uses, on the same draws.
 
     python -m benchmarks.svm [--features FILE.npz] [--labels N] [--draws D] [--peer-fits P] [--rounds R]
         [--log-c X] [--threads T] [--json FILE]
     python -m benchmarks.svm --config experiments/svhn.py [--config.KEY=VALUE ...] [...]
 
-Features are those in a file (train_features [N, F], train_labels [N], test_features, test_labels), those of
-the untrained encoder of a config on its data, or of a random network on scikit-learn's digits. Every round
-fits all D draws with ours and P / R of them with LinearSVC, one after the other and in an order that is
-reversed from round to round. LinearSVC has scikit-learn's defaults but for C, as in the authors' script, and
-its time for D draws is taken from those P. C is the one that the protocol chooses.
+Features come from a file (train_features [N, F], train_labels [N], test_features, test_labels), from the
+untrained encoder of a config on its data, or from a random network on scikit-learn's digits. Every round fits
+all D draws with ours and P / R of them with LinearSVC, one after the other; the order reverses from round to
+round. LinearSVC has scikit-learn's defaults except for C, as in the authors' script, and its time for D draws
+is extrapolated from P. The protocol chooses C.
 """
 
 import argparse
@@ -38,13 +38,13 @@ from ali_jax.program.command import load_config, override
 from ali_jax.types import Batch
 from benchmarks.compare import load, markdown
 
-RANDOM_FEATURES = 5376  # as many as the SVHN networks have
+RANDOM_FEATURES = 5376  # the number of features of the SVHN networks
 HIDDEN = 512
-SETTLING_STEPS = 60  # batches of 100 after which the running statistics have forgotten their start to 5 %
+SETTLING_STEPS = 60  # batches of 100; 5 % of the initial running statistics are left after them
 
 
 class Features(NamedTuple):
-    """What machines are fitted to and tested on."""
+    """The rows that machines are fitted to, tuned with and tested on."""
 
     pool: svm.Labelled
     validation: svm.Labelled
@@ -60,7 +60,7 @@ class Times(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """What LinearSVC found for one draw."""
+    """LinearSVC's result for one draw."""
 
     machine: svm.LinearSVM
     converged: bool
@@ -77,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", help="FILE or FILE:VARIANT, for features of its untrained encoder")
     parser.add_argument("--labels", type=int, default=1000, help="labelled examples of each draw")
     parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--peer-fits", type=int, default=100, help="how many of the draws LinearSVC fits")
+    parser.add_argument("--peer-fits", type=int, default=100, help="number of draws that LinearSVC fits")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--log-c", type=float, help="natural logarithm of C, instead of choosing it")
-    parser.add_argument("--threads", type=int, help="of BLAS; as many as there are cores by default")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--threads", type=int, help="of BLAS (default: all cores)")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
     options, overrides = parser.parse_known_args(argv)
     try:
         if not 1 <= options.rounds <= options.peer_fits <= options.draws:
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(
     features: Features, draws: svm.Draws, peer_fits: int, rounds: int, log_c: float | None = None
 ) -> dict[str, Any]:
-    """Fit the same draws with both, in interleaved rounds, and return times, errors and objectives."""
+    """Fit the same draws with both in interleaved rounds; return times, errors and objectives."""
     pool, validation, test, num_classes = features
     if log_c is None:
         first = svm.Labelled(*(array[draws.selection[0]] for array in pool))
@@ -198,7 +198,7 @@ def _split(
 
 
 def _random_network() -> tuple[np.ndarray, ...]:
-    """Return digits as seen by a random layer of leaky units and a linear one above it, and their labels."""
+    """Return digits' features, from a random leaky layer and a linear layer above it, and labels."""
     rng = np.random.default_rng(0)
     digits = data.load("digits")
     first = rng.standard_normal((64, HIDDEN), np.float32) / 8
@@ -220,10 +220,10 @@ def _random_network() -> tuple[np.ndarray, ...]:
 
 
 def _untrained(name: str, overrides: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """Return features of a config's encoder before training, its running statistics settled, and labels."""
+    """Return features of a config's untrained encoder with settled running statistics, and the labels."""
     config = load_config(name)
     override(config, overrides)
-    config.evaluators = ("l2_svm",)  # refuses data without labels
+    config.evaluators = ("l2_svm",)  # so that data without labels are refused
     game = prepare(config)
     ali, variables = game.ali, initial_state(game).variables
     options = compiler_options(game.mesh.devices.flat[0].platform)
@@ -257,7 +257,7 @@ def _peer(pool: svm.Labelled, rows: np.ndarray, c: float) -> Peer:
         warnings.simplefilter("always", ConvergenceWarning)
         fitted = LinearSVC(C=c).fit(pool.features[rows], pool.labels[rows])
     weights, bias = fitted.coef_.T, np.atleast_1d(fitted.intercept_)
-    if weights.shape[1] == 1:  # two classes: one machine, whose negative is the other
+    if weights.shape[1] == 1:  # two classes have one machine; the other is its negative
         weights, bias = np.concatenate([-weights, weights], axis=1), np.concatenate([-bias, bias])
     return Peer(svm.LinearSVM(weights, bias, np.full(len(bias), np.nan)), not caught)
 

@@ -1,11 +1,12 @@
-"""A process of its own for what is measured, and a line of JSON each way per request.
+"""Run each measured variant in its own process; requests and replies are lines of JSON.
 
-    {"prepare": [TASK, ...]}  compile what can be compiled beforehand  -> {"errors": [null or text, ...]}
+    {"prepare": [TASK, ...]}  compile what can be compiled in advance  -> {"errors": [null or text, ...]}
     {"start": i}              make the i-th task's state, warm up      -> {"device", "parameters", "unit"}
-    {"run": [i, steps]}       train so many steps, wait for the result -> {"wall", "cpu", "loss"}
+    {"run": [i, steps]}       train `steps` steps, wait for the result -> {"wall", "cpu", "loss"}
 
 A task is {"variant", "config" (nested dict), "batch_size"}. The child needs neither JAX nor ali_jax for the
-variants of torch, nor torch for those of JAX. `cpu` is user and system time of all threads of the process.
+torch variants, and no torch for the JAX variants. `cpu` is user and system time of all threads of the
+process.
 """
 
 import importlib
@@ -32,12 +33,12 @@ MODULES = {
 
 
 class Trainer(Protocol):
-    """One way to train one config, as the modules of `MODULES` make it."""
+    """One variant's training of a config; the modules in `MODULES` make it."""
 
     unit: int  # `run` takes multiples of this many steps
 
     def compile(self) -> None:
-        """Do beforehand what needs no state; called in a thread, beside other trainers."""
+        """Compile in advance what needs no state; called in a thread, concurrently with other trainers."""
         ...
 
     def start(self) -> dict[str, Any]:
@@ -49,22 +50,22 @@ class Trainer(Protocol):
         ...
 
     def stop(self) -> None:
-        """Let go of the state."""
+        """Release the state."""
         ...
 
 
 class WorkerError(RuntimeError):
-    """A worker could not do what it was asked; the message is its error's."""
+    """A worker's request failed; the message is the worker's error."""
 
 
 class Worker:
-    """The parent's end: a child process that measures."""
+    """A child process that measures, seen from the parent."""
 
     def __init__(self, python: str = sys.executable) -> None:
         """Start the child under a Python interpreter.
 
-        All get huge pages, with which `python -m ali_jax.main` trains convolutions on a CPU; torch gets our
-        number of threads and no spin-waits.
+        All variants get huge pages, as `python -m ali_jax.main` has them for convolutions on a CPU. torch
+        gets our number of threads and no spin-waits.
         """
         environment = {
             "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
@@ -85,11 +86,11 @@ class Worker:
         self._replies: Any = self._child.stdout
 
     def prepare(self, tasks: Sequence[Mapping[str, Any]]) -> list[str | None]:
-        """Announce the tasks and compile them; return each one's error, or None."""
+        """Send the tasks and compile them; return the error of each, or None."""
         return self._ask({"prepare": list(tasks)})["errors"]
 
     def start(self, index: int = 0) -> dict[str, Any]:
-        """Make a task ready to run, instead of the one that was."""
+        """Make a task ready to run; it replaces the previous one."""
         return self._ask({"start": index})
 
     def run(self, steps: int, index: int = 0) -> dict[str, float]:
@@ -97,11 +98,11 @@ class Worker:
         return self._ask({"run": [index, steps]})
 
     def kill(self) -> None:
-        """End the child now, whatever it does; a request that waits for it raises WorkerError."""
+        """Kill the child; a pending request raises WorkerError."""
         self._child.kill()
 
     def close(self) -> None:
-        """Let the child end, and wait for it."""
+        """End the child and wait for it."""
         self._requests.close()
         self._child.wait()
         self._replies.close()
@@ -161,5 +162,5 @@ def _compile(trainers: Sequence[Trainer]) -> list[str | None]:
 
 if __name__ == "__main__":
     channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not get between the replies
+    os.dup2(2, 1)  # keep output of libraries out of the replies
     serve(sys.stdin, channel)

@@ -1,12 +1,12 @@
-"""Find images that do not belong to the training data, at a false-alarm rate that is chosen beforehand.
+"""Find images that do not belong to the training data, at a false-alarm rate chosen in advance.
 
     python examples/anomaly_detection.py [--digit K] [--steps N]
 
-One digit is left out of the training and is what has to be found. docs/anomaly.md says what the threshold
-means. Cells (`# %%`) can be run one by one in an editor that knows them.
+The training leaves out one digit, which the model then has to find. Editors that support cells (`# %%`) can
+run them one by one.
 """
 
-# %% Data: normal rows to train on, to calibrate on and to count false alarms on; odd ones
+# %% Data: normal rows to train on, to calibrate with and to count false alarms on; anomalous rows
 import argparse
 from pathlib import Path
 
@@ -28,7 +28,7 @@ images, label = (np.concatenate([getattr(row, name) for row in rows]) for name i
 normal, odd = images[label != given.digit], images[label == given.digit]
 train, held_out, new = np.split(np.random.default_rng(0).permutation(normal), [1_000, 1_300])
 
-# %% Train on normal rows alone
+# %% Train on normal rows only
 config = load_config(str(Path(__file__).resolve().parent.parent / "experiments" / "digits.py"))
 config.num_steps, config.steps_per_call, config.evaluators = given.steps, min(250, given.steps), ()
 config.log_every = config.checkpoint_every = config.evaluate_every = given.steps
@@ -36,12 +36,12 @@ parts = data.ArraySplit(train), data.ArraySplit(held_out)
 trained = game.prepare(config, data.Dataset("normal digits", *parts, divisor=digits.divisor))
 state = game.fit(trained)
 
-# %% Calibrate on normal rows that had no part in the training, then judge new ones
+# %% Calibrate with normal rows that had no influence on the training, then judge new rows
 divisor = np.float32(digits.divisor)
 scorer = AnomalyScorer(trained.ali, state.ema, false_alarm_rate=0.05).fit(held_out / divisor)
 print("false alarms", np.mean(scorer.predict(new / divisor) == -1), "of", len(new))
 print("found", np.mean(scorer.predict(odd / divisor) == -1), "of", len(odd))
 
-# %% How well the score separates the two, whatever the threshold
+# %% How well the score separates the two kinds, independent of the threshold
 ranking = auroc(*(-scorer.score_samples(x / divisor) for x in (new, odd)))
 print(f"AUROC {ranking.value:.3f} [{ranking.low:.3f}, {ranking.high:.3f}]")

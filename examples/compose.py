@@ -1,11 +1,11 @@
-"""Compose the pure functions: a model, its game, one training loop, and what can be asked of the result.
+"""Compose the pure functions: networks, a training step, a loop, and the uses of the result.
 
     python examples/compose.py [--steps N]
 
-No config is read. Cells (`# %%`) can be run one by one in an editor that knows them.
+No config is read. Editors that support cells (`# %%`) can run them one by one.
 """
 
-# %% What is used: networks of the package; modules of one's own do as well (docs/your_networks.md)
+# %% The networks are the package's; your own Flax modules work as well
 import argparse
 from functools import partial
 
@@ -52,7 +52,7 @@ tx = optax.multi_transform({"G": adam(1e-3), "D": adam(1.5e-3)}, Networks("G", "
 terms = (partial(penalties.r1, gamma=1.0),)
 step = jax.jit(partial(train_step, ali, tx, losses.ali, terms, ema_decay=0.999))
 
-# %% Train: a loop that carries the state alone; the step makes its own key from the state's and its number
+# %% Train: the loop carries only the state; a step derives its key from the state's key and step number
 digits = data.load("digits")
 x = digits.train.rows(np.arange(len(digits.train))).x / np.float32(digits.divisor)  # [1400, 8, 8, 1]
 state = init_state(ali, tx, jax.random.PRNGKey(0), Batch(jnp.asarray(x[:500])), ema=True)
@@ -62,7 +62,7 @@ for i in range(given.steps):
     if (i + 1) % 500 == 0 or i + 1 == given.steps:
         print(i + 1, {name: round(float(value), 3) for name, value in metrics.items()})
 
-# %% What can be asked: codes, their spread, reconstructions, samples, lines between codes, verdicts
+# %% Use it: codes and their spread, reconstructions, samples, interpolations, verdicts of D
 variables = state.ema
 assert variables is not None
 held = digits.test.rows(np.arange(100)).x / np.float32(digits.divisor)
@@ -71,7 +71,7 @@ _, log_sigma = posterior(ali, variables, held)
 x_hat = reconstruct(ali, variables, held)
 x_tilde = sample(ali, variables, jax.random.PRNGKey(1), 100)
 path = interpolate(ali, variables, held[:4], held[4:8], 11)  # [4, 11, 8, 8, 1]
-logits = discriminate(ali, variables, held, z)  # [100], above 0: looks like the encoder's
+logits = discriminate(ali, variables, held, z)  # [100], above 0: D takes the pair for the encoder's
 print("median sigma", float(jnp.exp(jnp.median(log_sigma))))
 print("squared error per pixel", float(jnp.mean(jnp.square(x_hat - held))))
 print("of a random pair", float(np.mean(np.square(held - held[::-1]))))

@@ -3,10 +3,10 @@
     python -m ali_jax.main --config experiments/cifar10.py --workdir runs/cifar10
 
 The images come from TensorFlow Datasets (`python -m ali_jax.data.prepare cifar10`) or, with
---config.dataset.path, from an .npz; the training images after the first 45,000 are held out. An .npz that has
-no more than 45,000 is taken by its own train and test parts. `cifar10.py:paper` has the paper's dropout in
-D(x), 0.5 on the input of layers 2 to 5. In the code, whose networks gave the published numbers, an index slip
-moved it: layer 3 has it between convolution and maxout, layer 4 has none.
+--config.dataset.path, from an .npz; the training images after the first 45,000 are held out. For an .npz with
+at most 45,000 of them its own train and test parts are used. `cifar10.py:paper` has the dropout that the
+paper states for D(x), 0.5 on the input of layers 2 to 5. The code, whose networks gave the published numbers,
+has an off-by-one error: layer 3 has dropout between convolution and maxout, and layer 4 has none.
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,9 @@ r"""Semi-supervised ALI on CIFAR-10: a discriminator of K + 1 classes (paper, se
     python -m ali_jax.main --config experiments/cifar10_semi.py --workdir runs/cifar10_semi
     python -m ali_jax.main --config experiments/cifar10_semi.py:1000 --workdir runs/cifar10_semi_1000
 
-`cifar10_semi.py:LABELS` keeps that many labels, as many of each class: 1000, 2000, 4000 (the default) or 8000
-in the paper. The authors published neither code nor hyper-parameters; one of them has said that the
-experiment was made from OpenAI's script for feature matching, which `config.semi_supervised_recipe` follows.
+`cifar10_semi.py:LABELS` sets the number of labels, equally many per class; the paper has 1000, 2000, 4000
+(the default) and 8000. The authors published neither code nor hyper-parameters. One of them said that the
+experiment was based on OpenAI's script for feature matching, which `config.semi_supervised_recipe` follows.
 The networks of the paper's appendix need a tenth of the operations:
 
     python -m ali_jax.main --config experiments/cifar10.py --workdir runs/k_classes \

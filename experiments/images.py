@@ -1,10 +1,10 @@
-"""ALI on your own images: convolutional networks that follow their size, with `config.stable_recipe`.
+"""ALI on your own images: convolutional networks that adapt to the image size, with `config.stable_recipe`.
 
     python -m ali_jax.main --config experiments/images.py --workdir runs/mine --config.dataset.path=DIR
 
 DIR is a directory of square images (8, 16, 32, 64 or 128 pixels a side, grey or colour), or an .npz with
-`train_image` and `test_image`. `images.py:SIZE` or `images.py:SIZExCHANNELS` states the shape beforehand, for
-`--mode describe`. Gradient penalty instead of batch norm in the discriminator; averaged parameters.
+`train_image` and `test_image`. `images.py:SIZE` or `images.py:SIZExCHANNELS` states the shape in advance, for
+`--mode describe`. The discriminator has a gradient penalty instead of batch norm; parameters are averaged.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from ali_jax import config as defaults
 
 
 def get_config(shape: str = "") -> ConfigDict:
-    """Return the configuration, for a shape such as "64" or "32x1", or for that of the data."""
+    """Return the configuration for a shape such as "64" or "32x1", or for the shape of the data."""
     config = defaults.base()
     defaults.stable_recipe(config)
     config.batch_size = 64

@@ -1,21 +1,21 @@
-"""The paper's mixture of 25 Gaussians (section 4.3 there), with the networks of the authors' code.
+"""The paper's mixture of 25 Gaussians (its section 4.3), with the networks of the authors' code.
 
     python -m ali_jax.main --config experiments/mixture.py --workdir runs/mixture
 
-The encoder takes its noise as an input, z = f(x, epsilon). The authors' Adam was that of Blocks in 2016,
-whose "beta1 = 0.8" is today's b1 = 0.2. `mixture.py:VARIANT` has the comparisons of the paper's section, all
-with the same networks:
+The encoder takes its noise as an input, z = f(x, epsilon). The authors used the Adam of Blocks in 2016, whose
+"beta1 = 0.8" corresponds to b1 = 0.2 today. `mixture.py:VARIANT` has the comparisons of the paper's section,
+all with the same networks:
 
-    b1_0.8      today's reading of the same line of code
-    gan         D sees x alone, so that the encoder learns nothing
+    b1_0.8      the same line of code, read as today's Adam
+    gan         D sees only x, so the encoder learns nothing
     inverse     an encoder of that GAN's decoder, which minimises E |z - G_z(G_x(z))|^2
     posthoc     ALI's encoder and a new D for that GAN's decoder
     vae         a variational autoencoder: a Gaussian encoder, a likelihood with the deviation of the data
     search, gan_search
                 ten members with random learning rate, b1 and initial deviation, the same for both
 
-`inverse` and `posthoc` take the GAN's run by --config.init_from=DIR. The paper states neither the ranges of
-its random search nor how the last three were trained: what stands here is ours.
+`inverse` and `posthoc` take the run of the GAN by --config.init_from=DIR. The paper does not state the ranges
+of its random search or how it trained `inverse`, `posthoc` and `vae`: those choices are ours.
 """
 
 import random
@@ -83,14 +83,14 @@ def get_config(variant: str = "code") -> ConfigDict:
 
 
 def _without_game(config: Any) -> None:
-    """Leave D nothing to do: it is one linear unit, and no loss of its own is minimised."""
+    """Turn the game off: D is one linear unit and minimises no loss."""
     config.loss = "none"
     config.discriminator.blind = True
     config.discriminator.joint_layers = ()
 
 
 def _random_draws() -> tuple:
-    """Draw the hyper-parameters of the search, from a seed of their own: the same for ALI and GAN."""
+    """Draw the hyper-parameters of the search from a fixed seed, so that ALI and GAN get the same."""
     generator = random.Random(2017)
 
     def logarithmic(low: float, high: float) -> float:

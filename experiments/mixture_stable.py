@@ -6,17 +6,17 @@ The training set is the 100,000 fixed points of `mixture`. The encoder has rando
 ALICE's cycle on x is added with a small weight. Learning rates are constant for 20 % of the steps, then fall
 to 0 along a cosine.
 
-Result over seeds 0 to 7 (--config.population.seeds=8), mean +- standard deviation, 2,500 samples, a fifth of
-the fair share for the strict count. The recipe was chosen among some fifty settings on seeds 100 to 103; its
-length and its average with two other runs of seeds 0 to 7 in sight (docs/variants.md):
+Result over seeds 0 to 7 (--config.population.seeds=8), mean +- standard deviation, 2,500 samples;
+modes_strict counts modes with a fifth of their fair share. The recipe was chosen among about fifty settings
+on seeds 100 to 103; its length and its averaging were chosen after seeing two other runs of seeds 0 to 7:
 
     weights   modes_strict  high_quality    reverse_kl      mode_spread   mode_kept
     averaged  25 on all     0.960 +- 0.008  0.006 +- 0.002  0.91 +- 0.03  0.991 +- 0.003
     raw       25 on all     0.953 +- 0.011  0.006 +- 0.002  0.96 +- 0.01  0.987 +- 0.005
 
-Lowest high_quality of a seed 0.946 and 0.936, lowest mode_spread 0.87 and 0.94; for the data these are
-0.989 and 0.974. 150 CPU seconds a seed. Without the penalty, --config.penalties.r1.gamma=0, four of these
-seeds lose modes (18 to 25, mean 23.1), and mode_kept is 0.92 +- 0.10.
+The lowest high_quality of a seed is 0.946 and 0.936, the lowest mode_spread 0.87 and 0.94; the data have
+0.989 and 0.974. A seed takes 150 CPU seconds. Without the penalty, --config.penalties.r1.gamma=0, four of
+these seeds lose modes (18 to 25, mean 23.1), and mode_kept is 0.92 +- 0.10.
 """
 
 from ml_collections import ConfigDict

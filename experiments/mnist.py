@@ -4,8 +4,8 @@
 
 The 60,000 images come from TensorFlow Datasets (`python -m ali_jax.data.prepare mnist`) or, with
 --config.dataset.path=mnist.npz, from a file. The paper has no MNIST experiment. `mnist.py:conditional` gives
-the class of an image, one-hot, to all three networks, which are then perceptrons as in digits.py: the
-convolutional ones had not learnt to use it after 1,000 steps.
+all three networks the one-hot class of an image. They are then perceptrons as in digits.py, because the
+convolutional networks had not learnt to use the class after 1,000 steps.
 
 Result of one run, seed 0, averaged parameters, all 10,000 test images: class_kl 0.013, class_kept 0.80,
 knn_accuracy 0.87 and linear_probe_accuracy 0.81 (raw pixels 0.969 and 0.922, untrained encoder 0.79 and
@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _conditional_perceptrons(config: Any) -> None:
-    """Condition on the class, with the perceptrons and rates of experiments/digits.py."""
+    """Condition on the class, with the perceptrons and learning rates of experiments/digits.py."""
     config.dataset.conditional = True
     config.condition.size = 10
     config.batch_size = 64

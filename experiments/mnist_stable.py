@@ -1,15 +1,17 @@
-"""ALI on MNIST with perceptrons that do not know which pixels are neighbours, and `config.stable_recipe`.
+"""ALI on MNIST with perceptrons, which ignore the order of pixels, and `config.stable_recipe`.
 
     python -m ali_jax.main --config experiments/mnist_stable.py --workdir runs/mnist_stable
 
 The benchmark is BiGAN's (Donahue et al., 2017, table 1): accuracy of the nearest neighbour on the encoder's
 last hidden layer, with all 60,000 training rows as references and all 10,000 test rows as queries. BiGAN's
 published accuracy is 97.39 %. The encoder has batch norm, and ALICE's cycle on x is added with a small
-weight; `mnist_stable.py:ali` has neither, a penalty that ends at 0.1 instead of 0.3, and twice the steps.
+weight; `mnist_stable.py:ali` has neither; its penalty ends at 0.1 instead of 0.3, and it takes twice the
+steps.
 
-Result with --config.dataset.path=mnist.npz, averaged parameters (raw ones of this file agree to 0.001), of
-seeds 0 to 2, mean +- standard deviation, and of one run of `:ali`, seed 0. Chosen on 10,000 training rows
-that were held out, seed 100, but for the penalty's end, which followed a run of seed 0 (docs/variants.md):
+Result with --config.dataset.path=mnist.npz and averaged parameters (raw ones of this file agree to 0.001):
+mean +- standard deviation over seeds 0 to 2, and one run of `:ali` with seed 0. Settings were chosen on
+10,000 held-out training rows with seed 100, except for the end of the penalty, which was chosen after a run
+of seed 0:
 
                          this file           :ali                    scale
     hidden_knn_accuracy  0.9725 +- 0.0013    0.961 (0.957 to 0.965)  0.969 (pixels), 0.960 (untrained)
@@ -19,10 +21,10 @@ that were held out, seed 100, but for the penalty's end, which followed a run of
     reconstruction_mse   0.0081 +- 0.0000    0.044                   0.135 (random pair)
     CPU minutes          12                  24
 
-Accuracies of the seeds: 0.9715, 0.9740 and 0.9721, each within 0.003 by the number of test rows: better than
-pixels, BiGAN's within that noise on one seed and below it on two. The price is in the samples: about a third
-are broken where `:ali` has one in ten, though all classes are there (0.073 to 0.140 of the samples); and the
-encoder is all but deterministic, with sigma at its lower limit of exp(-6).
+The seeds have accuracies of 0.9715, 0.9740 and 0.9721, each +- 0.003 by the number of test rows. This is
+better than pixels; one seed equals BiGAN within that noise, two are below it. The price is paid in samples:
+about a third are broken, against one in ten for `:ali`, although all classes occur (0.073 to 0.140 of the
+samples). And the encoder is nearly deterministic, with sigma at its lower limit of exp(-6).
 """
 
 from ml_collections import ConfigDict

@@ -2,18 +2,18 @@
 
     python -m ali_jax.main --config experiments/ring_stable.py --workdir runs/ring_stable
 
-The training set is the 100,000 fixed points of `ring`, times 6. The penalty all but vanishes at the end.
+The training set is the 100,000 fixed points of `ring`, times 6. The penalty nearly vanishes at the end.
 
 Result over seeds 0 to 7 (--config.population.seeds=8), mean +- standard deviation, 2,500 samples. The recipe
-was chosen on seeds 100 to 107, after other recipes' runs of seeds 0 to 7 (docs/variants.md):
+was chosen on seeds 100 to 107, after runs of other recipes on seeds 0 to 7:
 
     weights   modes_strict  high_quality    reverse_kl      mode_spread   mode_kept
     averaged  8 on all      0.975 +- 0.008  0.012 +- 0.018  0.95 +- 0.03  0.998 +- 0.002
     raw       8 on all      0.975 +- 0.008  0.011 +- 0.018  0.95 +- 0.04  0.998 +- 0.002
 
-Lowest high_quality of a seed 0.960 and 0.959, mode_spread 0.88 to 1.00, highest reverse_kl 0.053 (the next
-0.016); for the data high_quality is 0.989 and mode_spread 0.974. 220 CPU seconds a seed on two cores with
-AVX-512, 440 on two without.
+The lowest high_quality of a seed is 0.960 and 0.959, mode_spread lies between 0.88 and 1.00, and the highest
+reverse_kl is 0.053 (the next 0.016). The data have a high_quality of 0.989 and a mode_spread of 0.974. A seed
+takes 220 CPU seconds on two cores with AVX-512, and 440 without.
 """
 
 from ml_collections import ConfigDict

@@ -1,21 +1,21 @@
-"""ALI on stacked MNIST (28x28x3): a random digit in each channel, 1,000 modes; `config.stable_recipe`.
+"""ALI on stacked MNIST (28x28x3), a random digit in each channel: 1,000 modes; `config.stable_recipe`.
 
     python -m ali_jax.main --config experiments/stacked_mnist.py --workdir runs/stacked_mnist
 
-The images come from TensorFlow Datasets or from a file, as for mnist.py. 128,000 stacks train, as in PacGAN's
-experiment; 26,000 samples are counted, as in VEEGAN's. The networks are perceptrons, with the rates of
-mnist_stable.py; `stacked_mnist.py:convolutions` takes layers and rates from mnist.py.
+The images come from TensorFlow Datasets or from a file, as for mnist.py. The training set has 128,000 stacks,
+as in PacGAN's experiment; modes are counted over 26,000 samples, as in VEEGAN's. The networks are perceptrons
+with the learning rates of mnist_stable.py; `stacked_mnist.py:convolutions` takes layers and rates from
+mnist.py.
 
-VEEGAN reports 16 modes and a KL of 5.4 for ALI, with networks and a classifier of its own, a mode counting
-with a single sample (`stacked_modes`, not `stacked_modes_strict`).
+VEEGAN reports 16 modes and a KL of 5.4 for ALI, with other networks and another classifier; there a mode
+counts if it has a single sample (`stacked_modes`, not `stacked_modes_strict`).
 
 Result of the perceptrons with --config.dataset.path=mnist.npz, averaged parameters (raw ones agree), 26,000
-samples, --config.seed=0 to 2: 999, 1,000 and 1,000 modes strictly, 1,000 by single samples on all, KL 0.061,
-0.057 and 0.060, of which 0.019 would be there for perfect samples; real stacks have 1,000 and 0.026. The
-classifier errs on 0.41, 0.48 and 0.48 % of single digits. Reconstructions keep little: reconstruction_mse
-0.062 to 0.063, random pairs 0.135. 35 ms a step on two cores with AVX-512, twice that on two without.
-docs/variants.md has what was tried, on seed 100, and runs of fewer steps. The convolutional networks have not
-been run.
+samples, --config.seed=0 to 2: 999, 1,000 and 1,000 modes by the strict count, 1,000 each by single samples,
+and a KL of 0.061, 0.057 and 0.060, of which perfect samples would have 0.019. Real stacks have 1,000 modes
+and a KL of 0.026. The classifier errs on 0.41, 0.48 and 0.48 % of single digits. Reconstructions keep little:
+their reconstruction_mse is 0.062 to 0.063, that of random pairs 0.135. A step takes 35 ms on two cores with
+AVX-512, and twice that without. The convolutional networks have not been run.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from ali_jax import config as defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the configuration, of perceptrons or of convolutional networks."""
+    """Return the configuration of perceptrons or of convolutional networks."""
     if variant not in ("", "convolutions"):
         raise ValueError(f"stacked_mnist.py:{variant}: the only variant is convolutions.")
     config = defaults.base()

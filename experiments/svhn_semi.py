@@ -2,9 +2,9 @@
 
     python -m ali_jax.main --config experiments/svhn_semi.py --workdir runs/svhn_semi
 
-1,000 labels, as many of each class, or `svhn_semi.py:LABELS`. What is known of the authors' unpublished
-script stands in cifar10_semi.py; as in OpenAI's script the discriminator is narrower here, the training is
-shorter, and the 73,257 images of `train` are the unlabelled data.
+1,000 labels, equally many per class, or `svhn_semi.py:LABELS`. See cifar10_semi.py for what is known of the
+authors' unpublished script. As in OpenAI's script, the discriminator is narrower and the training shorter
+than for CIFAR-10, and the 73,257 images of `train` are the unlabelled data.
 """
 
 from ml_collections import ConfigDict

@@ -84,7 +84,7 @@ def test_an_ablation_trains_what_is_not_trained_yet(tmp_path, capsys, monkeypatc
     ("arguments", "message"),
     [
         (["--config", "experiments/mixture.py"], "config.penalties.r1.gamma is 0.0: an ablation starts"),
-        (["--config", EXPERIMENT, "--variants", "both"], "there is no 'both', but recipe, no penalty, "),
+        (["--config", EXPERIMENT, "--variants", "both"], "'both' is unknown; there are recipe, no penalty, "),
         (["--config", EXPERIMENT, "--config.population.seeds=-1"], "config.population.seeds is -1"),
         (["--config", EXPERIMENT, "--config.seeed=1"], "There is no config key 'seeed'"),
     ],

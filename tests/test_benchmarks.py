@@ -180,7 +180,7 @@ def test_the_anomaly_table_is_printed_at_tiny_size(capsys, monkeypatch, tmp_path
     [
         (["--config", "experiments/none.py"], "There is no config file"),
         (["--config", "experiments/digits.py"], "config.penalties.r1.gamma is 1.0, which the peers do not"),
-        (["--config", "experiments/svhn.py", "--variants", "theirs"], "there is no 'theirs', but ours, "),
+        (["--config", "experiments/svhn.py", "--variants", "theirs"], "'theirs' is unknown; there are ours"),
         (
             ["--config", "experiments/svhn.py", "--torch-python", "/none"],
             "--torch-python /none: No such file",
