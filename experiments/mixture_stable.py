@@ -14,7 +14,7 @@ on seeds 100 to 103; its length and its averaging were chosen after seeing two o
     averaged  25 on all     0.960 +- 0.008  0.006 +- 0.002  0.91 +- 0.03  0.991 +- 0.003
     raw       25 on all     0.953 +- 0.011  0.006 +- 0.002  0.96 +- 0.01  0.987 +- 0.005
 
-The lowest high_quality of a seed is 0.946 and 0.936, the lowest mode_spread 0.87 and 0.94; the data have
+The lowest high_quality of a seed is 0.946 (raw 0.936), the lowest mode_spread 0.87 (raw 0.94); the data have
 0.989 and 0.974. A seed takes 150 CPU seconds. Without the penalty, --config.penalties.r1.gamma=0, four of
 these seeds lose modes (18 to 25, mean 23.1), and mode_kept is 0.92 +- 0.10.
 """
