@@ -11,9 +11,9 @@ was chosen on seeds 100 to 107, after runs of other recipes on seeds 0 to 7:
     averaged  8 on all      0.975 +- 0.008  0.012 +- 0.018  0.95 +- 0.03  0.998 +- 0.002
     raw       8 on all      0.975 +- 0.008  0.011 +- 0.018  0.95 +- 0.04  0.998 +- 0.002
 
-The lowest high_quality of a seed is 0.960 (raw 0.959), mode_spread lies between 0.88 and 1.00, and the highest
-reverse_kl is 0.053 (the next 0.016). The data have a high_quality of 0.989 and a mode_spread of 0.974. A seed
-takes 220 CPU seconds on two cores with AVX-512, and 440 without.
+The lowest high_quality of a seed is 0.960 (raw 0.959), mode_spread lies between 0.88 and 1.00, and the
+highest reverse_kl is 0.053 (the next 0.016). The data have a high_quality of 0.989 and a mode_spread of
+0.974. A seed takes 220 CPU seconds on two cores with AVX-512, and 440 without.
 """
 
 from ml_collections import ConfigDict
