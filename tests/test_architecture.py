@@ -196,3 +196,25 @@ def test_one_training_step_is_at_most_five_files_and_three_hundred_lines():
     assert 150 < sum(lines.values()) <= 300
     text = (small.ROOT / "docs/design.md").read_text()
     assert f"{sum(lines.values())} lines of code in {len(lines)} files" in text
+
+
+def functions(node, depth=0):
+    """Yield every function in a tree, with how many functions it is nested in."""
+    for child in ast.iter_child_nodes(node):
+        is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if is_function:
+            yield child, depth
+        yield from functions(child, depth + is_function)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_are_short_and_hardly_nested(path):
+    """At most 60 lines without the docstring, and at most two functions around another."""
+    for function, depth in functions(ast.parse(path.read_text())):
+        doc = function.body[0]
+        has_doc = ast.get_docstring(function) is not None
+        length = (
+            function.end_lineno - function.lineno + 1 - (doc.end_lineno - doc.lineno + 1 if has_doc else 0)
+        )
+        assert length <= 60, (function.name, length)
+        assert depth <= 2, function.name
