@@ -164,7 +164,7 @@ def test_noise_encoder_is_stochastic_and_has_no_moments(key):
     variables = small.init(ali, key, batch.x)
     one, two = (model.encode(ali, variables, batch.x, key=jax.random.PRNGKey(i)) for i in (1, 2))
     assert not np.allclose(one, two)
-    with pytest.raises(ValueError, match="no Gaussian"):
+    with pytest.raises(ValueError, match="not a Gaussian"):
         model.posterior(ali, variables, batch.x)
 
 
