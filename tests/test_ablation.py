@@ -1,4 +1,4 @@
-"""The ablation: each row differs from the recipe in what its name says, and the table is that of its runs."""
+"""Each row of the ablation changes what its name says, and the table shows the numbers of its runs."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_the_table_has_mean_and_standard_deviation_over_seeds():
     found = population.spread(
         [dict.fromkeys(ablation.COLUMNS, value) | {"raw/mode_kept": 1.0} for value in (1.0, 2.0, 3.0)]
     )
-    single = dict.fromkeys(ablation.COLUMNS, 1.0)  # of one member, or of a run that is no population
+    single = dict.fromkeys(ablation.COLUMNS, 1.0)  # of one member, or of a single run
     results = {"recipe": found, "member": population.spread([single]), "run": single}
     _, _, averaged, *alone = ablation.table(results).splitlines()
     assert averaged == f"| recipe | averaged |{' 2.0000 +- 1.0000 |' * len(ablation.COLUMNS)}"

@@ -1,4 +1,4 @@
-"""Anomaly scores on a model that is known, the law of conformal false alarms, and detection's numbers."""
+"""Anomaly scores of a known model, the law of conformal false alarms, and the metrics of detection."""
 
 from collections import Counter
 
@@ -22,7 +22,7 @@ SHAPE = (3, 3, 2)
 
 
 class Corner(nn.Module):
-    """The encoder that keeps the first two pixels of the first channel, each off by 0.1."""
+    """An encoder that returns the first two pixels of the first channel, each off by 0.1."""
 
     latent_dim: int = 2
 
@@ -32,7 +32,7 @@ class Corner(nn.Module):
 
 
 class Fill(nn.Module):
-    """The decoder that puts a code where Corner found it, and 0.5 elsewhere."""
+    """A decoder that puts a code where Corner reads it, and 0.5 elsewhere."""
 
     @nn.compact
     def __call__(self, z, y=None, *, train):
@@ -60,7 +60,7 @@ def rng():
 
 @pytest.fixture
 def normal(rng):
-    """Give rows that the decoder can make, up to a little noise."""
+    """Give rows that the decoder can produce, up to a little noise."""
     x = np.full((99, *SHAPE), 0.5) + 0.01 * rng.standard_normal((99, *SHAPE))
     x[:, 0, :2, 0] = rng.standard_normal((99, 2))
     return x.astype(np.float32)
@@ -68,7 +68,7 @@ def normal(rng):
 
 @pytest.fixture
 def odd(normal):
-    """Give the same rows with one pixel that no code makes."""
+    """Give the same rows with one pixel that no code can produce."""
     x = normal.copy()
     x[:, 2, 1] = 0.9
     return x
@@ -249,7 +249,7 @@ def test_the_rank_of_the_threshold_is_exact(n, alpha, k):
 
 
 def test_false_alarms_follow_the_beta_binomial_law(rng):
-    """200 random divisions of one held-out pool with a fixed scorer, against the law at the 0.1 % level."""
+    """Compare 200 random splits of one held-out pool and a fixed scorer with the law, at the 0.1 % level."""
     x = load_digits().data[:600]
     pool = np.linalg.norm(x - load_digits().data[600:].mean(axis=0)[None], axis=1)
     n, m, alpha = 99, 200, 0.05

@@ -1,4 +1,4 @@
-"""Benchmarks: the operations of a step, the peers' equality in what they do, and the protocol."""
+"""Benchmarks count the operations of a step correctly and compare peers that do the same work."""
 
 import io
 import json
@@ -24,9 +24,9 @@ def test_a_step_has_no_operation_that_its_gradients_do_not_need(name, most, dots
     flops = compiled.cost_analysis()["flops"]
     assert flops <= most
     assert flops <= 1.03 * roofline.least_flops(config, 100)
-    # Of each layer: forward, kernel's gradient, input's gradient, the latter not where x or z enters. The
-    # decoder has its output layer besides. D's input gradients go down to x_tilde for the generator, and
-    # where batch norm couples the pairs they are not those that D needs itself.
+    # Each layer has a forward pass, a kernel gradient and, unless x or z enters there, an input gradient. The
+    # decoder has an output layer in addition. The generator needs D's input gradients down to x_tilde; if
+    # batch norm couples the pairs, they differ from those that D needs itself.
     tables = (config.encoder.layers, config.decoder.layers, config.discriminator.x_layers)
     encoder, decoder, x = (sum(isinstance(layer, tuple) for layer in table) for table in tables)
     text = compiled.as_text()
@@ -102,7 +102,7 @@ def test_the_best_peer_computes_no_gradient_that_it_does_not_need(name):
     peer.start()
     with FlopCounterMode(display=False) as counter:
         peer.step(torch.zeros(2, 3, 32, 32))
-    config.discriminator.x_batch_norm = (True,)  # two backward passes, as where it couples the pairs
+    config.discriminator.x_batch_norm = (True,)  # couples the pairs, so that two backward passes are needed
     assert counter.get_total_flops() <= 1.03 * roofline.least_flops(config, 2)
 
 
@@ -170,7 +170,7 @@ def test_the_anomaly_table_is_printed_at_tiny_size(capsys, monkeypatch, tmp_path
     (found,) = json.loads((tmp_path / "runs.json").read_text())["3"]
     assert {"ALI, ladder of 20 steps", "isolation forest", "nearest training row"} <= found.keys()
     assert all(f"| {name} | " in printed for name in found)
-    assert found["nearest training row"]["auroc"][0] > 0.9  # it has seen the nine, whatever the model learnt
+    assert found["nearest training row"]["auroc"][0] > 0.9  # does not depend on what the model learnt
     assert anomaly.main(["--config", "experiments/digits.py", "--digits", "10"]) == 2
     assert "--digits [10]: digits has the classes 0 to 9." in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def test_mistakes_get_one_message(arguments, message, capsys, monkeypatch):
 
 
 def ours(config):
-    """Count our parameters per network."""
+    """Count our parameters in each network."""
     _, state, _ = roofline.abstract_step(config, 2)
     return sizes(state.variables.params)
 

@@ -1,4 +1,4 @@
-"""Data sets by name and from files: what is read, and what is refused with which message."""
+"""Data sets are read by name and from files; mistakes are refused with a helpful message."""
 
 import io
 import subprocess
@@ -479,7 +479,7 @@ class TestSVHN:
 
 
 class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):
-    """A prepared data set as users have it: encoded images in array_record files."""
+    """A prepared data set like a user's: encoded images in array_record files."""
 
     VERSION = tensorflow_datasets.core.Version("1.0.0")
 

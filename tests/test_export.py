@@ -1,4 +1,4 @@
-"""Exported models: they run without this package, on any batch size, and give what the model gives."""
+"""Exported models run without this package at any batch size and agree with the model."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ safetensors = pytest.importorskip("safetensors.numpy")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Give a run's folder and the folder that it was exported into."""
+    """Give the folder of a run and the folder of its export."""
     folder = tmp_path_factory.mktemp("export")
     assert loop.run(tiny(num_steps=10, evaluators=()), folder / "run") == 0
     assert main(["--mode", "export", "--workdir", str(folder / "run"), "--out", str(folder / "out")]) == 0
@@ -31,7 +31,7 @@ def exported(tmp_path_factory):
 
 
 def run_alone(code: str, folder: Path) -> str:
-    """Run code in a new process and return what it says on stderr."""
+    """Run code in a new process and return its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""The benchmark of known answers, shortened: a sound game passes it, and planted faults fail it."""
+"""The shortened benchmark of known answers passes for a sound game and fails for planted faults."""
 
 import jax.numpy as jnp
 import numpy as np

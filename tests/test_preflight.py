@@ -1,4 +1,4 @@
-"""The pre-flight: its names, counts and bounds; and, where libtpu is installed, real compiles."""
+"""Preflight parses topologies, counts collectives and bounds a step; with libtpu it compiles for slices."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What is read from a disk runs no code, unpacks to no more than the memory, and writes nowhere else."""
+"""Files from elsewhere run no code, do not unpack to more than the memory, and write nothing outside."""
 
 import ast
 import io
@@ -18,7 +18,7 @@ from ali_jax.records import workdir, writers
 
 
 class Marker:
-    """An object whose unpickling makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -38,7 +38,7 @@ def test_objects_in_an_npz_are_refused_and_not_unpickled(tmp_path):
 
 
 def test_no_module_unpickles_or_evaluates():
-    """Only `runpy` runs code, of the config file that the user names: that is the user's own."""
+    """Only `runpy` runs code: that of the config file that the user names, which is their own."""
     forbidden = {"eval", "exec", "compile", "__import__"}
     for path in (small.ROOT / "ali_jax").rglob("*.py"):
         tree = ast.parse(path.read_text())
