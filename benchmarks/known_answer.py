@@ -29,12 +29,12 @@ import numpy as np
 import optax
 
 from ali_jax import losses, model, penalties, train
-from ali_jax.metrics import gaussian
-from ali_jax.metrics.gaussian import Gaussian, LinearGaussian
 from ali_jax.metrics.two_sample import holm
 from ali_jax.networks import Discriminator, Encoder
 from ali_jax.types import ALI, Array, Batch, Logits, Loss, Losses, Metrics, Networks, TrainState, Variables
+from benchmarks import gaussian
 from benchmarks.compare import markdown
+from benchmarks.gaussian import Gaussian, LinearGaussian
 
 FAULTS = ("sign", "shared_noise", "untrained_encoder")
 TRUTH = LinearGaussian(

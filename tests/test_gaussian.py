@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ali_jax.metrics.gaussian import (
+from benchmarks.gaussian import (
     Gaussian,
     LinearGaussian,
     calibration,

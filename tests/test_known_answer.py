@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from ali_jax import model
-from ali_jax.metrics import gaussian
 from ali_jax.types import Networks, Variables
-from benchmarks import known_answer
+from benchmarks import gaussian, known_answer
 
 
 def test_a_sound_game_finds_the_posterior_of_the_decoder_that_it_learns():

@@ -116,8 +116,3 @@ def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
         summary |= {f"{name}/std": std, f"{name}/low": mean - half, f"{name}/high": mean + half}
         summary |= {f"{name}/{k}": float(number) for k, number in enumerate(numbers)}
     return summary
-
-
-def is_of_member(name: str) -> bool:
-    """Whether a name that `spread` returned is that of a single member's number."""
-    return name.rpartition("/")[2].isdigit()
