@@ -172,7 +172,7 @@ def _one_pass(pull_judge: Pullback, ct_generator: Logits, ct_discriminator: Logi
     the pairs' after scaling row i by b_i / a_i. Where |a_i| would underflow (D is sure of the pair), SMALLEST
     is pulled back instead: D's gradient is then off by less than SMALLEST |ds_i / dtheta|, and the pairs'
     cotangent stays exact. Under a hinge a_i is zero for every pair beyond D's margin; where b_i is zero too,
-    nothing is replaced. docs/performance.md has the derivation.
+    nothing is replaced. docs/reference/performance.md has the derivation.
 
     A discriminator that packs m pairs has one logit for m rows, which then share its factor.
     """

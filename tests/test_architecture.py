@@ -194,7 +194,7 @@ def test_one_training_step_is_at_most_five_files_and_three_hundred_lines():
     lines = {name: max(step.get(name, 0), loss.get(name, 0)) for name in {**step, **loss}}
     assert set(lines) == {"train", "gradients", "model", "losses", "types"}
     assert 150 < sum(lines.values()) <= 300
-    text = (small.ROOT / "docs/design.md").read_text()
+    text = (small.ROOT / "docs/reference/design.md").read_text()
     assert f"{sum(lines.values())} lines of code in {len(lines)} files" in text
 
 

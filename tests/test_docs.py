@@ -3,7 +3,7 @@
 The Python blocks of a page run in order, in one namespace, in a folder that holds the experiments. A block
 that begins with a comment that names a file is also written there. The commands of a page are parsed and
 their configs checked, not run. A block below a line `<!-- not run: reason -->` is left out. To print the
-table of docs/evaluating.md anew: `python tests/test_docs.py`.
+table of docs/reference/evaluators.md anew: `python tests/test_docs.py`.
 """
 
 import importlib

@@ -82,7 +82,7 @@ def test_counts_are_scored_exactly():
 
 
 def test_misread_digits_add_modes_to_the_lenient_count_above_all(rng):
-    """The example of docs/evaluating.md: 16 modes of three digits, an error of 1 % for each."""
+    """The example of docs/reference/evaluators.md: 16 modes of three digits, an error of 1 % for each."""
     digits = rng.integers(10, size=(16, 3))[rng.integers(16, size=26_000)]
     misread = np.where(rng.random(digits.shape) < 0.01, rng.integers(1, 10, size=digits.shape), 0)
     counts = np.bincount((digits + misread) % 10 @ np.array([100, 10, 1]), minlength=1000)
