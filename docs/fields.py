@@ -1,0 +1,30 @@
+"""How the site's API pages read this project's docstrings and fields."""
+
+import re
+from typing import Any
+
+from griffe import Class, Extension, Object
+
+SHARED = re.compile(r"^( +)((?:\*?\w+, )+\w+): (.*(?:\n\1 +.*)*)", flags=re.MULTILINE)
+
+
+class Fields(Extension):
+    """Give every field and argument a row of its own, with its comment or its part of the docstring."""
+
+    def on_class_members(self, *, cls: Class, **_: Any) -> None:
+        """Append the comments of a class's fields, `x: Array  # [B, Z]`, to its docstring as "Attributes"."""
+        if cls.docstring is None or "Attributes:" in cls.docstring.value:
+            return
+        rows = []
+        for name, field in cls.attributes.items():
+            if not name.startswith("_") and field.annotation is not None and field.lines:
+                rows.append(f"    {name}: {field.lines[0].partition('  # ')[2].strip() or '&nbsp;'}")
+        if rows:
+            cls.docstring.value += "\n\nAttributes:\n" + "\n".join(rows)
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        """Write `x0, x1: text` of a docstring as two entries with the same text."""
+        if obj.docstring is not None:
+            obj.docstring.value = SHARED.sub(
+                lambda m: "\n".join(f"{m[1]}{name}: {m[3]}" for name in m[2].split(", ")), obj.docstring.value
+            )
