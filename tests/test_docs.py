@@ -1,44 +1,40 @@
 """What README and docs/ show works as it stands there.
 
 The Python blocks of a page run in order, in one namespace, in a folder that holds the experiments. A block
-that begins with a comment that names a file is also written there. The commands of a page are parsed and
-their configs checked, not run. A block below a line `<!-- not run: reason -->` is left out. To print the
-table of docs/reference/evaluators.md anew: `python tests/test_docs.py`.
+that begins with a comment that names a file is also written there. Every command is parsed by the program
+that it names (`shown`), and those of the first page of the guide run, shortened. Links and anchors lead
+somewhere. To write the generated tables anew: `python tests/test_docs.py`.
 """
 
 import importlib
 import re
 import runpy
-import shlex
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import shown
 import small
+from test_architecture import LAYERS
 
 from ali_jax import config as configs
-from ali_jax import evaluate
-from ali_jax.program import command
+from ali_jax import evaluate, main
 
-PAGES = {path.stem: path for path in (small.ROOT / "README.md", *sorted((small.ROOT / "docs").glob("*.md")))}
-FENCE = r"^(<!-- not run: .+ -->\n)?```{kind}\n(.*?)^```$"
-PLACEHOLDERS = ("key", "KEY", "experiments/FILE.py")
-
-
-def blocks(page, kind):
-    """Return (line, text) of the blocks of a kind that are not left out."""
-    text = PAGES[page].read_text()
-    found = re.finditer(FENCE.format(kind=kind), text, flags=re.MULTILINE | re.DOTALL)
-    return [(text[: match.start(2)].count("\n"), match[2]) for match in found if not match[1]]
-
-
-def commands(page):
-    """Return the arguments of every command of the program that a page's shell blocks give."""
-    lines = "".join(text.replace("\\\n", " ") for _, text in blocks(page, "sh")).splitlines()
-    parts = (shlex.split(part, comments=True) for line in lines for part in line.split("&&"))
-    return [words[2:] for words in parts if words[:2] == ["python", "-m"]]
+DOCS = small.ROOT / "docs"
+PAGES = {
+    str(path.relative_to(small.ROOT)): path
+    for path in (small.ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+}
+TEXT = {name: path.read_text() for name, path in PAGES.items()}
+NOT_FILES = ("experiments/FILE.py",)  # stand for others
+LINK = re.compile(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"")
 
 
 @pytest.fixture
@@ -46,72 +42,213 @@ def folder(tmp_path, monkeypatch):
     """Work in a folder with the experiments, and on one device, which is fastest for what is so small."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
-    shutil.copytree(small.ROOT / "experiments", tmp_path / "experiments")
+    for name in ("experiments", "benchmarks"):
+        shutil.copytree(small.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def write_files(page, folder):
-    for _, text in blocks(page, "python"):
-        if named := re.match(r"# (\S+\.py)\n", text):
-            (folder / named[1]).write_text(text)
+    for _, code in shown.blocks(TEXT[page], "python"):
+        if named := re.match(r"# (\S+\.py)\n", code):
+            (folder / named[1]).write_text(code)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+@pytest.mark.parametrize("page", [page for page in PAGES if shown.blocks(TEXT[page], "python")])
 def test_the_python_blocks_of_a_page_run(page, folder):
     write_files(page, folder)
     names = {"__name__": page}
-    for line, text in blocks(page, "python"):
-        exec(compile("\n" * line + text, str(PAGES[page]), "exec"), names)
-    if page == "README":
-        assert int(names["state"].step) == 10
+    for line, code in shown.blocks(TEXT[page], "python"):
+        exec(compile("\n" * line + code, str(PAGES[page]), "exec"), names)
+    if page == "README.md":
+        assert int(names["state"].step) == 1
+        assert names["x_hat"].shape == (64, 8, 8, 1)
         assert np.isfinite(names["x_hat"]).all()
-        assert names["x_hat"].shape == (128, 5)
         assert {"loss/generator", "loss/discriminator", "r1/x"} <= names["metrics"].keys()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
-def test_the_commands_of_a_page_are_right(page, folder):
+@pytest.mark.parametrize("page", [page for page in PAGES if shown.commands(TEXT[page])])
+def test_the_commands_of_a_page_are_right(page, folder, monkeypatch):
     write_files(page, folder)
-    for module, *arguments in commands(page):
-        if module.partition(".")[0] in ("ali_jax", "benchmarks"):
-            assert importlib.util.find_spec(module), module
-        if module == "ali_jax.main":
-            options = command.parse(arguments)
-            config = command.load_config(options.config_file) if options.config_file else configs.base()
-            command.override(config, options.overrides)
-            if options.mode in ("train", *command.UNTRAINED):
-                configs.validate(config)
-            for name in config.evaluators:
-                evaluate.named(name)
+    for words in shown.commands(TEXT[page]):
+        shown.check(words, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_flags_of_a_page_are_right(page, folder):
+    write_files(page, folder)
+    for span in shown.inline(TEXT[page]):
+        if span.startswith("--"):
+            shown.check_end(span)
+
+
+def test_a_wrong_command_is_found(folder, monkeypatch):
+    for wrong in (
+        "python -m ali_jax.main --config experiments/digits.py --workdir a --config.num_stepz=1",
+        "python -m ali_jax.main --config experiments/digits.py --workdir a --config.batch_size=0",
+        "python -m ali_jax.reproduce mixtures",
+        "python -m benchmarks.compare --config experiments/digits.py --round 3",
+        "python -m benchmarks.power --m 3",
+        "python tests/faults.py --kill 4",
+        'pip install ".[gpu]"',
+    ):
+        (words,) = shown.words_of(wrong)
+        with pytest.raises((AssertionError, ValueError, pytest.fail.Exception)):
+            shown.check(words, monkeypatch)
+    with pytest.raises(AssertionError):
+        shown.check_end("--budgets short")
+
+
+def test_variables_comments_and_nested_commands_are_seen():
+    script = """
+        run="python -m a --x=1"  # a comment
+        $run --y \\
+            2 && pip install . > log
+        gcloud --command='cd b &&
+          python -m c'
+    """
+    assert shown.words_of(script) == [
+        ["python", "-m", "a", "--x=1", "--y", "2"],
+        ["pip", "install", "."],
+        ["gcloud", "--command=cd b &&\n          python -m c"],
+        ["cd", "b"],
+        ["python", "-m", "c"],
+    ]
+
+
+def test_every_placeholder_is_used():
+    words = {word for text in TEXT.values() for words in shown.commands(text) for word in words}
+    words |= {word for text in TEXT.values() for span in shown.inline(text) for word in span.split()}
+    assert set(shown.PLACEHOLDERS) <= words
+
+
+def test_the_commands_of_the_first_page_run(folder, capsys):
+    """Each with a training of two steps and evaluators that cost little."""
+    shorter = ["num_steps=2", "steps_per_call=1", "log_every=1", "report=False"]
+    shorter.append("evaluators=('reconstruction_error',)")
+    for words in shown.commands(TEXT["docs/guide/getting_started.md"]):
+        if words[:3] == ["python", "-m", "ali_jax.main"]:
+            training = "--config" in words and "--mode" not in words
+            more = [f"--config.{change}" for change in shorter if training]
+            assert main.main([*words[3:], *more]) == 0, capsys.readouterr().err
+    written = {"samples.png", "pairs.png", "lines.png", "compare.html", "runs/digits/evaluation.json"}
+    assert all((folder / name).stat().st_size for name in written)
+
+
+def anchors(path):
+    """Return the anchors of a page's headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.+)$", shown.FENCE.sub("", path.read_text()), flags=re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading.lower()).strip() for heading in headings)
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page):
+    for link in LINK.finditer(shown.FENCE.sub("", TEXT[page])):
+        target, _, anchor = (link[1] or link[2]).partition("#")
+        if target.startswith(("http://", "https://")):
+            continue
+        path = (PAGES[page].parent / target).resolve() if target else PAGES[page]
+        assert path.is_file(), link[0]
+        assert not anchor or anchor in anchors(path), link[0]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_exists(page, folder):
     write_files(page, folder)
-    text = PAGES[page].read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
-        assert (PAGES[page].parent / target).exists(), target
+    text = TEXT[page]
     named = re.findall(r"\b(?:experiments|ali_jax|tests|benchmarks|docs|examples)/[\w/]+\.(?:py|md)\b", text)
-    for path in set(named) - set(PLACEHOLDERS):
+    for path in set(named) - set(NOT_FILES):
         assert (small.ROOT / path).exists() or (folder / path).exists(), path
     keys = configs.flat(configs.base())
-    inline = " ".join(re.findall(r"`([^`\n]+)`", text)) + " ".join(re.findall(r"--config\.[\w.]+", text))
-    for key in re.findall(r"(?<![\w.])config\.([a-zA-Z]\w*(?:\.\w+)*)", inline):
+    code = " ".join(shown.inline(text)) + " ".join(re.findall(r"--config\.[\w.]+", text))
+    for key in re.findall(r"(?<![\w.])config\.([a-zA-Z]\w*(?:\.\w+)*)", code):
         known = key in keys or any(name.startswith(key + ".") for name in keys) or hasattr(configs, key)
-        assert known or key in ("py", "json", *PLACEHOLDERS), key
-    for name in re.findall(r"`(ali_jax(?:\.\w+)+)`", text):
+        assert known or key in ("py", "json", "KEY"), key
+    modules = re.findall(r"^::: (\S+)", text, flags=re.MULTILINE)
+    for name in (*re.findall(r"`(ali_jax(?:\.\w+)+)`", text), *modules):
         module, _, last = name.rpartition(".")
         assert hasattr(importlib.import_module(module), last) or importlib.util.find_spec(name), name
 
 
-def test_the_index_names_every_page_once():
-    linked = re.findall(r"\]\((\w+)\.md\)", PAGES["index"].read_text())
-    assert sorted(linked) == sorted(set(PAGES) - {"README", "index"})
+def test_the_files_of_the_project_name_pages_that_exist():
+    folders = ("ali_jax", "benchmarks", "examples", "experiments", "tests")
+    for path in (path for name in folders for path in (small.ROOT / name).rglob("*.py")):
+        for page in re.findall(r"\bdocs/[\w/]+\.md\b", path.read_text()):
+            assert (small.ROOT / page).exists(), f"{path}: {page}"
 
 
-def test_the_table_of_numbers_is_the_evaluators_own():
-    assert evaluate.table() in PAGES["evaluating"].read_text(), "print it anew: python tests/test_docs.py"
+def test_the_index_names_every_page_of_guide_and_reference_and_that_of_the_lab_the_others():
+    linked = re.findall(r"\]\(((?:guide|reference)/\w+\.md)\)", TEXT["docs/index.md"])
+    pages = [*DOCS.glob("guide/*.md"), *DOCS.glob("reference/*.md")]
+    assert sorted(linked) == sorted(str(path.relative_to(DOCS)) for path in pages)
+    in_lab = re.findall(r"\]\((\w+\.md)\)", TEXT["docs/lab/index.md"])
+    assert sorted([*in_lab, "index.md"]) == sorted(path.name for path in DOCS.glob("lab/*.md"))
+
+
+def test_a_page_of_the_guide_ends_with_the_next():
+    order = re.findall(r"^\d+\. \[.+\]\(guide/(\w+\.md)\)", TEXT["docs/index.md"], flags=re.MULTILINE)
+    assert len(order) == len(list(DOCS.glob("guide/*.md")))
+    for page, following in pairwise(order):
+        last = TEXT[f"docs/guide/{page}"].rstrip().splitlines()[-1]
+        assert re.fullmatch(rf"Next: \[.+\]\({following}\)", last), page
+
+
+def test_the_readme_is_short():
+    prose = [line for line in shown.FENCE.sub("", TEXT["README.md"]).splitlines() if not line.startswith("|")]
+    assert len(" ".join(prose).split()) <= 900
+
+
+def first_cells(page, heading):
+    """Return the code in the first cell of each row of the first table below a heading."""
+    section = TEXT[page].partition(f"\n## {heading}\n")[2]
+    rows = re.findall(r"^\|(.*?)\|", section[: section.index("|\n\n") + 1], flags=re.MULTILINE)
+    return [re.findall(r"`([^`]+)`", cell) for cell in rows[2:]]
+
+
+def test_the_map_of_the_readme_is_the_tree():
+    package = small.ROOT / "ali_jax"
+    shown_there = {name for cell in first_cells("README.md", "The code") for name in cell}
+    folders = {f"{path.parent.name}/" for path in package.glob("*/*.py")}
+    assert shown_there == folders | {path.name for path in package.glob("*.py")} - {"__init__.py"}
+
+
+def test_the_readme_names_every_experiment():
+    named = [name for cell in first_cells("README.md", "Experiments") for name in cell]
+    assert sorted(named) == sorted(path.name for path in (small.ROOT / "experiments").glob("*.py"))
+
+
+def test_the_layers_of_the_design_are_those_that_imports_are_held_to():
+    assert first_cells("docs/reference/design.md", "Layers") == LAYERS
+
+
+def table_of_numbers():
+    """Return the evaluators' glossary as a table in Markdown; numbers of one meaning share a row."""
+    rows = ["| evaluator | number | meaning |", "|---|---|---|"]
+    for evaluator, entries in evaluate.glossary().items():
+        by_meaning: dict[str, list[str]] = {}
+        for name, meaning in entries.items():
+            by_meaning.setdefault(meaning.replace("|", "\\|"), []).append(f"`{name}`")
+        label = f"`{evaluator}`"
+        for meaning, numbers in by_meaning.items():
+            rows.append(f"| {label} | {', '.join(numbers)} | {meaning} |")
+            label = ""
+    return "\n".join(rows)
+
+
+def evaluators_page():
+    before, _, after = re.split(
+        r"(?<=<!-- numbers -->)\n|\n(?=<!-- /numbers -->)", TEXT["docs/reference/evaluators.md"]
+    )
+    return f"{before}\n{table_of_numbers()}\n{after}"
+
+
+GENERATED: dict[str, Callable[[], str]] = {"docs/reference/evaluators.md": evaluators_page}
+
+
+@pytest.mark.parametrize("page", GENERATED)
+def test_a_generated_page_is_up_to_date(page):
+    assert TEXT[page] == GENERATED[page](), "write it anew: python tests/test_docs.py"
 
 
 @pytest.mark.parametrize(
@@ -129,5 +266,34 @@ def test_an_example_runs(name, arguments, says, folder, monkeypatch, capsys):
     assert (folder / "panel.png").exists() == ("panel.png" in arguments)
 
 
+class Loads(HTMLParser):
+    """What a page of HTML loads: scripts, styles, images and the like, but no links to click on."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "a":
+            self.found += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "data")]
+
+
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs", reason='needs pip install ".[docs]"')
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    made = subprocess.run(build, cwd=small.ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) == len(PAGES)  # without README, and with 404.html
+    for page in pages:
+        loads = Loads()
+        loads.feed(page.read_text())
+        assert len(loads.found) > 3, page
+        assert not [url for url in loads.found if re.match(r"(https?:)?//", url)], page
+    for style in tmp_path.rglob("*.css"):
+        assert not re.search(r"url\(\W?(https?:)?//|@import", style.read_text()), style
+
+
 if __name__ == "__main__":
-    print(evaluate.table())
+    for page, made in GENERATED.items():
+        Path(PAGES[page]).write_text(made())

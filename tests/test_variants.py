@@ -31,7 +31,7 @@ TERMS = {
     "adversarial_cycle": partial(penalties.adversarial_cycle, weight=0.5),
     "unary_scores": partial(penalties.unary_scores, weight=0.5),
 }
-ROWS = re.findall(r"\| `(--[^|]*)` \|", (small.ROOT / "docs" / "variants.md").read_text())
+ROWS = re.findall(r"\| `(--[^|]*)` \|", (small.ROOT / "docs" / "reference" / "losses.md").read_text())
 
 
 def setting(posterior="gaussian", **discriminator):
@@ -405,7 +405,7 @@ def test_the_flags_of_the_documentation_make_a_game_of_digits(flags, digits):
 
 
 def test_the_documentation_shows_every_loss_and_penalty():
-    text = (small.ROOT / "docs" / "variants.md").read_text()
+    text = (small.ROOT / "docs" / "reference" / "losses.md").read_text()
     for name in (*ONE_LOGIT, *public_functions(penalties)):
         assert f"| `{name}` |" in text, name
 
