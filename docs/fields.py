@@ -5,6 +5,7 @@ from typing import Any
 
 from griffe import Class, Extension, Object
 
+LISTED = re.compile(r"^( *)(\w+(?:, \w+)*) {2,}(\S.*)$", flags=re.MULTILINE)
 SHARED = re.compile(r"^( +)((?:\*?\w+, )+\w+): (.*(?:\n\1 +.*)*)", flags=re.MULTILINE)
 
 
@@ -23,8 +24,9 @@ class Fields(Extension):
             cls.docstring.value += "\n\nAttributes:\n" + "\n".join(rows)
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
-        """Write `x0, x1: text` of a docstring as two entries with the same text."""
+        """Write `x0, x1: text` as two entries with the same text, and aligned `name   text` as a list."""
         if obj.docstring is not None:
-            obj.docstring.value = SHARED.sub(
+            text = SHARED.sub(
                 lambda m: "\n".join(f"{m[1]}{name}: {m[3]}" for name in m[2].split(", ")), obj.docstring.value
             )
+            obj.docstring.value = LISTED.sub(r"\1- `\2`: \3", text)
