@@ -1,4 +1,4 @@
-"""How the site's API pages read this project's docstrings and fields."""
+"""What the site does beyond MkDocs: code breaks between words only, fields have a table in the API pages."""
 
 import re
 from typing import Any
@@ -7,6 +7,16 @@ from griffe import Class, Extension, Object
 
 LISTED = re.compile(r"^( *)(\w+(?:, \w+)*) {2,}(\S.*)$", flags=re.MULTILINE)
 SHARED = re.compile(r"^( +)((?:\*?\w+, )+\w+): (.*(?:\n\1 +.*)*)", flags=re.MULTILINE)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep the words of inline code whole, since browsers break lines after the hyphens of flags."""
+
+    def whole(code: re.Match[str]) -> str:
+        words = [f'<span class="word">{w}</span>' if len(w) < 50 else w for w in code[1].split(" ")]
+        return f"<code>{' '.join(words)}</code>"
+
+    return re.sub(r"<code>([^<\n]+)</code>", whole, html)
 
 
 class Fields(Extension):
