@@ -34,7 +34,7 @@ PLACEHOLDERS = {
     "LEVEL": "info",
     "MODE": "evaluate",
     "N": "4",
-    "T": "v5e:4x4",
+    "SLICE": "v5e:4x4",
     "--config.KEY=VALUE": "--config.seed=1",
 }
 
@@ -99,8 +99,8 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     match words:
         case ["pip", "install", *targets]:
             _check_pip(targets)
-        case ["python" | "python3", "-m", "ali_jax.main"]:
-            pass  # named, as the program
+        case ["python" | "python3", "-m", "ali_jax.main" | "ali_jax.config"]:
+            pass  # the first is only named, and the second takes no arguments
         case ["python" | "python3", "-m", "ali_jax.main", *arguments]:
             check_main(arguments)
         case ["python" | "python3", "-m", "pytest", *arguments]:
@@ -186,8 +186,7 @@ def known_flags() -> set[str]:
     """Return every flag of the program and of the scripts beside it."""
     sources = [*small.ROOT.glob("ali_jax/**/*.py"), *small.ROOT.glob("*/*.py")]
     text = "\n".join(path.read_text() for path in sources if path.name != "fuzz.py")
-    own = re.findall(r'flags\.DEFINE_\w+\("(\w+)"', text)
-    return {f"--{name}" for name in own} | set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', text))
+    return set(re.findall(r"--\w+", command.USAGE)) | set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', text))
 
 
 def _check_pip(targets: list[str]) -> None:

@@ -27,6 +27,7 @@ from test_architecture import LAYERS
 import ali_jax
 from ali_jax import config as configs
 from ali_jax import evaluate, main
+from ali_jax.program import command
 
 DOCS = small.ROOT / "docs"
 PAGES = {
@@ -134,6 +135,13 @@ def test_the_commands_of_the_first_page_run(folder, capsys):
             assert main.main([*words[3:], *more]) == 0, capsys.readouterr().err
     written = {"samples.png", "pairs.png", "lines.png", "compare.html", "runs/digits/evaluation.json"}
     assert all((folder / name).stat().st_size for name in written)
+
+
+def test_the_page_of_the_command_line_has_all_flags_and_modes():
+    text = TEXT["docs/reference/command_line.md"]
+    code = {word.partition("=")[0] for span in shown.inline(text) for word in span.split()}
+    assert set(re.findall(r"--[\w.]+", command.USAGE)) <= code
+    assert set(command.MODES) <= code
 
 
 def anchors(path):
