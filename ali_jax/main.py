@@ -298,7 +298,8 @@ def restart_with_huge_pages() -> None:
 
     XLA:CPU allocates the intermediate results of a step with malloc. Where Linux gives huge pages only to
     programs that ask for them ("madvise"), glibc decides when a process starts whether it asks. Convolutional
-    networks train 1.13 to 1.22 times as fast with huge pages (docs/reference/performance.md), perceptrons no faster.
+    networks train 1.13 to 1.22 times as fast with huge pages, perceptrons no faster: see
+    docs/reference/performance.md.
     """
     import jax
 
