@@ -166,7 +166,9 @@ def test_the_links_of_a_page_lead_somewhere(page):
 def test_what_a_page_names_exists(page, folder):
     write_files(page, folder)
     text = TEXT[page]
-    named = re.findall(r"\b(?:experiments|ali_jax|tests|benchmarks|docs|examples)/[\w/]+\.(?:py|md)\b", text)
+    named = re.findall(
+        r"\b(?:experiments|ali_jax|tests|benchmarks|docs|examples)/[\w/]+\.(?:py|md|ipynb)\b", text
+    )
     for path in set(named) - set(NOT_FILES):
         assert (small.ROOT / path).exists() or (folder / path).exists(), path
     keys = configs.flat(configs.base())
@@ -231,25 +233,11 @@ def test_the_layers_of_the_design_are_those_that_imports_are_held_to():
     assert first_cells("docs/reference/design.md", "Layers") == LAYERS
 
 
-def table_of_numbers():
-    """Return the evaluators' glossary as a table in Markdown; numbers of one meaning share a row."""
-    rows = ["| evaluator | number | meaning |", "|---|---|---|"]
-    for evaluator, entries in evaluate.glossary().items():
-        by_meaning: dict[str, list[str]] = {}
-        for name, meaning in entries.items():
-            by_meaning.setdefault(meaning.replace("|", "\\|"), []).append(f"`{name}`")
-        label = f"`{evaluator}`"
-        for meaning, numbers in by_meaning.items():
-            rows.append(f"| {label} | {', '.join(numbers)} | {meaning} |")
-            label = ""
-    return "\n".join(rows)
-
-
 def evaluators_page():
     """Return the page of the evaluators with their table as it is now."""
     pattern = r"(<!-- numbers -->\n).*(\n<!-- /numbers -->)"
     before, start, end, after = re.split(pattern, TEXT["docs/reference/evaluators.md"], flags=re.DOTALL)
-    return "".join((before, start, table_of_numbers(), end, after))
+    return "".join((before, start, evaluate.table(), end, after))
 
 
 GENERATED: dict[str, Callable[[], str]] = {"docs/reference/evaluators.md": evaluators_page}
