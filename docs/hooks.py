@@ -10,12 +10,13 @@ SHARED = re.compile(r"^( +)((?:\*?\w+, )+\w+): (.*(?:\n\1 +.*)*)", flags=re.MULT
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep the words of inline code whole, since browsers break lines after the hyphens of flags."""
+    """Keep flags whole, which browsers break after their hyphens, and numbers together with their errors."""
 
     def whole(code: re.Match[str]) -> str:
         words = [f'<span class="word">{w}</span>' if len(w) < 50 else w for w in code[1].split(" ")]
         return f"<code>{' '.join(words)}</code>"
 
+    html = re.sub(r"(?<=\d) (±|to) (?=\d)", "&nbsp;\\1&nbsp;", html)
     return re.sub(r"<code>([^<\n]+)</code>", whole, html)
 
 

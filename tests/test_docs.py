@@ -197,6 +197,13 @@ def test_the_index_names_every_page_of_guide_and_reference_and_that_of_the_lab_t
     assert sorted([*in_lab, "index.md"]) == sorted(path.name for path in DOCS.glob("lab/*.md"))
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if re.match(r"docs/lab/(?!index)", page)])
+def test_a_page_of_the_lab_begins_with_its_date_and_machine(page):
+    first = re.match(r"# .+\n\n\*20\d\d-\d\d-\d\d[^*]+\*\n", TEXT[page])
+    assert first, page
+    assert re.search("CPU cores|cores of", first[0]), page
+
+
 def test_a_page_of_the_guide_ends_with_the_next():
     order = re.findall(r"^\d+\. \[.+\]\(guide/(\w+\.md)\)", TEXT["docs/index.md"], flags=re.MULTILINE)
     assert len(order) == len(list(DOCS.glob("guide/*.md")))
