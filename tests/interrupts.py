@@ -68,9 +68,8 @@ def main() -> int:
             seconds = generator.uniform(PYTHON_STARTS, options.within)
             more, logged = problems(seconds, under_pipe=i % 2 == 1, folder=Path(folder))
         wrong, trained = wrong + more, trained + logged
-    print(
-        f"{options.count} interrupts, {trained} of them during training: {'; '.join(wrong) or 'nothing wrong'}"
-    )
+    trouble = "; ".join(wrong) or "nothing wrong"
+    print(f"{options.count} interrupts, {trained} of them during training: {trouble}")
     return int(bool(wrong))
 
 
