@@ -22,6 +22,11 @@ from test_main import write_config
 PYTHON_STARTS = 0.2  # seconds
 
 
+def heed_interrupts() -> None:
+    """Give SIGINT its default action, which a shell takes from programs that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def problems(seconds: float, *, under_pipe: bool, folder: Path) -> tuple[list[str], bool]:
     """Interrupt one training after some seconds; return what is wrong, and whether it had logged a step."""
     run = folder / "run"
@@ -31,6 +36,7 @@ def problems(seconds: float, *, under_pipe: bool, folder: Path) -> tuple[list[st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     time.sleep(seconds)
     output = ""

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from interrupts import heed_interrupts
 from test_main import write_config
 
 from ali_jax.program import terminal
@@ -18,7 +19,8 @@ def start(folder, *, num_steps=1_000_000, **popen):
     """Start a training whose stdout and stderr are one pipe, as under `2>&1 | tee log`."""
     file = write_config(folder, num_steps=num_steps)
     command = [sys.executable, "-m", "ali_jax.main", "--config", file, "--workdir", str(folder / "run")]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen)
+    popen = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": heed_interrupts, **popen}
+    return subprocess.Popen(command, text=True, **popen)
 
 
 def wait_for_steps(process, run):
