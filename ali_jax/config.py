@@ -407,10 +407,10 @@ def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     The keys in `FREE` may differ, and num_steps may grow if no schedule depends on it.
     """
     scheduled = old.optimizer.constant_fraction < 1 or old.instance_noise > 0 or _anneals(old)
-    found = differences(old, new)
+    changed = differences(old, new)
     if not scheduled and new.num_steps > old.num_steps:
-        found.pop("num_steps", None)
-    return {key: values for key, values in found.items() if not is_free(key, FREE)}
+        changed.pop("num_steps", None)
+    return {key: values for key, values in changed.items() if not is_free(key, FREE)}
 
 
 def _anneals(config: Config) -> bool:

@@ -254,8 +254,8 @@ def _restore(config: Config, options: Options) -> tuple:
 
 def _check_trained(config: Config, options: Options) -> None:
     """Raise a UsageError unless the folder has a checkpoint that this config can use."""
-    found = configs.differences(read_config(options.workdir), config)
-    changed = [key for key in found if not configs.is_free(key, FREE_AFTER_TRAINING)]
+    differences = configs.differences(read_config(options.workdir), config)
+    changed = [key for key in differences if not configs.is_free(key, FREE_AFTER_TRAINING)]
     if changed:
         raise UsageError(
             f"{options.workdir} was trained with another {', '.join(changed)}. After training you may change "
@@ -307,9 +307,8 @@ def restart_with_huge_pages() -> None:
         left_to_programs = "[madvise]" in HUGE_PAGES.read_text()
     except OSError:  # not Linux, or without huge pages
         return
-    if (
-        "GLIBC_TUNABLES" in os.environ or "ali_jax.main" not in sys.orig_argv
-    ):  # already set, or not our process
+    already_set, our_process = "GLIBC_TUNABLES" in os.environ, "ali_jax.main" in sys.orig_argv
+    if already_set or not our_process:
         return
     if left_to_programs and jax.default_backend() == "cpu":
         environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -333,11 +332,11 @@ def _check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        why = (str(error) or f"this installation of JAX cannot use {wanted!r}").splitlines()[0].rstrip(".")
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        why = (str(error) or f"this installation of JAX cannot use {platforms!r}").splitlines()[0].rstrip(".")
         raise UsageError(
-            f"JAX has no device to run on (JAX_PLATFORMS={wanted!r}): {why}. Unset JAX_PLATFORMS to use what "
-            "there is; for a GPU or TPU, see pip install '.[cuda]' or '.[tpu]'."
+            f"JAX has no device to run on (JAX_PLATFORMS={platforms!r}): {why}. Unset JAX_PLATFORMS to use "
+            "what there is; for a GPU or TPU, see pip install '.[cuda]' or '.[tpu]'."
         ) from None
 
 
@@ -346,10 +345,8 @@ def _quiet() -> Iterator[None]:
     """Hide the warnings and logs of libraries, about which a user can do nothing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs tracebacks of errors that we report
-    hooks = (
-        sys.unraisablehook,
-        threading.excepthook,
-    )  # errors in threads, after a failed save or on a full disk
+    # Errors in threads, after a failed save or on a full disk, are hidden, too.
+    hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = threading.excepthook = lambda _: None
     try:
         with warnings.catch_warnings():

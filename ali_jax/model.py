@@ -27,15 +27,15 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
     rows = packing(ali)
     x1, y1 = x[:rows], None if y is None else y[:rows]
     z1 = jnp.zeros((rows, latent_dim(ali)))
-    held = Networks(
+    initial = Networks(
         encoder=ali.encoder.init(streams(keys.encoder), x1, z1, y1, train=False),
         decoder=ali.decoder.init(streams(keys.decoder), z1, y1, train=False),
         discriminator=ali.discriminator.init(streams(keys.discriminator), x1, z1, y1, train=False),
     )
-    params = Networks(*(h["params"] for h in held))
+    params = Networks(*(v["params"] for v in initial))
     if hasattr(ali.decoder, "fit_bias"):
         params = params._replace(decoder=ali.decoder.fit_bias(params.decoder, x))
-    return Variables(params, Networks(*(h.get("batch_stats", {}) for h in held)))
+    return Variables(params, Networks(*(v.get("batch_stats", {}) for v in initial)))
 
 
 def latent_dim(ali: ALI) -> int:
@@ -85,9 +85,9 @@ def generate(
       The pairs, and the new batch statistics of encoder and decoder.
     """
     key_e, key_d = jax.random.split(noise.key_generator)
-    held = Networks(*map(collections, params, batch_stats))
+    flax_variables = Networks(*map(collections, params, batch_stats))
     z_hat, stats_e = ali.encoder.apply(
-        held.encoder,
+        flax_variables.encoder,
         batch.x,
         noise.epsilon,
         batch.y,
@@ -96,7 +96,12 @@ def generate(
         mutable=["batch_stats"],
     )
     x_tilde, stats_d = ali.decoder.apply(
-        held.decoder, noise.z, batch.y, train=True, rngs=streams(key_d), mutable=["batch_stats"]
+        flax_variables.decoder,
+        noise.z,
+        batch.y,
+        train=True,
+        rngs=streams(key_d),
+        mutable=["batch_stats"],
     )
     pairs = Pairs(batch.x, z_hat, x_tilde, noise.z, batch.y)
     return pairs, (stats_e.get("batch_stats", {}), stats_d.get("batch_stats", {}))
@@ -190,8 +195,8 @@ def encode(
     """
     shape = (x.shape[0], latent_dim(ali))
     epsilon = jnp.zeros(shape) if key is None else jax.random.normal(key, shape)
-    held = collections(variables.params.encoder, variables.batch_stats.encoder)
-    return ali.encoder.apply(held, x, epsilon, y, train=False)
+    flax_variables = collections(variables.params.encoder, variables.batch_stats.encoder)
+    return ali.encoder.apply(flax_variables, x, epsilon, y, train=False)
 
 
 def decode(
@@ -209,8 +214,8 @@ def decode(
     Returns:
       x_tilde [B, *X]; images are in [0, 1].
     """
-    held = collections(variables.params.decoder, variables.batch_stats.decoder)
-    return ali.decoder.apply(held, z, y, train=False, rngs=None if key is None else streams(key))
+    flax_variables = collections(variables.params.decoder, variables.batch_stats.decoder)
+    return ali.decoder.apply(flax_variables, z, y, train=False, rngs=None if key is None else streams(key))
 
 
 def reconstruct(
@@ -297,8 +302,8 @@ def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | 
       Logits [B]; of a D of K classes [B, K]; of a D that packs m pairs [B / m]. Large means that a pair looks
       like one of the encoder's.
     """
-    held = collections(variables.params.discriminator, variables.batch_stats.discriminator)
-    return ali.discriminator.apply(held, x, z, y, train=False)
+    flax_variables = collections(variables.params.discriminator, variables.batch_stats.discriminator)
+    return ali.discriminator.apply(flax_variables, x, z, y, train=False)
 
 
 def encoder_logit(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None = None) -> Array:
@@ -330,8 +335,8 @@ def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) 
         raise ValueError(
             "posterior: this encoder is not a Gaussian with `moments(x, y, *, train)`; sample it instead."
         )
-    held = collections(variables.params.encoder, variables.batch_stats.encoder)
-    return ali.encoder.apply(held, x, y, train=False, method="moments")
+    flax_variables = collections(variables.params.encoder, variables.batch_stats.encoder)
+    return ali.encoder.apply(flax_variables, x, y, train=False, method="moments")
 
 
 def features(ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, layers: int = 3) -> Array:
@@ -350,9 +355,9 @@ def features(ali: ALI, variables: Variables, x: Array, y: Array | None = None, *
     Returns:
       Features [B, F], flattened.
     """
-    held = collections(variables.params.encoder, variables.batch_stats.encoder)
+    flax_variables = collections(variables.params.encoder, variables.batch_stats.encoder)
     epsilon = jnp.zeros((x.shape[0], latent_dim(ali)))
-    z, sown = ali.encoder.apply(held, x, epsilon, y, train=False, mutable=["intermediates"])
+    z, sown = ali.encoder.apply(flax_variables, x, epsilon, y, train=False, mutable=["intermediates"])
     hidden = jax.tree.leaves(sown.get("intermediates", {}))[-layers:]
     return jnp.concatenate([z, *(h.reshape(x.shape[0], -1) for h in hidden)], axis=-1)
 

@@ -56,8 +56,10 @@ def r1(
         )
 
     def logit_sum(x: Array, z: Array) -> Array:
-        held = model.collections(variables.params.discriminator, variables.batch_stats.discriminator)
-        logits = ali.discriminator.apply(held, x, z, pairs.y, train=True, rngs={"dropout": key})
+        flax_variables = model.collections(
+            variables.params.discriminator, variables.batch_stats.discriminator
+        )
+        logits = ali.discriminator.apply(flax_variables, x, z, pairs.y, train=True, rngs={"dropout": key})
         return jnp.sum(model.of_encoder(logits))
 
     places = {
@@ -216,9 +218,11 @@ def _run(
     module: Any, params: PyTree, batch_stats: PyTree, inputs: tuple, key: Array, method: str | None = None
 ) -> Any:
     """Run encoder or decoder in training mode; the batch statistics that change are dropped."""
-    held = model.collections(params, batch_stats)
+    flax_variables = model.collections(params, batch_stats)
     rngs = model.streams(key)
-    return module.apply(held, *inputs, train=True, rngs=rngs, mutable=["batch_stats"], method=method)[0]
+    return module.apply(
+        flax_variables, *inputs, train=True, rngs=rngs, mutable=["batch_stats"], method=method
+    )[0]
 
 
 def _scores(ali: ALI, variables: Variables, pairs: Pairs, key: Array, method: str) -> Logits:

@@ -112,9 +112,9 @@ def _check_axis(ali: ALI, batch_stats: Networks[PyTree], axis_name: str) -> None
     The statistics of a module that declares `coupled = False` do not depend on the batch, as spectral norm's.
     """
     for role, module, stats in zip(Networks._fields, ali, batch_stats, strict=True):
-        found = getattr(module, "axis_name", None)
-        if jax.tree.leaves(stats) and getattr(module, "coupled", True) and found != axis_name:
+        own = getattr(module, "axis_name", None)
+        if jax.tree.leaves(stats) and getattr(module, "coupled", True) and own != axis_name:
             raise ValueError(
                 f"The {role} has batch statistics, which must be synchronised over {axis_name!r}, but "
-                f"its axis_name is {found!r}: make the networks with build(config, axis_name={axis_name!r})."
+                f"its axis_name is {own!r}: make the networks with build(config, axis_name={axis_name!r})."
             )

@@ -119,10 +119,11 @@ def _labelled_rows(config: Config, dataset: data.Dataset) -> np.ndarray | None:
 
 
 def _check_conditions(config: Config, dataset: data.Dataset) -> None:
-    size, found = config.condition.size, len(dataset.attributes)
-    if config.dataset.conditional and size and size != found:
+    size, attributes = config.condition.size, len(dataset.attributes)
+    if config.dataset.conditional and size and size != attributes:
         raise ValueError(
-            f"config.condition.size is {size}, but {dataset.name} has {found} conditions: set it to that."
+            f"config.condition.size is {size}, but {dataset.name} has {attributes} conditions: set it to "
+            "that."
         )
 
 

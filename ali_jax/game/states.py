@@ -52,8 +52,8 @@ def _with_decoder_of(game: Game, state: TrainState) -> TrainState:
         trained = member_of(trained, game.config.init_member)
     params, stats = jax.device_get(trained.variables if trained.ema is None else trained.ema)
     shapes = [
-        jax.tree.map(lambda leaf: leaf.shape, held.decoder)
-        for held in (params, state.variables.params, stats, state.variables.batch_stats)
+        jax.tree.map(lambda leaf: leaf.shape, tree.decoder)
+        for tree in (params, state.variables.params, stats, state.variables.batch_stats)
     ]
     if shapes[0] != shapes[1] or shapes[2] != shapes[3]:
         raise ValueError(

@@ -110,11 +110,11 @@ def compiler_options(platform: str) -> dict[str, Any]:
 
 @functools.cache
 def _cpu_options() -> dict[str, Any]:
-    wanted = {
+    options = {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
         "xla_disable_hlo_passes": "cse_barrier_expander",
     }
-    return {name: value for name, value in wanted.items() if _compiles({name: value})}
+    return {name: value for name, value in options.items() if _compiles({name: value})}
 
 
 def _compiles(options: dict[str, Any]) -> bool:

@@ -68,17 +68,17 @@ def build(
 
 def _data_shape(config: Config, x_shape: Sequence[int] | None) -> tuple[int, ...]:
     stated = tuple(config.dataset.shape)
-    found = stated if x_shape is None else tuple(x_shape)
-    if stated and found != stated:
+    shape = stated if x_shape is None else tuple(x_shape)
+    if stated and shape != stated:
         raise ValueError(
             f"The networks of this experiment fit data of shape {by(stated)} (config.dataset.shape); the "
-            f"data are {by(found)}. Resize them, or use experiments/images.py, which follows the size."
+            f"data are {by(shape)}. Resize them, or use experiments/images.py, which follows the size."
         )
-    if not found:
+    if not shape:
         raise ValueError("The shape of the data is unknown: set config.dataset.shape, e.g. to (32, 32, 3).")
-    if len(found) not in (1, 3) or min(found) < 1:
-        raise ValueError(f"Data must have the shape (H, W, C) or (D,); this is {found}.")
-    return found
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise ValueError(f"Data must have the shape (H, W, C) or (D,); this is {shape}.")
+    return shape
 
 
 def _section(config: Config, role: str) -> dict[str, Any]:

@@ -90,13 +90,13 @@ class SpectralNorm(nn.Module):
     def __call__(self, kernel: Array, *, train: bool) -> Array:
         w = kernel.reshape(-1, kernel.shape[-1])
         start = lambda: jax.random.normal(self.make_rng("params"), w.shape[-1:], w.dtype)  # noqa: E731
-        kept = self.variable("batch_stats", "u", start)
-        fixed, u = jax.lax.stop_gradient(w), _unit(kept.value)
+        state = self.variable("batch_stats", "u", start)
+        fixed, u = jax.lax.stop_gradient(w), _unit(state.value)
         v = _unit(fixed @ u)
         if train:
             u = _unit(v @ fixed)
             if self.is_mutable_collection("batch_stats"):
-                kept.value = u
+                state.value = u
         return kernel / (v @ (w @ u))
 
 
@@ -260,8 +260,8 @@ class Dropout(nn.Module):
         words = jax.random.key_data(self.make_rng("dropout"))
         positions = jax.lax.iota(jnp.uint32, h.size).reshape(h.shape)
         bits = mix(mix(positions ^ words[0]) + words[1])
-        kept = bits >= np.uint32(self.rate * 2**32)
-        return jnp.where(kept, h / (1 - self.rate), 0)
+        mask = bits >= np.uint32(self.rate * 2**32)
+        return jnp.where(mask, h / (1 - self.rate), 0)
 
 
 class Stack(nn.Module):

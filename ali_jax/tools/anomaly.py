@@ -197,8 +197,8 @@ def _pixel_map(ali: ALI, variables: Variables, x: Array, steps: int) -> Array:
 
 
 def _joint_features(ali: ALI, variables: Variables, x: Array, z: Array) -> Array:
-    held = _of_discriminator(variables)
-    _, sown = ali.discriminator.apply(held, x, z, None, train=False, mutable=["intermediates"])
+    flax_variables = _of_discriminator(variables)
+    _, sown = ali.discriminator.apply(flax_variables, x, z, None, train=False, mutable=["intermediates"])
     layers = sown.get("intermediates", {}).get("joint", {}).get("pre_activation", ())
     if not layers:
         raise ValueError(
@@ -219,13 +219,13 @@ def _pair_features(ali: ALI, variables: Variables, x: Array, x_prime: Array) -> 
         capture_intermediates=lambda module, _: module.name == "pairs",
         mutable=["intermediates"],
     )
-    found = captured.get("intermediates", {}).get("pairs", {}).get("__call__", ())
-    if not found:
+    outputs = captured.get("intermediates", {}).get("pairs", {}).get("__call__", ())
+    if not outputs:
         raise ValueError(
             "alad reads the output of D's submodule `pairs`, which this discriminator does not have: choose "
             "another score."
         )
-    return found[-1]
+    return outputs[-1]
 
 
 def _of_discriminator(variables: Variables) -> dict[str, PyTree]:

@@ -94,21 +94,21 @@ def layers(ali: ALI, state: TrainState, batch: Batch) -> dict[str, list[dict[str
     x, y = (None if a is None else jnp.zeros((rows, *a.shape[1:])) for a in (batch.x, batch.y))
     z = jnp.zeros((rows, model.latent_dim(ali)))
     arguments = Networks((x, z, y), (z, y), (x, z, y))
-    found = {}
+    listed = {}
     for role, module, inputs, params, stats in zip(
         Networks._fields, ali, arguments, *state.variables, strict=True
     ):
         calls: list[tuple[tuple[str, ...], list[int]]] = []
         with nn.intercept_methods(partial(_note, calls)):
-            held = model.collections(params, stats)
-            jax.eval_shape(partial(module.apply, train=False), held, *inputs)
+            flax_variables = model.collections(params, stats)
+            jax.eval_shape(partial(module.apply, train=False), flax_variables, *inputs)
         paths = [path for path, _ in calls]
-        found[role] = [
+        listed[role] = [
             {"name": "/".join(path), "output": output, "parameters": count}
             for path, output in calls
             if (count := _size(_at(params, path))) and not any(_is_within(other, path) for other in paths)
         ]
-    return found
+    return listed
 
 
 def compile_step(config: Config, ali: ALI, state: TrainState, batch: Batch) -> Any:

@@ -56,8 +56,8 @@ def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
     config.lowering = "native"  # the CPU's forms would be slow on the other platforms
     split = game.dataset.test
     ali = networks.build(config, x_shape=split.shape)
-    held = state.variables if state.ema is None else state.ema
-    variables = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), held)
+    weights = state.variables if state.ema is None else state.ema
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), weights)
     batch = split.rows(np.arange(min(GOLDEN_ROWS, len(split))))
     y = () if batch.y is None else (np.asarray(batch.y),)
     x = np.asarray(batch.x)
@@ -136,16 +136,16 @@ def _decoder(ali: ALI, variables: Variables) -> Callable[..., Array]:
 def _checked(program: _Program, path: Path, *arguments: np.ndarray) -> np.ndarray:
     """Call the program in a file and return its output, if it agrees with the function's."""
     platform = platform_of()
-    found = np.asarray(jax_export.deserialize(bytearray(path.read_bytes())).call(*arguments))
+    exported = np.asarray(jax_export.deserialize(bytearray(path.read_bytes())).call(*arguments))
     run = jax.jit(program.function, compiler_options=compiler_options(platform))
-    wanted = np.asarray(run(*arguments))
-    if not np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE):
-        error = float(np.abs(found - wanted).max())
+    expected = np.asarray(run(*arguments))
+    if not np.allclose(exported, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        error = float(np.abs(exported - expected).max())
         raise RunError(
             f"The output of the exported {program.name} differs from the model's by {error:.3g}: do not use "
             f"{path}."
         )
-    return found
+    return exported
 
 
 def _succeeds(function: Callable[[Sequence[str]], Any], names: Sequence[str]) -> bool:
