@@ -219,14 +219,16 @@ def _take_steps(session: _Session, state: TrainState, step: int, feed: Any) -> t
             break
         new = count not in calls
         if new:
-            pending = _settle(session, pending)
+            _settle(session, pending)
+            pending = None
             calls[count] = make_call(game, feed, count)
         state, metrics = calls[count](state, feed.load(step, count))
         _settle(session, pending)
         step += count
         pending = _Call(step, count, metrics, timed=not new)
         if any(_is_due(config, key, step) for key in ("log_every", "checkpoint_every", "evaluate_every")):
-            pending = _settle(session, pending)
+            _settle(session, pending)
+            pending = None
         if _is_due(config, "checkpoint_every", step):
             _save(session, state)
     _settle(session, pending)
