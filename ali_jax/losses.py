@@ -46,8 +46,8 @@ def semi_supervised(
       logits: of K classes, or [B] for K = 1.
       batch: `label` [B] is the class of each encoder pair, or -1 where it is not labelled.
       weight: of the labelled term. Improved GAN halves the other terms instead, which is weight 2 here.
-      axis_name: the named axis over which the batch is split. What is returned averages, over its devices,
-        to means over all rows.
+      axis_name: the named axis over which the batch is split. Each device returns a share whose average
+        over the devices is the mean over all rows.
 
     Raises:
       ValueError: the batch has no labels.

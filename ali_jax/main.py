@@ -326,7 +326,7 @@ def _connect(options: Options) -> None:
 
 
 def _check_devices() -> None:
-    """Raise a UsageError if JAX finds no device, as where JAX_PLATFORMS asks for one that is not there."""
+    """Raise a UsageError if JAX finds no device, for example because JAX_PLATFORMS names a missing one."""
     import jax
 
     try:

@@ -1,6 +1,6 @@
 """Convolutions and transposed convolutions, in the form that each platform runs fastest.
 
-Here are the two linear maps and their derivatives; biases, batch norm and initialisation are elsewhere. The
+This module owns the two linear maps and their derivatives, not biases, batch norm or initialisation. The
 lowering "native" is plain `lax`, for GPU and TPU and for forward-mode differentiation anywhere. "cpu" is for
 XLA:CPU, whose own gradients of strided and transposed convolutions (convolutions with a dilated input) are
 several times slower than their forward pass.
@@ -31,7 +31,7 @@ def lowering_for(platform: str, choice: Lowering | Literal["auto"] = "auto") -> 
 
 
 def platform_of(tree: PyTree = None) -> str:
-    """Return the platform that holds the first JAX array of a tree or, where there is none, new arrays."""
+    """Return the platform of the first JAX array in a tree; without one, the platform of new arrays."""
     arrays = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
     return next(iter(next(arrays, jnp.zeros(())).devices())).platform
 

@@ -1,7 +1,7 @@
 """Layers of the paper's tables: one stack for convolutional, transposed and dense layers.
 
 A layer is `(kernel, stride, maps[, padding])`, or a width. A 1x1 convolution on 1x1 maps is a width.
-Here is what a layer does, and in which order. The networks say which layers they have.
+This module says what a layer does, and in which order; the networks say which layers they have.
 """
 
 import functools
@@ -215,7 +215,8 @@ class BatchNorm(nn.Module):
 
     The running averages are those of the paper's code: of m and of s itself, where Flax averages the
     variance. They start at 0 and 1, and each step keeps 0.95 of the old value. Statistics are at least
-    float32, and the variance is biased. With an axis_name they are of the batch over all devices of it.
+    float32, and the variance is biased. With an axis_name they are those of the whole batch, over
+    all devices of the axis.
     """
 
     axis_name: str | None = None
