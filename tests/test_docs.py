@@ -26,7 +26,8 @@ from test_architecture import LAYERS
 
 import ali_jax
 from ali_jax import config as configs
-from ali_jax import evaluate, main
+from ali_jax import evaluate, losses, main, penalties
+from ali_jax.names import public_functions
 from ali_jax.program import command
 
 DOCS = small.ROOT / "docs"
@@ -302,6 +303,13 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
     assert public | set(evaluate.names()) <= set().union(*described)
     for style in tmp_path.rglob("*.css"):
         assert not re.search(r"url\(\W?(https?:)?//|@import", style.read_text()), style
+
+
+def test_the_page_of_losses_names_every_loss_and_penalty():
+    text = (small.ROOT / "docs/reference/losses.md").read_text()
+    for module in (losses, penalties):
+        for name in public_functions(module):
+            assert re.search(rf"\b{name}\b", text), name
 
 
 if __name__ == "__main__":

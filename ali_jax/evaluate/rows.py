@@ -21,9 +21,8 @@ T = TypeVar("T")
 TRAIN_ROWS = 60_000  # of train, at most
 TEST_ROWS = 10_000  # of test, at most
 PICTURE_ROWS = 5_000  # pictures show rows drawn from the first 5,000 of test, as the authors' scripts do
-CODE_ROWS = (
-    2_000  # distinct test rows for two-sample tests, whose memory grows with the square of their number
-)
+# Distinct test rows for two-sample tests, whose memory grows with the square of their number.
+CODE_ROWS = 2_000
 
 
 class Rows(NamedTuple):

@@ -12,7 +12,7 @@ from ali_jax import losses as loss_functions
 from ali_jax import model
 from ali_jax import penalties as penalty_functions
 from ali_jax.config import Config
-from ali_jax.names import public_functions
+from ali_jax.names import did_you_mean, public_functions
 from ali_jax.networks import convolutions
 from ali_jax.types import Augment, Loss, Networks, Penalty, PyTree
 
@@ -85,7 +85,8 @@ def make_loss(config: Config, *, axis_name: str | None = None) -> Loss:
     """
     known = public_functions(loss_functions)
     if config.loss not in known:
-        raise ValueError(f"config.loss is {config.loss!r}; ali_jax.losses has {', '.join(known)}.")
+        hint = did_you_mean(config.loss, known)
+        raise ValueError(f"config.loss is {config.loss!r}.{hint} ali_jax.losses has {', '.join(known)}.")
     accepted = inspect.signature(known[config.loss]).parameters
     options = {"weight": config.labelled_weight, "axis_name": axis_name}
     return partial(known[config.loss], **{k: v for k, v in options.items() if k in accepted})
@@ -109,7 +110,8 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
     made = []
     for name, section in config.penalties.items():
         if name not in known:
-            raise ValueError(f"config.penalties.{name}: ali_jax.penalties has {', '.join(known)}.")
+            hint = did_you_mean(name, known)
+            raise ValueError(f"config.penalties.{name}:{hint} ali_jax.penalties has {', '.join(known)}.")
         accepted = [
             p.name for p in inspect.signature(known[name]).parameters.values() if p.kind is p.KEYWORD_ONLY
         ]

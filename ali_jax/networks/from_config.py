@@ -101,8 +101,9 @@ def _network_class(name: str, role: str) -> type[nn.Module]:
     for module in MODULES:
         classes |= public_classes(module)
     if name not in classes:
+        hint = did_you_mean(name, sorted(classes))
         raise ValueError(
-            f"config.{role}.name is {name!r}; ali_jax.networks has {', '.join(sorted(classes))}."
+            f"config.{role}.name is {name!r}.{hint} ali_jax.networks has {', '.join(sorted(classes))}."
         )
     return classes[name]
 

@@ -65,14 +65,8 @@ def is_finished(config: Config, workdir: Path) -> bool:
     """Tell whether the run in a folder has a summary of all steps that the config asks for."""
     try:
         return json.loads((workdir / "summary.json").read_text())["step"] >= config.num_steps
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):  # missing or damaged: it is written again
-        return False
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False  # missing or damaged: it is written again
 
 
 def read_metrics(workdir: Path) -> dict[str, float]:

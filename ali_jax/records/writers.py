@@ -191,7 +191,7 @@ def print_table(title: str, scalars: Mapping[str, float], console: Console | Non
     population = any(spread.members for spread in shown.values())
     table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
     table.caption, table.caption_justify = "  ".join(counts), "left"
-    table.add_column("name")
+    table.add_column("name", overflow="fold")  # cut names would be the same for several numbers
     columns = ("mean", "std", "95 % interval") if population else ("value",)
     for column in (*columns, "raw") if raw else columns:
         table.add_column(column, justify="right")
