@@ -75,7 +75,7 @@ TABLE = (
         "one, evaluation uses it."),
     Key("parallel", "mesh", rules.one_of("mesh", "pmap"),
         "How several devices share a batch: one program over a mesh, or `jax.pmap`."),
-    Key("lowering", "auto", rules.one_of("auto", "native", "cpu"),
+    Key("lowering", "auto", rules.one_of("auto", "native", "cpu", "gpu"),
         "Form of the convolutions and of Adam: XLA's own, one that is fast on a CPU, or auto, which "
         "decides by platform. It changes the speed, not what is computed."),
     Key("gradient", "auto", rules.one_of("auto", "one_pass", "two_pullbacks"),

@@ -1,4 +1,4 @@
-"""The CPU convolutions equal lax's, in value and in gradients of the first and second order."""
+"""The convolutions of CPU and GPU equal lax's, in value and in gradients of the first and second order."""
 
 import functools
 
@@ -76,19 +76,44 @@ def up_to_second_order(f, x, kernel):
 
 
 @pytest.mark.parametrize(("function", "case"), PAIRS, ids=[f"{f.__name__}-{name(case)}" for f, case in PAIRS])
-def test_cpu_equals_native_up_to_second_order(function, case):
-    def both(x, kernel):
-        return [
-            up_to_second_order(bind(function, case, lowering), x, kernel) for lowering in ("native", "cpu")
-        ]
+def test_cpu_and_gpu_equal_native_up_to_second_order(function, case):
+    def each(x, kernel):
+        forms = (bind(function, case, lowering) for lowering in ("native", "cpu", "gpu"))
+        return [up_to_second_order(form, x, kernel) for form in forms]
 
     with jax.enable_x64(True):
-        native, cpu = jax.jit(both, compiler_options=QUICK)(*operands(case, jnp.float64))
-    for expected, found in zip(jax.tree.leaves(native), jax.tree.leaves(cpu), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+        native, cpu, gpu = map(
+            jax.tree.leaves, jax.jit(each, compiler_options=QUICK)(*operands(case, jnp.float64))
+        )
+    for expected, on_cpu, on_gpu in zip(native, cpu, gpu, strict=True):
+        np.testing.assert_allclose(on_cpu, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+        np.testing.assert_allclose(on_gpu, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("lowering", ["native", "cpu"])
+@pytest.mark.parametrize(("function", "case"), [(conv, CASES[9]), (conv_transpose, TRANSPOSED[3])])
+def test_members_of_a_population_are_convolved_one_by_one_on_a_gpu(function, case):
+    """`vmap` gives what each member gives, in second order too, and no grouped convolution."""
+    f = functools.partial(up_to_second_order, bind(function, case, "gpu"))
+    with jax.enable_x64(True):
+        x, kernel = operands(case, jnp.float64)
+        kernels = jnp.stack([kernel, 2 * kernel, -kernel])
+        together = jax.vmap(f, (None, 0))
+        both = jax.jit(lambda: (together(x, kernels), [f(x, k) for k in kernels]), compiler_options=QUICK)
+        found, alone = jax.tree.map(np.asarray, both())
+        jaxpr = jax.make_jaxpr(together)(x, kernels)
+    for k, expected in enumerate(alone):
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+            np.testing.assert_allclose(b[k], a, rtol=0, atol=1e-12 * np.abs(a).max())
+    groups = [
+        equation.params["feature_group_count"] * equation.params["batch_group_count"]
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name == "conv_general_dilated"
+    ]
+    assert groups
+    assert set(groups) == {1}
+
+
+@pytest.mark.parametrize("lowering", ["native", "cpu", "gpu"])
 def test_conv_transpose_is_the_adjoint_of_conv(lowering):
     def products(case):
         x, kernel = operands(case, jnp.float64)
@@ -155,7 +180,9 @@ def test_native_has_a_forward_mode():
 
 def test_lowering_follows_the_platform():
     assert lowering_for("cpu") == "cpu"
-    assert [lowering_for(platform) for platform in ("gpu", "cuda", "rocm", "tpu")] == ["native"] * 4
+    assert [lowering_for(platform) for platform in ("gpu", "cuda", "rocm")] == ["gpu"] * 3
+    assert lowering_for("tpu") == "native"
+    assert lowering_for("cuda", "native") == "native"
 
 
 def test_compiler_options_are_accepted_on_cpu_and_empty_elsewhere():

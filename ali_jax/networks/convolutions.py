@@ -1,24 +1,31 @@
 """Convolutions and transposed convolutions, in the form that each platform runs fastest.
 
-This module owns the two linear maps and their derivatives, not biases, batch norm or initialisation. The
-lowering "native" is plain `lax`, for GPU and TPU and for forward-mode differentiation anywhere. "cpu" is for
-XLA:CPU, whose own gradients of strided and transposed convolutions (convolutions with a dilated input) are
-several times slower than their forward pass.
+This module owns the two linear maps and their derivatives, not biases, batch norm or initialisation. There are
+three lowerings:
+
+"native" is plain `lax`, for TPUs, and for forward-mode differentiation anywhere.
+"cpu" is for XLA:CPU. Its own gradients of strided and transposed convolutions (convolutions with a dilated
+input) are several times slower than their forward pass.
+"gpu" gives cuDNN the three kinds of convolution that it has: forward, input gradient and kernel gradient.
+Much of what plain `lax` makes of a transposed convolution is none of them. XLA then computes it as a forward
+convolution of an input that is mostly zeros.
 """
 
 import functools
 import itertools
 import operator
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from ali_jax.types import Array, PyTree
 
-Lowering: TypeAlias = Literal["native", "cpu"]
+Lowering: TypeAlias = Literal["native", "cpu", "gpu"]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -27,7 +34,8 @@ def lowering_for(platform: str, choice: Lowering | Literal["auto"] = "auto") -> 
     """Return `choice` or, for "auto", the lowering for programs on `platform`, as in `device.platform`."""
     if choice != "auto":
         return choice
-    return "cpu" if platform == "cpu" else "native"
+    by_platform: dict[str, Lowering] = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu"}
+    return by_platform.get(platform, "native")
 
 
 def platform_of(tree: PyTree = None) -> str:
@@ -42,7 +50,7 @@ def conv(
     """Convolve x [B, H, W, C] with kernel [k, k, C, F] into [B, H', W', F].
 
     y[b, i, j] = sum over a, c of x[b, stride i + a - padding, stride j + c - padding] @ kernel[a, c],
-    H' = (H + 2 padding - k) // stride + 1. "cpu" differentiates in reverse mode only, to any order.
+    H' = (H + 2 padding - k) // stride + 1. "cpu" and "gpu" differentiate in reverse mode only, to any order.
     Raises ValueError for arguments that do not fit together.
     """
     _check(x, kernel, stride, padding, lowering)
@@ -54,7 +62,9 @@ def conv(
         )
     if lowering == "native":
         return _lax_conv(x, kernel, stride, padding)
-    return _conv(stride, _crop_or_pad(x, padding), kernel)
+    if lowering == "cpu":  # its forms do not pad
+        x, padding = _crop_or_pad(x, padding), 0
+    return _conv(_Form(lowering, stride, padding), x, kernel)
 
 
 def conv_transpose(
@@ -64,7 +74,7 @@ def conv_transpose(
 
     y[b, stride i + a - padding, stride j + c - padding] += x[b, i, j] @ kernel[a, c],
     H' = stride (H - 1) + k - 2 padding: `padding` crops each side. The adjoint of `conv` with the kernel's
-    last two axes swapped. "cpu" differentiates in reverse mode only, to any order.
+    last two axes swapped. "cpu" and "gpu" differentiate in reverse mode only, to any order.
     Raises ValueError for arguments that do not fit together.
     """
     _check(x, kernel, stride, padding, lowering)
@@ -85,7 +95,12 @@ def conv_transpose(
             lhs_dilation=(stride, stride),
             dimension_numbers=_DIMENSIONS,
         )
-    return _crop_or_pad(_input_gradient(stride, (height, width), x, kernel.swapaxes(2, 3)), -padding)
+    kernel = kernel.swapaxes(2, 3)
+    if lowering == "cpu":
+        form = _Form("cpu", stride, 0)
+        return _crop_or_pad(_input_gradient(form, (height, width), x, kernel), -padding)
+    size = (height - 2 * padding, width - 2 * padding)
+    return _input_gradient(_Form("gpu", stride, padding), size, x, kernel)
 
 
 def cut(x: PyTree, lowering: Lowering) -> Any:
@@ -155,70 +170,109 @@ def _crop_or_pad(x: Array, rows: int) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (rows, rows, 0), (rows, rows, 0), (0, 0, 0)])
 
 
-# The CPU rules. With T(x, w, g) = sum(conv(x, w) * g), trilinear, the three maps below are dT/dg, dT/dx and
-# dT/dw. The gradient of each is made of the other two: no order of differentiation leaves the fast forms.
+# With T(x, w, g) = sum(conv(x, w) * g), trilinear, the three maps below are dT/dg, dT/dx and dT/dw. The
+# gradient of each is made of the other two: no order of differentiation leaves the platform's own forms.
+
+
+class _Form(NamedTuple):
+    """What is static of a convolution besides the size of its operands."""
+
+    lowering: Lowering
+    stride: int
+    padding: int  # 0 for "cpu"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv(stride: int, x: Array, w: Array) -> Array:
+def _conv(form: _Form, x: Array, w: Array) -> Array:
     """dT/dg: x [B, H, W, C], w [k, k, C, F] -> [B, H', W', F]."""
-    k = w.shape[0]
-    if k == stride == 1:
+    k, stride = w.shape[0], form.stride
+    if form.padding == 0 and k == stride == 1:
         return jnp.einsum("bijc,cf->bijf", x, w[0, 0])
-    if _output_size(x.shape, k, stride) == (1, 1):
+    if form.padding == 0 and _output_size(x.shape, k, stride) == (1, 1):
         return (_rows(x[:, :k, :k]) @ w.reshape(-1, w.shape[3]))[:, None, None]
-    return _lax_conv(x, w, stride, 0)
+    return _of_members(form, lambda x, w: _lax_conv(x, w, stride, form.padding))(x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _input_gradient(stride: int, size: tuple[int, int], g: Array, w: Array) -> Array:
+def _input_gradient(form: _Form, size: tuple[int, int], g: Array, w: Array) -> Array:
     """dT/dx: g [B, H', W', F], w [k, k, C, F] -> [B, *size, C]."""
-    k = w.shape[0]
-    if k == stride == 1:
+    k, stride, padding = w.shape[0], form.stride, form.padding
+    if padding == 0 and k == stride == 1:
         return jnp.einsum("bijf,cf->bijc", g, w[0, 0])
     if g.shape[1:3] == (1, 1):
         x = (g[:, 0, 0] @ w.reshape(-1, w.shape[3]).T).reshape(-1, k, k, w.shape[2])
-    elif stride == 1:
-        x = _spread(g, w)
-    else:
-        x = _depth_to_space(_spread(g, _phases(stride, w)), stride, stride)
+        return _fit(x[:, padding:, padding:], size)
+    if form.lowering == "gpu":
+        return _of_members(form, lambda g, w: _transposed_in_x(form, size, g, w))(g, w)
+    x = _spread(g, w) if stride == 1 else _depth_to_space(_spread(g, _phases(stride, w)), stride, stride)
     return _fit(x, size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _kernel_gradient(stride: int, k: int, x: Array, g: Array) -> Array:
+def _kernel_gradient(form: _Form, k: int, x: Array, g: Array) -> Array:
     """dT/dw: x [B, H, W, C], g [B, H', W', F] -> [k, k, C, F]."""
-    if k == stride == 1:
+    if form.padding == 0 and k == form.stride == 1:
         return jnp.einsum("bijc,bijf->cf", x, g)[None, None]
-    if g.shape[1:3] == (1, 1):
+    if form.padding == 0 and g.shape[1:3] == (1, 1):
         return (_rows(x[:, :k, :k]).T @ g[:, 0, 0]).reshape(k, k, x.shape[3], -1)
+    return _of_members(form, lambda x, g: _transposed_in_w(form, k, x, g))(x, g)
+
+
+def _transposed_in_x(form: _Form, size: tuple[int, int], g: Array, w: Array) -> Array:
+    """Return dT/dx as XLA transposes a convolution: one of a reversed kernel, which cuDNN knows."""
+    x = jax.ShapeDtypeStruct((g.shape[0], *size, w.shape[2]), g.dtype)
+    return jax.linear_transpose(lambda x: _lax_conv(x, w, form.stride, form.padding), x)(g)[0]
+
+
+def _transposed_in_w(form: _Form, k: int, x: Array, g: Array) -> Array:
     w = jax.ShapeDtypeStruct((k, k, x.shape[3], g.shape[3]), x.dtype)
-    return jax.linear_transpose(lambda w: _lax_conv(x, w, stride, 0), w)(g)[0]
+    return jax.linear_transpose(lambda w: _lax_conv(x, w, form.stride, form.padding), w)(g)[0]
 
 
-def _conv_backward(stride: int, xw: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _of_members(form: _Form, body: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Return `body` such that on a GPU `vmap` runs it once per member of a population.
+
+    Otherwise `vmap` would make it a grouped convolution. cuDNN has these of the forward kind only, so that
+    gradients would be computed on zeros again.
+    """
+    if form.lowering != "gpu":
+        return body
+    single = jax.custom_batching.custom_vmap(body)
+
+    def rule(members: int, batched: Sequence[bool], *operands: Array) -> tuple[Array, bool]:
+        outputs = [
+            single(*(a[k] if is_batched else a for a, is_batched in zip(operands, batched, strict=True)))
+            for k in range(members)
+        ]
+        return jnp.stack(outputs), True
+
+    single.def_vmap(rule)
+    return single
+
+
+def _conv_backward(form: _Form, xw: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, w = xw
-    return _input_gradient(stride, x.shape[1:3], g, w), _kernel_gradient(stride, w.shape[0], x, g)
+    return _input_gradient(form, x.shape[1:3], g, w), _kernel_gradient(form, w.shape[0], x, g)
 
 
 def _input_gradient_backward(
-    stride: int, size: tuple[int, int], gw: tuple[Array, Array], x: Array
+    form: _Form, size: tuple[int, int], gw: tuple[Array, Array], x: Array
 ) -> tuple[Array, Array]:
     g, w = gw
-    return _conv(stride, x, w), _kernel_gradient(stride, w.shape[0], x, g)
+    return _conv(form, x, w), _kernel_gradient(form, w.shape[0], x, g)
 
 
-def _kernel_gradient_backward(stride: int, k: int, xg: tuple[Array, Array], w: Array) -> tuple[Array, Array]:
+def _kernel_gradient_backward(form: _Form, k: int, xg: tuple[Array, Array], w: Array) -> tuple[Array, Array]:
     x, g = xg
-    return _input_gradient(stride, x.shape[1:3], g, w), _conv(stride, x, w)
+    return _input_gradient(form, x.shape[1:3], g, w), _conv(form, x, w)
 
 
-_conv.defvjp(lambda stride, x, w: (_conv(stride, x, w), (x, w)), _conv_backward)
+_conv.defvjp(lambda form, x, w: (_conv(form, x, w), (x, w)), _conv_backward)
 _input_gradient.defvjp(
-    lambda stride, size, g, w: (_input_gradient(stride, size, g, w), (g, w)), _input_gradient_backward
+    lambda form, size, g, w: (_input_gradient(form, size, g, w), (g, w)), _input_gradient_backward
 )
 _kernel_gradient.defvjp(
-    lambda stride, k, x, g: (_kernel_gradient(stride, k, x, g), (x, g)), _kernel_gradient_backward
+    lambda form, k, x, g: (_kernel_gradient(form, k, x, g), (x, g)), _kernel_gradient_backward
 )
 
 
