@@ -1,0 +1,117 @@
+"""Which kind of cuDNN call XLA makes of each convolution of a program, found on any machine.
+
+A program is lowered for CUDA, which needs no GPU, and XLA's rules are applied to its convolutions
+(openxla/xla, `conv_kind_assignment.cc`):
+
+    input gradient   The kernel is reversed along its spatial axes. Stride 1, no window dilation. cuDNN skips
+                     the zeros of a base dilation.
+    kernel gradient  No base dilation, stride 1, and a window larger than the output, or a dilated one, where
+                     the operation does not look forward.
+    forward          Everything else. It looks forward if batch and maps stand where they do in one, and the
+                     window is no larger than the output. A base dilation is then computed on zeros.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
+
+
+class Convolution(NamedTuple):
+    """A convolution of a program, as XLA for GPUs sees it."""
+
+    kind: str  # "forward", "input gradient" or "kernel gradient"
+    window: tuple[int, ...]
+    output: tuple[int, ...]  # its spatial axes
+    strides: tuple[int, ...]
+    base_dilation: tuple[int, ...]
+    window_dilation: tuple[int, ...]
+    grouped: bool
+    multiply_adds: int  # without those of a base dilation's zeros in an input gradient
+
+    @property
+    def is_on_zeros(self) -> bool:
+        """Whether most of its input is zeros that cuDNN multiplies."""
+        return self.kind == "forward" and max(self.base_dilation) > 1
+
+    @property
+    def is_misplaced_gradient(self) -> bool:
+        """Whether it is the kernel gradient of a strided layer that XLA takes for a dilated forward one."""
+        return self.kind == "forward" and max(self.window_dilation) > 1
+
+
+def convolutions(function: Callable, *arguments: Any) -> list[Convolution]:
+    """Return the convolutions of a function that its results depend on, in the program for CUDA."""
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    module = lowered.compiler_ir("stablehlo")
+    functions = {operation.name.value: operation for operation in module.body.operations}
+    with module.context:
+        return [_convolution(operation) for operation in _live(functions["main"], functions)]
+
+
+def _live(function: Any, functions: dict[str, Any]) -> Iterator[Any]:
+    """Yield the convolutions of a function, and of those it calls, that its results depend on."""
+    block = function.body.blocks[0]
+    todo, seen = [list(block.operations)[-1]], set()
+    while todo:
+        operation = todo.pop()
+        for operand in operation.operands:
+            owner = operand.owner
+            if isinstance(owner, ir.Block) or owner in seen:
+                continue
+            seen.add(owner)
+            todo.append(owner)
+            if owner.name == "stablehlo.convolution":
+                yield owner
+            elif owner.name == "func.call":
+                callee = ir.FlatSymbolRefAttr(owner.attributes["callee"]).value
+                yield from _live(functions[callee], functions)
+
+
+def _convolution(operation: Any) -> Convolution:
+    axes = stablehlo.ConvDimensionNumbers(operation.attributes["dimension_numbers"])
+    x, w = (tuple(ir.RankedTensorType(o.type).shape) for o in operation.operands)
+    y = tuple(ir.RankedTensorType(operation.results[0].type).shape)
+    window = tuple(w[axis] for axis in axes.kernel_spatial_dimensions)
+    output = tuple(y[axis] for axis in axes.output_spatial_dimensions)
+    strides, base, dilation = (
+        _numbers(operation, name) for name in ("window_strides", "lhs_dilation", "rhs_dilation")
+    )
+    groups = [
+        ir.IntegerAttr(operation.attributes[f"{name}_group_count"]).value for name in ("feature", "batch")
+    ]
+    plain = max(groups) == 1 and max(strides) == 1
+    looks_forward = (
+        x[axes.input_batch_dimension] == y[axes.output_batch_dimension]
+        and w[axes.kernel_output_feature_dimension] == y[axes.output_feature_dimension]
+        and all(k <= n for k, n in zip(window, output, strict=True))
+    )
+    exceeds = all(k > n for k, n in zip(window, output, strict=True)) or max(dilation) > 1
+    if plain and max(dilation) == 1 and _is_reversed(operation.operands[1], axes):
+        kind = "input gradient"
+    elif plain and max(base) == 1 and exceeds and not looks_forward:
+        kind = "kernel gradient"
+    else:
+        kind = "forward"
+    positions = (
+        [x[axis] for axis in axes.input_spatial_dimensions] if kind == "input gradient" else list(output)
+    )
+    maps = w[axes.kernel_input_feature_dimension] * y[axes.output_feature_dimension]
+    multiply_adds = math.prod(positions) * math.prod(window) * maps * y[axes.output_batch_dimension]
+    return Convolution(kind, window, output, strides, base, dilation, max(groups) > 1, multiply_adds)
+
+
+def _numbers(operation: Any, name: str) -> tuple[int, ...]:
+    if name not in operation.attributes:
+        return (1, 1)
+    return tuple(ir.DenseI64ArrayAttr(operation.attributes[name]))
+
+
+def _is_reversed(kernel: Any, axes: Any) -> bool:
+    owner = kernel.owner
+    if isinstance(owner, ir.Block) or owner.name != "stablehlo.reverse":
+        return False
+    return set(ir.DenseI64ArrayAttr(owner.attributes["dimensions"])) == set(axes.kernel_spatial_dimensions)
