@@ -101,7 +101,7 @@ def make_train_step(
     if population is None:
         step, summarise = partial(step, tx, penalties), summary
     else:
-        step, summarise = over_members(step, population), jax.vmap(summary, in_axes=1)
+        step, summarise = over_members(step, population, mesh), jax.vmap(summary, in_axes=1)
 
     compiled = on_pmap(mesh) if parallel == "pmap" else on_mesh(mesh, members=population is not None)
     scanned = compiled(scan_steps(step, steps, summarise))
@@ -144,19 +144,30 @@ def one_step(
     return step
 
 
-def over_members(step: GameStep, population: Population) -> Step:
-    """Take the step of every member, each with its own optimiser, penalties, state and data."""
-    axes = (0, MEMBERS, population.data_axes)
+def over_members(step: GameStep, population: Population, mesh: Mesh) -> Step:
+    """Take the step of every member, each with its own optimiser, penalties, state and data.
 
-    def steps(state: TrainState, first: Array, data: PyTree) -> tuple[TrainState, Metrics]:
-        member = jax.vmap(
-            lambda values, state, data: step(*population.make(values), state, first, data),
-            axes,
-            out_axes=(MEMBERS, 0),
+    `shard_map` divides the members among the devices of the mesh. So each device sees only its own, and can
+    take them one by one, as the convolutions of a GPU do.
+    """
+
+    def member(
+        values: dict[str, Array], state: TrainState, first: Array, data: PyTree
+    ) -> tuple[TrainState, Metrics]:
+        return step(*population.make(values), state, first, data)
+
+    axes = (0, MEMBERS, None, population.data_axes)
+    members = jax.vmap(member, axes, out_axes=(MEMBERS, 0))
+    if mesh.size > 1:
+        whole_or_split = jax.tree.map(
+            lambda axis: PartitionSpec() if axis is None else PartitionSpec(AXIS),
+            (axes, (MEMBERS, 0)),
+            is_leaf=lambda axis: axis is None,
         )
-        return member(population.values, state, data)
-
-    return steps
+        members = jax.shard_map(
+            members, mesh=mesh, in_specs=whole_or_split[0], out_specs=whole_or_split[1], check_vma=False
+        )
+    return partial(members, population.values)
 
 
 def scan_steps(step: Step, steps: int, summarise: Callable[[Metrics], Metrics]) -> Call:
