@@ -1,18 +1,14 @@
 """The training step as a GPU gets it: no convolution on zeros, and no more work than the layers need."""
 
 import math
-from functools import partial
 from typing import NamedTuple
 
-import cudnn
-import jax
 import pytest
 import small
 
-from ali_jax import model, networks, train
-from ali_jax.game import parts
+from ali_jax import model
 from ali_jax.networks.layers import output_size
-from ali_jax.tools.describe import abstract_batch, training_step
+from benchmarks import cudnn
 
 PAPER = ("svhn", "cifar10", "celeba", "tiny_imagenet")
 IMAGES = (*PAPER, "celeba_conditional", "images", "mnist", "stacked_mnist:convolutions", "svhn_semi")
@@ -32,12 +28,13 @@ def step_on_gpu(name, edit=None, *, lowering="auto"):
     config.lowering = lowering
     if edit is not None:
         edit(config)
-    ali = networks.build(config, platform="cuda")
-    batch = abstract_batch(config, tuple(config.dataset.shape))
-    init = partial(train.init_state, ali, parts.make_optimizer(config, platform="cuda"), ema=True)
-    state = jax.eval_shape(init, jax.random.PRNGKey(0), batch)
-    found = cudnn.convolutions(training_step(config, ali), state, batch)
-    return config, ali, state.variables.params, found
+    step = cudnn.step_of(config)
+    return (
+        config,
+        step.ali,
+        step.state.variables.params,
+        cudnn.convolutions(step.function, step.state, step.batch),
+    )
 
 
 class Layer(NamedTuple):

@@ -1,7 +1,7 @@
 """Convolutions and transposed convolutions, in the form that each platform runs fastest.
 
-This module owns the two linear maps and their derivatives, not biases, batch norm or initialisation. There are
-three lowerings:
+This module owns the two linear maps and their derivatives, not biases, batch norm or initialisation. There
+are three lowerings:
 
 "native" is plain `lax`, for TPUs, and for forward-mode differentiation anywhere.
 "cpu" is for XLA:CPU. Its own gradients of strided and transposed convolutions (convolutions with a dilated

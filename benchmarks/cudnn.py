@@ -1,5 +1,9 @@
 """Which kind of cuDNN call XLA makes of each convolution of a program, found on any machine.
 
+    python -m benchmarks.cudnn --config experiments/svhn.py [--config.KEY=VALUE ...]
+
+prints them for a training step with plain `lax` convolutions and with those of `config.lowering = "gpu"`.
+
 A program is lowered for CUDA, which needs no GPU, and XLA's rules are applied to its convolutions
 (openxla/xla, `conv_kind_assignment.cc`):
 
@@ -12,12 +16,21 @@ A program is lowered for CUDA, which needs no GPU, and XLA's rules are applied t
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
+
+from ali_jax import networks, train
+from ali_jax.config import Config
+from ali_jax.game import parts
+from ali_jax.program import command
+from ali_jax.tools.describe import abstract_batch, data_shape, training_step
+from ali_jax.types import ALI, Batch, TrainState
 
 
 class Convolution(NamedTuple):
@@ -46,7 +59,7 @@ class Convolution(NamedTuple):
 def convolutions(function: Callable, *arguments: Any) -> list[Convolution]:
     """Return the convolutions of a function that its results depend on, in the program for CUDA."""
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
-    module = lowered.compiler_ir("stablehlo")
+    module: Any = lowered.compiler_ir("stablehlo")
     functions = {operation.name.value: operation for operation in module.body.operations}
     with module.context:
         return [_convolution(operation) for operation in _live(functions["main"], functions)]
@@ -115,3 +128,59 @@ def _is_reversed(kernel: Any, axes: Any) -> bool:
     if isinstance(owner, ir.Block) or owner.name != "stablehlo.reverse":
         return False
     return set(ir.DenseI64ArrayAttr(owner.attributes["dimensions"])) == set(axes.kernel_spatial_dimensions)
+
+
+class Step(NamedTuple):
+    """A training step, and the shapes of what it takes."""
+
+    function: Callable
+    ali: ALI
+    state: TrainState
+    batch: Batch
+
+
+def step_of(config: Config) -> Step:
+    """Return the training step that a config describes, as it is made for a GPU; nothing is computed."""
+    ali = networks.build(config, shape := data_shape(config), platform="cuda")
+    batch = abstract_batch(config, shape)
+    init = partial(
+        train.init_state, ali, parts.make_optimizer(config, platform="cuda"), ema=config.ema_decay > 0
+    )
+    return Step(training_step(config, ali), ali, jax.eval_shape(init, jax.random.PRNGKey(0), batch), batch)
+
+
+def kinds(found: list[Convolution]) -> dict[str, list[Convolution]]:
+    """Group convolutions by kind; forward ones on zeros, and gradients taken for them, stand apart."""
+    groups: dict[str, list[Convolution]] = {}
+    for c in found:
+        name = "on zeros" if c.is_on_zeros else "gradient as forward" if c.is_misplaced_gradient else c.kind
+        groups.setdefault(name, []).append(c)
+    return groups
+
+
+COLUMNS = ("forward", "input gradient", "kernel gradient", "gradient as forward", "on zeros")
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table and return the exit status."""
+    values = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    if set(values) != {"--config"}:
+        print("usage: python -m benchmarks.cudnn --config FILE[:VARIANT]", file=sys.stderr)
+        return 2
+    print(f"| lowering | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
+    for lowering in ("native", "gpu"):
+        config = command.load_config(values["--config"])
+        config.lowering = lowering
+        step = step_of(config)
+        groups = kinds(convolutions(step.function, step.state, step.batch))
+        cells = (groups.get(name, []) for name in COLUMNS)
+        work = (
+            f"{len(cell)}, {sum(c.multiply_adds for c in cell) / 1e9:.1f} G" if cell else "0"
+            for cell in cells
+        )
+        print(f"| {lowering} | {' | '.join(work)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
