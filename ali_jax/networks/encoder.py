@@ -81,8 +81,7 @@ class Encoder(nn.Module):
             return mu + jnp.exp(log_sigma) * epsilon
         if self.posterior == "deterministic":
             return self.mu(self._hidden(x, y, train))
-        inputs = jnp.concatenate([x.reshape(x.shape[0], -1), epsilon], axis=-1)
-        return self.mu(self._hidden(inputs, y, train))
+        return self.mu(self._hidden(x, y, train, epsilon))
 
     def moments(self, x: Array, y: Array | None = None, *, train: bool = False) -> tuple[Array, Array]:
         """Return mu and log sigma of the Gaussian posterior, [B, Z] each."""
@@ -92,8 +91,9 @@ class Encoder(nn.Module):
             log_sigma = jnp.clip(log_sigma, *self.log_sigma_clip)
         return self.mu(h), log_sigma
 
-    def _hidden(self, x: Array, y: Array | None, train: bool) -> Array:
+    def _hidden(self, x: Array, y: Array | None, train: bool, epsilon: Array | None = None) -> Array:
         x = centered(x) if self.center else x
+        x = x if epsilon is None else jnp.concatenate([x.reshape(x.shape[0], -1), epsilon], axis=-1)
         if self.frequencies:
             count, std = self.frequencies
             x = layers.fourier_features(x.reshape(x.shape[0], -1), int(count), std)
