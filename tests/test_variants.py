@@ -1,5 +1,7 @@
 """Variants of the game: what each equals where it is off, and that both players get their own gradients."""
 
+import ast
+import itertools
 import re
 import shlex
 from functools import partial
@@ -375,12 +377,21 @@ def test_power_iteration_keeps_up_with_all_kernels_in_training(field):
         assert abs(jnp.linalg.norm(kernel @ u) / jnp.linalg.norm(kernel, 2) - 1) < 0.02, path
 
 
-def test_z_reaches_every_layer_of_the_discriminator():
+def test_z_reaches_every_layer_of_the_discriminator_by_a_map_of_its_own():
+    """test_options.py has the values of one layer of each stack."""
     ali, _, batch = small.game("digits", edit=lambda c: c.discriminator.update({"z_everywhere": True}))
-    params = jax.eval_shape(lambda: model.init(ali, jax.random.PRNGKey(0), batch.x)).params.discriminator
-    for stack in ("x", "joint"):
-        assert {"beside_0", "beside_1"} <= params[stack].keys()
-    with pytest.raises(ValueError, match="blind discriminator has no z"):
+    variables = small.draw(ali, batch.x)
+    z = jax.random.normal(jax.random.PRNGKey(3), (len(batch.x), model.latent_dim(ali)))
+    d = variables.params.discriminator
+    plain = model.discriminate(ali, variables, batch.x, z)
+    for stack, layer in itertools.product(("x", "joint"), ("beside_0", "beside_1")):
+        without = {**d, stack: {**d[stack], layer: jax.tree.map(jnp.zeros_like, d[stack][layer])}}
+        other = variables._replace(params=variables.params._replace(discriminator=without))
+        assert (model.discriminate(ali, other, batch.x, z) != plain).all(), (stack, layer)
+
+
+def test_what_must_not_see_z_excludes_z_everywhere():
+    with pytest.raises(ValueError, match="blind discriminator sees no z"):
         setting(z_everywhere=True, blind=True)
     with pytest.raises(ValueError, match="score of x alone must not see z"):
         setting(z_everywhere=True, unary_scores=True)
@@ -399,6 +410,13 @@ def test_the_flags_of_the_documentation_make_a_game_of_digits(flags, digits):
     config = small.narrow(small.experiment("digits"))
     command.override(config, shlex.split(flags))
     made = game.prepare(config, digits)
+    terms = {
+        f"penalties.{term.func.__name__}.{k}": v for term in made.penalties for k, v in term.keywords.items()
+    }
+    for key, text in (flag.removeprefix("--config.").split("=", 1) for flag in shlex.split(flags)):
+        value = ast.literal_eval(text) if text[0] in "(0123456789TF" else text
+        assert configs.flat(made.config)[key] == value
+        assert not key.startswith("penalties.") or terms[key] == value
     for name in public_functions(penalties):
         on = any(f"penalties.{name}.{weight}=" in flags for weight in parts.WEIGHTS) or name == "r1"
         assert any(term.func.__name__ == name for term in made.penalties) == on, name
