@@ -1,22 +1,17 @@
 """The table of config keys: defaults, rules, the page made from it, and what may change in a resumed run."""
 
-import inspect
 import math
 import re
 import runpy
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import pytest
 from small import ROOT
 from test_loop import tiny
 
 from ali_jax import config as configs
-from ali_jax import evaluate, rules
-from ali_jax.game.parts import make_loss, make_optimizer
-from ali_jax.types import Batch, Logits, Networks
+from ali_jax import rules
 
 PAGE = ROOT / "docs" / "reference" / "config.md"
 STRANGE = (
@@ -117,47 +112,9 @@ def test_the_config_and_the_command_import_no_jax(module):
     assert found.stdout.strip() == "set()"
 
 
-def test_every_evaluation_key_is_an_option_of_an_evaluator():
-    options = set()
-    for name in evaluate.names():
-        options |= set(inspect.signature(evaluate.named(name)).parameters)
-    assert set(configs.base().evaluation) - options == set()
-
-
-@pytest.mark.parametrize("player", ["generator", "discriminator"])
-@pytest.mark.parametrize("value", [{"learning_rate": 1e-2}, {"b1": 0.1}, {"b2": 0.1}, {"eps": 1.0}])
-def test_each_number_of_adam_moves_its_own_player(player, value):
-    def updates(values):
-        tx = make_optimizer(configs.with_values(configs.base(), values))
-        grads = Networks(jnp.ones(1), jnp.ones(1), jnp.ones(1))
-        state = tx.init(grads)
-        for factor in (1.0, 3.0):
-            update, state = tx.update(jax.tree.map(lambda g, factor=factor: factor * g, grads), state)
-        return jax.device_get(update)
-
-    changed = updates({f"optimizer.{player}.{key}": number for key, number in value.items()})
-    moved = {role for role, a, b in zip(Networks._fields, changed, updates({}), strict=True) if a != b}
-    assert moved == ({"encoder", "decoder"} if player == "generator" else {"discriminator"})
-
-
 def test_keys_of_networks_of_ones_own_have_no_rule_and_lists_count_as_tuples():
     configs.check_value("encoder.own", object())
     configs.check_value("encoder.layers", [[4, 2, 8], 8])
-
-
-def test_the_labelled_weight_multiplies_the_labelled_term():
-    q, label = [[1.0, 0.0], [0.0, 2.0]], [0, -1]  # the second row has no label
-
-    def losses(weight):
-        logits = Logits(jnp.array(q), jnp.array(q))
-        config = configs.with_values(configs.base(), {"loss": "semi_supervised", "labelled_weight": weight})
-        return make_loss(config)(logits, Batch(jnp.zeros((2, 1)), label=jnp.array(label)))
-
-    (one, metrics), (three, _) = losses(1.0), losses(3.0)
-    assert three.generator == one.generator
-    labelled = float(metrics["loss/labelled"])
-    assert labelled > 0.1
-    assert float(three.discriminator - one.discriminator) == pytest.approx(2 * labelled, rel=1e-5)
 
 
 def test_a_config_survives_json():
