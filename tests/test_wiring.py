@@ -1,8 +1,8 @@
 """Every config key reaches what it is about and nothing else, with the numbers of the config.
 
 The tables below hold every key beside a value that is not its default and what must then differ: a part of
-the compiled program, the data, the options of an evaluator, the files of a run. Nothing is compiled for it:
-the program is compared as a jaxpr, cut into what each network starts from and what a step makes of it.
+the program, the data, the options of an evaluator, the files of a run. The program is not compiled: its jaxpr
+is compared, cut into what each network starts from and what a step makes of it.
 """
 
 import functools
@@ -142,8 +142,8 @@ PROGRAM = (
     Row("loss", "hinge", STEP),
     Row("labelled_weight", 0.3, STEP, "semi"),
     Row("instance_noise", 0.3, STEP),
-    Row("frozen", ("encoder",), STEP),
-    Row("frozen", ("discriminator",), STEP),
+    Row("frozen", ("encoder",), step(ENCODER)),
+    Row("frozen", ("discriminator",), step(DISCRIMINATOR)),
     Row("frozen", ("decoder",), refused="needs config.init_from"),
     Row("dataset.name", "ring", TRAIN | TEST, "loaded"),
     Row("dataset.path", "nowhere.npz", refused="nowhere.npz", base="loaded"),
@@ -257,10 +257,8 @@ RUNS = {
     (("evaluators", ()), ("report", True)): {"evaluated": [], "report": True},
 }
 
-STATES = (
-    "init_from",
-    "init_member",
-)  # see test_a_run_starts_from_the_averaged_decoder_of_the_member_it_names
+# Of these test_a_run_starts_from_the_averaged_decoder_of_the_member_it_names says what they do.
+STATES = ("init_from", "init_member")
 
 
 def tiny(base: str, **changes: Any) -> configs.Config:
