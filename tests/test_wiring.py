@@ -163,7 +163,7 @@ PROGRAM = (
         row
         for role in ROLES
         for row in (
-            Row(f"{role}.name", "Mine", refused="is 'Mine'; ali_jax.networks has Decoder, Discriminator, "),
+            Row(f"{role}.name", "Mine", refused="is 'Mine'.* ali_jax.networks has Decoder, "),
             Row(f"{role}.activation", "relu", STEP),
             Row(f"{role}.slope", 0.3, STEP),
             Row(f"{role}.init_std", 0.3, start(role)),
