@@ -79,4 +79,6 @@ def _conditional_perceptrons(config: Any) -> None:
     config.optimizer.generator.learning_rate = 1e-3
     config.optimizer.discriminator.learning_rate = 1.5e-3
     config.optimizer.constant_fraction = 1.0
-    config.evaluators = (*config.evaluators, "conditional_samples", "condition_agreement")
+    unconditional = {"probes"}  # an encoder that is told the class shows it in its codes
+    kept = tuple(name for name in config.evaluators if name not in unconditional)
+    config.evaluators = (*kept, "conditional_samples", "condition_agreement")

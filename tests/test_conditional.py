@@ -8,12 +8,15 @@ import pytest
 import small
 import test_evaluate
 
-from ali_jax import data, evaluate, model
+from ali_jax import data, evaluate, model, networks
 from ali_jax.data import ArraySplit, Dataset, tfds
 from ali_jax.evaluate import pictures
+from ali_jax.metrics import classifier
 from ali_jax.networks import layers
 from ali_jax.tools import describe
 from ali_jax.types import Networks, Variables
+
+RECIPE = classifier._Recipe((), (4,), 5, 0.0, 0, 2, 1e-3, "native")
 
 
 def parameters(variables, name):
@@ -125,6 +128,63 @@ def test_samples_agree_with_the_class_they_were_asked_for(key):
     picture = evaluate.conditional_samples(ali, variables, key, dataset, grid=(3, 5)).images
     height, width, _ = picture["conditional_samples"].shape
     assert height / width == pytest.approx(2, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def told():
+    """Give random pixels with random labels of five classes, a fifth of them each, which are given as y."""
+    rng = np.random.default_rng(0)
+    splits = []
+    for n in (500, 200):
+        label = np.arange(n, dtype=np.int32) % 5
+        x = rng.integers(256, size=(n, 4, 4, 1), dtype=np.uint8)
+        splits.append(ArraySplit(x, np.eye(5, dtype=np.float32)[label], label, 5))
+    return Dataset("told", *splits, divisor=255.0, num_classes=5, attributes=tuple("abcde"))
+
+
+@pytest.mark.parametrize("name", ["probes", "hidden_probe", "l2_svm", "label_error"])
+def test_what_codes_say_of_the_class_is_not_asked_where_the_encoder_is_told_it(name, told, key):
+    without_names = told._replace(attributes=(), train=ArraySplit(*vars(told.train).values()))
+    discriminator = test_evaluate.TenClasses(num_classes=5)
+    ali = Networks(networks.Encoder(2, (3,)), painter(told)[0].decoder, discriminator)
+    for dataset in (told, without_names):
+        with pytest.raises(ValueError, match=f"'{name}' needs a model that is not given y.*leave it out"):
+            evaluate.check_applicable(name, dataset, ali)
+        with pytest.raises(ValueError, match=f"'{name}' needs a model that is not given y"):
+            evaluate.named(name)(ali, None, key, dataset)
+    hidden = told._replace(
+        attributes=(),
+        **{p: ArraySplit(s.x, None, s.label, 5) for p, s in (("train", told.train), ("test", told.test))},
+    )
+    evaluate.check_applicable(name, hidden, ali)
+
+
+def test_samples_are_read_and_reconstructions_are_not_where_y_is_given(told, key, monkeypatch):
+    monkeypatch.setattr(classifier, "_recipe_for", lambda *_: RECIPE)
+    found = evaluate.class_balance(*painter(told), key, told, num_samples=50).scalars
+    assert found.keys() >= {"class_kl", "class_score", "class_share_min"}
+    assert not found.keys() & {"class_kept", "class_kept_sampled"}
+    mixture = data.load("mixture", conditional=True)
+    found = evaluate.modes(*painter(mixture), key, mixture).scalars
+    assert {"modes_strict", "high_quality", "modes_paper"} < found.keys()
+    assert "mode_kept" not in found
+
+
+def test_codes_that_are_told_the_class_have_one_colour(told, key):
+    assert evaluate.code_panel(*painter(told), told)[0].labels is None
+    mixture = data.load("mixture", conditional=True)
+    panels = evaluate.plane_panels(*painter(mixture), key, mixture)
+    assert [panel.labels for row in panels for panel in row] == [None] * 5
+    plain = data.load("mixture")
+    assert evaluate.code_panel(*painter(plain), plain)[0].labels is not None
+
+
+def test_conditional_experiments_ask_for_what_applies_to_them(told):
+    variants = ("mnist:conditional", "celeba_conditional", "celeba_conditional:paper")
+    asked = {name for variant in variants for name in small.experiment(variant).evaluators}
+    ali = Networks(networks.Encoder(2, (3,)), painter(told)[0].decoder, test_evaluate.TenClasses(5))
+    for name in asked - {"attribute_grid"}:  # of CelebA's attributes
+        evaluate.check_applicable(name, told, ali)
 
 
 def test_conditional_evaluators_need_conditions():

@@ -8,7 +8,7 @@ import numpy as np
 
 from ali_jax import model
 from ali_jax.data import Dataset, Split, unit
-from ali_jax.evaluate.declare import CLASS_CONDITIONS, CLASSES, Need, evaluator
+from ali_jax.evaluate.declare import CLASS_CONDITIONS, CLASSES, CODES_OF_CLASSES, Need, evaluator
 from ali_jax.evaluate.numbers import (
     N_SAMPLES,
     N_TEST_LABELLED,
@@ -21,6 +21,7 @@ from ali_jax.evaluate.rows import (
     Rows,
     all_labels,
     cached_by_data,
+    is_given_y,
     labelled,
     read_rows,
     reference_classifier,
@@ -76,7 +77,8 @@ KNN_ACCURACY_PIXELS = Number(
         Number("class_score_data", "inception score of test, by the reference classifier", control=True),
         Number(
             "class_kept",
-            "share of test images whose reconstruction from the mean code is classified as their true label",
+            "share of test images whose reconstruction from the mean code is classified as their true label; "
+            "not for models that are given y",
             share_of="n_test_labelled",
             headline="class kept",
         ),
@@ -95,7 +97,8 @@ def class_balance(
 ) -> Report:
     """Measure which classes the model generates and keeps, as labelled by the reference classifier.
 
-    Only labelled rows are used: at most 60,000 of train and 10,000 of test.
+    Only labelled rows are used: at most 60,000 of train and 10,000 of test. A model that is given y has no
+    class_kept and class_kept_sampled, since its reconstructions are told the class.
     """
     key_samples, key_codes = jax.random.split(key)
     predict, accuracy = reference_predict(dataset)
@@ -117,12 +120,12 @@ def class_balance(
         "class_share_max": float(shares.max()),
         "class_score": classes.class_score(of_samples),
         "class_score_data": _class_score_data(dataset),
-        "class_kept": share_kept(None),
-        "class_kept_sampled": share_kept(key_codes),
         "classifier_accuracy": accuracy,
         "n_samples": float(num_samples),
         "n_test_labelled": float(len(test.x)),
     }
+    if not is_given_y(dataset):
+        scalars |= {"class_kept": share_kept(None), "class_kept_sampled": share_kept(key_codes)}
     return Report(scalars, {})
 
 
@@ -157,7 +160,7 @@ def condition_agreement(
 
 
 @evaluator(
-    needs=(*CLASSES, CLASS_LOGITS),
+    needs=(*CODES_OF_CLASSES, CLASS_LOGITS),
     numbers=(
         Number(
             "label_error",
@@ -188,7 +191,7 @@ def label_error(
 
 
 @evaluator(
-    needs=CLASSES,
+    needs=CODES_OF_CLASSES,
     numbers=(
         Number(
             "knn_accuracy",
@@ -236,7 +239,7 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
 
 
 @evaluator(
-    needs=(*CLASSES, HIDDEN_LAYERS),
+    needs=(*CODES_OF_CLASSES, HIDDEN_LAYERS),
     numbers=(
         *with_interval(
             Number(
@@ -280,7 +283,7 @@ def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
 
 
 @evaluator(
-    needs=CLASSES,
+    needs=CODES_OF_CLASSES,
     numbers=(
         *with_interval(
             Number(

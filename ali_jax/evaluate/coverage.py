@@ -9,6 +9,7 @@ from ali_jax.evaluate.declare import SINGLE_IMAGES, STACKS, Need, evaluator
 from ali_jax.evaluate.numbers import N_SAMPLES, N_TEST, Number, count, with_interval
 from ali_jax.evaluate.rows import (
     cached_by_data,
+    is_given_y,
     labelled,
     read_rows,
     reference_predict,
@@ -62,7 +63,8 @@ SUPPORT_SAMPLES = 2_000  # among which near duplicates are counted
         Number("modes_paper", "number of modes by the paper's lenient count, with 10,000 samples"),
         Number(
             "mode_kept",
-            "share of test rows whose sampled reconstruction stays with their mode",
+            "share of test rows whose sampled reconstruction stays with their mode; not for models that are "
+            "given y",
             share_of="n_test",
             headline="mode kept",
         ),
@@ -70,19 +72,23 @@ SUPPORT_SAMPLES = 2_000  # among which near duplicates are counted
     ),
 )
 def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Measure the coverage of a mixture with 2,500 samples, as `metrics.modes.mode_statistics` does."""
+    """Measure the coverage of a mixture with 2,500 samples, as `metrics.modes.mode_statistics` does.
+
+    A model that is given y has no mode_kept, since its reconstructions are told the mode.
+    """
     assert dataset.modes is not None
     key_samples, key_paper, key_codes = jax.random.split(key, 3)
     test = test_rows(dataset)
-    x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.divisor, key=key_codes)
     x_tilde = draw_samples(ali, variables, key_samples, MODE_SAMPLES, dataset)
     many = draw_samples(ali, variables, key_paper, PAPER_MODE_SAMPLES, dataset)
     scalars = {
         **mode_statistics(x_tilde, dataset.modes, dataset.mode_std),
         "modes_paper": float(paper_mode_count(many, dataset.modes)),
-        "mode_kept": mode_kept(test.x, x_hat, dataset.modes),
         "n_test": float(len(test.x)),
     }
+    if not is_given_y(dataset):
+        x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.divisor, key=key_codes)
+        scalars["mode_kept"] = mode_kept(test.x, x_hat, dataset.modes)
     return Report(scalars, {})
 
 

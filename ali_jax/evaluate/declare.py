@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from ali_jax.data import Dataset
 from ali_jax.evaluate.numbers import Number
+from ali_jax.evaluate.rows import is_given_y
 from ali_jax.types import ALI, Array, Report, Variables
 
 Evaluator = Callable[..., Report]
@@ -96,6 +97,13 @@ SINGLE_IMAGES = Need(
     lambda data, _: data.parts is not None,
 )
 CLASSES = (LABELS, SINGLE_IMAGES)  # for evaluators that classify images or count classes
+NO_CONDITIONS = Need(
+    "a model that is not given y: an encoder that is told the class shows it in its codes, whatever it has "
+    "learnt (config.dataset.conditional)",
+    lambda data, _: is_given_y(data),
+    of_data=False,
+)
+CODES_OF_CLASSES = (*CLASSES, NO_CONDITIONS)  # for evaluators of what codes say about the classes
 STACKS = Need("stacks of images (config.dataset.stack=3)", lambda data, _: data.parts is None)
 CLASS_CONDITIONS = Need(
     "classes as conditions (config.dataset.conditional)",

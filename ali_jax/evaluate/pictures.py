@@ -16,7 +16,7 @@ from ali_jax.evaluate.declare import (
     is_planar,
 )
 from ali_jax.evaluate.numbers import N_TEST, Number
-from ali_jax.evaluate.rows import picture_rows, test_rows, train_rows
+from ali_jax.evaluate.rows import is_given_y, picture_rows, test_rows, train_rows
 from ali_jax.evaluate.running import compiled, decode, draw_samples, over_rows, platform_of
 from ali_jax.metrics.blocks import ROWS_PER_BLOCK
 from ali_jax.metrics.neighbors import nearest_few
@@ -197,8 +197,9 @@ def neighbours(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> 
 
 @evaluator(needs=(Need("three test rows or more", lambda data, _: len(data.test) < 3),))
 def codes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
-    """Draw the mean codes of at most 2,500 test rows in the plane, coloured by class except for stacks.
+    """Draw the mean codes of at most 2,500 test rows in the plane, coloured by class.
 
+    They have one colour for stacks, and for a model that is given y, whose encoder is told the class.
     Codes of more than two dimensions are projected on their first two principal components. `key` is not
     used.
     """
@@ -241,7 +242,8 @@ def code_panel(ali: ALI, variables: Variables, dataset: Dataset) -> tuple[figure
     """Return the points that `codes` draws, and the share of the codes' variance that the plane retains."""
     rows = jax.tree.map(lambda array: array[:SCATTER_POINTS], test_rows(dataset))
     z = over_rows(model.encode, ali, variables, rows, dataset.divisor)
-    labels = rows.label if dataset.num_classes and dataset.parts is None else None
+    coloured = dataset.num_classes and dataset.parts is None and not is_given_y(dataset)
+    labels = rows.label if coloured else None
     if z.shape[1] == 2:
         return figures.Panel("mean codes", z, labels), 1.0
     mean, components = pca(z, 2)
@@ -254,11 +256,12 @@ def code_panel(ali: ALI, variables: Variables, dataset: Dataset) -> tuple[figure
 def plane_panels(
     ali: ALI, variables: Variables, key: Array, dataset: Dataset
 ) -> tuple[tuple[figures.Panel, ...], ...]:
-    """Return the panels that `reconstructions` draws for data in the plane."""
+    """Return the panels that `reconstructions` draws for data in the plane, in one colour if y is given."""
     key_rows, key_code, key_prior = jax.random.split(key, 3)
     rows = picture_rows(dataset, key_rows, SCATTER_POINTS)
     z_hat = over_rows(model.encode, ali, variables, rows, dataset.divisor, key=key_code)
     x, x_hat = unit(rows.x, dataset.divisor), decode(ali, variables, z_hat, rows.y)
     z = np.asarray(jax.random.normal(key_prior, z_hat.shape))
     x_tilde = decode(ali, variables, z, rows.y)
-    return figures.mixture_panels(x, x_hat, x_tilde, z_hat[:, :2], z[:, :2], labels=rows.label)
+    labels = None if is_given_y(dataset) else rows.label
+    return figures.mixture_panels(x, x_hat, x_tilde, z_hat[:, :2], z[:, :2], labels=labels)

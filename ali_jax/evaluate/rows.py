@@ -103,6 +103,12 @@ def distinct_test_rows(dataset: Dataset) -> Rows:
     return jax.tree.map(lambda array: array[chosen], test)
 
 
+@cached_by_data(maxsize=4)
+def is_given_y(dataset: Dataset) -> bool:
+    """Whether the rows have y, so that encoder, decoder and discriminator are told it."""
+    return bool(dataset.attributes) or dataset.test.rows(np.arange(min(1, len(dataset.test)))).y is not None
+
+
 def picture_rows(dataset: Dataset, key: Array, number: int) -> Rows:
     """Draw test rows without replacement; return all rows if there are fewer than `number`."""
     candidates = jax.random.permutation(key, min(len(dataset.test), PICTURE_ROWS))

@@ -243,13 +243,18 @@ def _plane(look: _Look) -> Iterator[str]:
         "z": "Prior draws z",
     }
     panels = evaluators.plane_panels(look.game.ali, look.variables, look.key, look.dataset)
-    yield html.figure(
-        html.group("panels", (html.titled(names[p.title], svg.points(p)) for row in panels for p in row)),
-        f"{len(panels[0][0].points):,} test points with sampled codes, and as many samples. The colour of a "
-        "point is the component that it was drawn from, in all panels.",
-        "samples on every component and few between them; reconstructions that lie on the component of their "
-        "colour; codes that fill the plane as the prior does, one region per colour.",
-    )
+    caption = f"{len(panels[0][0].points):,} test points with sampled codes, and as many samples."
+    look_for = "samples on every component and few between them; "
+    if panels[0][0].labels is None:  # the networks are told the component
+        look_for += "codes that fill the plane as the prior does."
+    else:
+        caption += " The colour of a point is the component that it was drawn from, in all panels."
+        look_for += (
+            "reconstructions that lie on the component of their colour; codes that fill the plane as the "
+            "prior does, one region per colour."
+        )
+    plots = html.group("panels", (html.titled(names[p.title], svg.points(p)) for row in panels for p in row))
+    yield html.figure(plots, caption, look_for)
 
 
 def _reconstructions(look: _Look) -> Iterator[str]:
@@ -317,9 +322,11 @@ def _about_codes(panel: Panel, share: float, look: _Look) -> tuple[str, str]:
             "the variance"
         )
     )
-    coloured = ", coloured and named by class" if panel.labels is not None else ""
+    caption = f"Mean codes of {len(panel.points):,} test rows in {plane}"
+    if panel.labels is None:
+        return f"{caption}.", "one cloud about the origin, as the prior has."
     return (
-        f"Mean codes of {len(panel.points):,} test rows in {plane}{coloured}.",
+        f"{caption}, coloured and named by class.",
         "classes that form groups although the encoder never saw a label. All dimensions together separate "
         "the classes better than a plane can show.",
     )
