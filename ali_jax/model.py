@@ -23,6 +23,7 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
     Returns:
       Parameters and running batch statistics of the three networks.
     """
+    _check_floats(x)
     keys = Networks(*jax.random.split(key, 3))
     rows = packing(ali)
     x1, y1 = x[:rows], None if y is None else y[:rows]
@@ -84,6 +85,7 @@ def generate(
     Returns:
       The pairs, and the new batch statistics of encoder and decoder.
     """
+    _check_floats(batch.x)
     key_e, key_d = jax.random.split(noise.key_generator)
     flax_variables = Networks(*map(collections, params, batch_stats))
     z_hat, stats_e = ali.encoder.apply(
@@ -193,6 +195,7 @@ def encode(
     Returns:
       Codes z [B, Z].
     """
+    _check_floats(x)
     shape = (x.shape[0], latent_dim(ali))
     epsilon = jnp.zeros(shape) if key is None else jax.random.normal(key, shape)
     flax_variables = collections(variables.params.encoder, variables.batch_stats.encoder)
@@ -302,6 +305,7 @@ def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | 
       Logits [B]; of a D of K classes [B, K]; of a D that packs m pairs [B / m]. Large means that a pair looks
       like one of the encoder's.
     """
+    _check_floats(x)
     flax_variables = collections(variables.params.discriminator, variables.batch_stats.discriminator)
     return ali.discriminator.apply(flax_variables, x, z, y, train=False)
 
@@ -335,6 +339,7 @@ def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) 
         raise ValueError(
             "posterior: this encoder is not a Gaussian with `moments(x, y, *, train)`; sample it instead."
         )
+    _check_floats(x)
     flax_variables = collections(variables.params.encoder, variables.batch_stats.encoder)
     return ali.encoder.apply(flax_variables, x, y, train=False, method="moments")
 
@@ -355,6 +360,7 @@ def features(ali: ALI, variables: Variables, x: Array, y: Array | None = None, *
     Returns:
       Features [B, F], flattened.
     """
+    _check_floats(x)
     flax_variables = collections(variables.params.encoder, variables.batch_stats.encoder)
     epsilon = jnp.zeros((x.shape[0], latent_dim(ali)))
     z, sown = ali.encoder.apply(flax_variables, x, epsilon, y, train=False, mutable=["intermediates"])
@@ -371,6 +377,15 @@ def streams(key: Array) -> dict[str, Array]:
     """Return a module's random streams: `params`, `dropout`, and `noise` for stochastic decoders."""
     key_params, key_dropout, key_noise = jax.random.split(key, 3)
     return {"params": key_params, "dropout": key_dropout, "noise": key_noise}
+
+
+def _check_floats(x: Array) -> None:
+    """Raise a ValueError for data of another type than floats, such as images as they are stored."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x is {x.dtype}, and the networks take floats, images in [0, 1]: divide by the largest value of "
+            "a pixel, as in x / np.float32(255)."
+        )
 
 
 def _interleave(a: Array, b: Array, m: int) -> Array:

@@ -168,6 +168,37 @@ def test_noise_encoder_is_stochastic_and_has_no_moments(key):
         model.posterior(ali, variables, batch.x)
 
 
+def test_centring_maps_x_and_leaves_the_noise_alone():
+    encoder = networks.Encoder(1, (2,), batch_norm=False, posterior="noise", center=True)
+    first = {"kernel": jnp.array([[1.0, 0], [0, 10], [100, 0]])}  # of x_0, x_1 and epsilon
+    stack = {"layer_0": first, "bias_0": {"bias": jnp.zeros(2)}}
+    params = {"stack": stack, "mu": {"kernel": jnp.ones((2, 1)), "bias": jnp.zeros(1)}}
+    z = encoder.apply({"params": params}, jnp.array([[0.75, 1.0]]), jnp.array([[0.5]]))
+    assert z == pytest.approx(1 * 0.5 + 10 * 1.0 + 100 * 0.5)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, bool])
+def test_data_as_they_are_stored_are_refused_by_their_type(kind, key):
+    ali, _, batch = small.game("digits")
+    variables, x = small.draw(ali, batch.x), np.ones(batch.x.shape, kind)
+    z = jnp.zeros((len(x), model.latent_dim(ali)))
+    calls = {
+        "init": lambda: model.init(ali, key, x),
+        "encode": lambda: model.encode(ali, variables, x),
+        "reconstruct": lambda: jax.eval_shape(lambda x: model.reconstruct(ali, variables, x), x),
+        "interpolate": lambda: model.interpolate(ali, variables, batch.x, x, 3),
+        "discriminate": lambda: model.discriminate(ali, variables, x, z),
+        "posterior": lambda: model.posterior(ali, variables, x),
+        "features": lambda: model.features(ali, variables, x),
+        "forward": lambda: model.forward(ali, variables, key, batch._replace(x=x)),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match=rf"x is {np.dtype(kind)}, .* floats.*x / np.float32\(255\)"):
+            call()
+    half = model.encode(ali, variables, batch.x.astype(jnp.bfloat16))
+    assert half.shape == z.shape
+
+
 def test_batch_norm_of_the_discriminator_sees_both_kinds_of_pairs(key):
     ali, _, batch = small.game("svhn", batch_size=4)
     variables = small.init(ali, key, batch.x)

@@ -30,7 +30,7 @@ class Encoder(nn.Module):
       log_sigma_clip: (low, high); () = no limits.
       log_sigma_bias: initial bias of log sigma.
       log_sigma_init: factor on the initial weights of log sigma.
-      center: whether the network sees 2x - 1.
+      center: whether the network sees 2x - 1; epsilon stays as it is.
       frequencies: (count, std) of `layers.fourier_features` of a perceptron's input; () = none.
       embedding, embedding_learned: width of the linear embedding of y (0 = y itself), and whether it is
         learned.
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
 
     def _hidden(self, x: Array, y: Array | None, train: bool, epsilon: Array | None = None) -> Array:
         x = centered(x) if self.center else x
-        x = x if epsilon is None else jnp.concatenate([x.reshape(x.shape[0], -1), epsilon], axis=-1)
+        x = x if epsilon is None else join(x, epsilon)
         if self.frequencies:
             count, std = self.frequencies
             x = layers.fourier_features(x.reshape(x.shape[0], -1), int(count), std)
