@@ -62,7 +62,7 @@ def rng():
 def normal(rng):
     """Give rows that the decoder can produce, up to a little noise."""
     x = np.full((99, *SHAPE), 0.5) + 0.01 * rng.standard_normal((99, *SHAPE))
-    x[:, 0, :2, 0] = rng.standard_normal((99, 2))
+    x[:, 0, :2, 0] = 0.9 * rng.random((99, 2))
     return x.astype(np.float32)
 
 
@@ -227,6 +227,40 @@ def test_a_scorer_says_what_it_lacks(normal):
         AnomalyScorer(ALI, EMPTY).predict(normal)
     with pytest.raises(ValueError, match="rows are uint8: give floats"):
         AnomalyScorer(ALI, EMPTY).score_samples(np.zeros((2, *SHAPE), np.uint8))
+
+
+def test_rows_on_another_scale_or_with_gaps_are_refused_at_every_door(normal):
+    scorer = AnomalyScorer(ALI, EMPTY, steps=0, false_alarm_rate=0.1).fit(normal)
+    gaps = normal.copy()
+    gaps[[7, 30], 1, 1, 0] = np.nan, np.inf
+    cases = (
+        (gaps, "2 of 99 rows have numbers that are not finite, the first in row 7"),
+        (2 * normal - 1, r"lie between -0.* and .*: give x / 255 for bytes, \(x \+ 1\) / 2 for \[-1, 1\]"),
+        (normal + 0.5, r"lie between 0.* and 1\..*take \[0, 1\]"),
+    )
+    for rows, message in cases:
+        for door in (scorer.fit, scorer.score_samples, scorer.predict, scorer.p_values, scorer.pixel_map):
+            with pytest.raises(ValueError, match=message):
+                door(rows)
+    assert scorer.score_samples(np.stack([0 * normal[0], 0 * normal[0] + 1])).shape == (2,)  # the ends are in
+
+
+def test_vectors_have_any_scale_and_no_gaps():
+    class Flat(Fill):
+        @nn.compact
+        def __call__(self, z, y=None, *, train):
+            return z
+
+    class Same(Corner):
+        @nn.compact
+        def __call__(self, x, epsilon, y=None, *, train):
+            return x + 1
+
+    scorer = AnomalyScorer(Networks(Same(), Flat(), Sum()), EMPTY, steps=0, false_alarm_rate=0.5)
+    x = np.array([[-40.0, 3], [9, 700]])
+    np.testing.assert_allclose(scorer.score_samples(x), [-1, -1], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"1 of 2 rows .* the first in row 1"):
+        scorer.fit(np.where(x == 9, np.nan, x))
 
 
 def test_p_values_are_their_definition(rng):

@@ -90,7 +90,8 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
       false_alarm_rate: alpha, the probability that `predict` calls a normal row anomalous. It takes at least
         1 / alpha - 1 calibration rows.
 
-    Rows are [N, *X] as the networks take them: images in [0, 1].
+    Rows are [N, *X] as the networks take them: finite floats, images [N, H, W, C] in [0, 1]. Others are a
+    ValueError.
 
     Attributes of a fitted scorer:
       calibration_scores_: [n] sorted anomaly scores of the calibration rows.
@@ -161,11 +162,7 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
         return self._over_rows(_pixel_map, x, (steps,))
 
     def _over_rows(self, function: Callable[..., Array], x: np.ndarray, options: tuple) -> np.ndarray:
-        if not np.issubdtype(np.asarray(x).dtype, np.floating):
-            raise ValueError(
-                f"The rows are {np.asarray(x).dtype}: give floats as the networks take them, with images "
-                "scaled to [0, 1]."
-            )
+        _check_rows(np.asarray(x))
         platform = platform_of()
         run = _compiled(function, platform)
         return map_blocks(
@@ -175,6 +172,25 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
     def _check_fitted(self) -> None:
         if not hasattr(self, "offset_"):
             raise ValueError("This AnomalyScorer has no threshold yet: call fit with held-out normal rows.")
+
+
+def _check_rows(x: np.ndarray) -> None:
+    """Raise a ValueError for rows that are not as the networks take them."""
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(
+            f"The rows are {x.dtype}: give floats as the networks take them, with images scaled to [0, 1]."
+        )
+    broken = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
+    if broken.size:
+        raise ValueError(
+            f"{broken.size} of {len(x)} rows have numbers that are not finite, the first in row {broken[0]}: "
+            "leave these rows out or fill their gaps."
+        )
+    if x.ndim == 4 and x.size and not 0 <= x.min() <= x.max() <= 1:
+        raise ValueError(
+            f"The images lie between {x.min():.4g} and {x.max():.4g}, and the networks take [0, 1]: give "
+            "x / 255 for bytes, (x + 1) / 2 for [-1, 1], and np.clip(x, 0, 1) where resizing went beyond."
+        )
 
 
 def _egbad_scores(ali: ALI, variables: Variables, x: Array, match_features: bool, weight: float) -> Array:
