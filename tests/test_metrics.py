@@ -282,7 +282,14 @@ def test_memorisation_is_0_for_copies_and_1_for_test_data(rng):
     assert memorisation_ratio(test, test, train) == 1
 
 
-def test_memorisation_says_nothing_where_test_repeats_train(rng):
-    train = rng.random((50, 3, 3, 1)).astype(np.float32)
-    for samples in (train[:20], rng.random((20, 3, 3, 1)).astype(np.float32)):
-        assert memorisation_ratio(samples, train[20:], train) == np.inf
+def test_memorisation_leaves_out_what_test_repeats_of_train():
+    train = np.array([[0.0], [1], [3], [7]])
+    samples = np.array([[0.5], [9], [7]])  # 0.5, 2 and 0 away
+    for test, unseen in (
+        ([[5], [1], [3], [0], [13], [2]], 2),  # 2, 6 and 1 away; the others occur in train
+        ([[2], [3]], 1),
+        ([[3], [1], [0], [7], [3]], (1 + 2) / 2),  # all do: 1, 1, 2 and 4 between train rows
+    ):
+        assert memorisation_ratio(samples, np.array(test, float), train) == pytest.approx(0.5 / unseen)
+    same = np.zeros((4, 2))
+    assert np.isnan(memorisation_ratio(same + 1, same, same))

@@ -87,8 +87,8 @@ def inception_distance(
     numbers=(
         Number(
             "memorisation",
-            "median distance of 2,000 samples to the nearest train row, over the same of test rows; near 0 "
-            "for copies",
+            "median distance of 2,000 samples to the nearest train row, over the same of test rows that "
+            "train does not have; near 0 for copies",
             headline="distance to training data",
         ),
         count("n_memorisation", "samples drawn"),
@@ -98,9 +98,9 @@ def inception_distance(
 def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure whether samples lie nearer to train rows than test rows do.
 
-    The ratio is about 1 for samples that are as far from train as test rows are, and near 0 for copies. It is
-    infinite if half of the test rows also occur in train. At most 60,000 rows of train and 2,000 of test are
-    used.
+    The ratio is about 1 for samples that are as far from train as unseen rows are, and near 0 for copies.
+    Test rows that also occur in train are left out; where all do, train rows are compared with each other. At
+    most 60,000 rows of train and 2,000 of test are used.
     """
     train = train_rows(dataset)
     x_tilde = draw_samples(ali, variables, key, MEMORISATION_ROWS, dataset)
@@ -227,4 +227,4 @@ def _kernel_distance(rows: np.ndarray, reference: np.ndarray) -> frechet.KernelD
 @cached_by_data(maxsize=2)
 def _test_distance(dataset: Dataset) -> float:
     train, test = (unit(rows.x, dataset.divisor) for rows in (train_rows(dataset), test_rows(dataset)))
-    return reconstruction.median_distance(test[:MEMORISATION_ROWS], train)
+    return reconstruction.unseen_distance(test[:MEMORISATION_ROWS], train)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ali_jax.metrics.neighbors import nearest
+from ali_jax.metrics.neighbors import nearest, nearest_few
 
 
 def mean_squared_error(x: np.ndarray, x_hat: np.ndarray) -> float:
@@ -24,20 +24,40 @@ def random_pair_error(x: np.ndarray) -> float:
 
 
 def memorisation_ratio(samples: np.ndarray, test: np.ndarray, train: np.ndarray) -> float:
-    """Return the median distance from samples to the nearest row of train, over the same for test.
+    """Return the median distance from samples to the nearest row of train, over `unseen_distance` of test.
 
     The arrays are [N, *X] with the same X; the distance is Euclidean. It is about 1 for samples as far
     from the training set as unseen data are, and near 0 for copies of training images.
     """
-    return distance_ratio(median_distance(samples, train), median_distance(test, train))
+    return distance_ratio(median_distance(samples, train), unseen_distance(test, train))
 
 
-def distance_ratio(samples: float, test: float) -> float:
-    """Return the samples' distance over test's; infinite, and without meaning, if test repeats train."""
-    return samples / test if test else float("inf")
+def distance_ratio(samples: float, unseen: float) -> float:
+    """Return the samples' distance over that of unseen data; NaN where the latter is 0."""
+    return samples / unseen if unseen else float("nan")
 
 
 def median_distance(x: np.ndarray, train: np.ndarray) -> float:
     """Return the median over rows of x [N, *X] of the distance to the nearest row of train [M, *X]."""
-    _, distances = nearest(x.reshape(len(x), -1), train.reshape(len(train), -1))
-    return float(np.median(distances))
+    return float(np.median(_nearest_distances(x, train)))
+
+
+def unseen_distance(test: np.ndarray, train: np.ndarray) -> float:
+    """Return the median distance of test [N, *X] to the nearest row of train [M, *X], without repeated rows.
+
+    Test rows that also occur in train take no part. Where all of them do, the distances are those of at most
+    N distinct rows of train to the nearest other one. Where train has a single distinct row, the result is 0.
+    """
+    distances = _nearest_distances(test, train)
+    if distances.any():
+        return float(np.median(distances[distances != 0]))
+    distinct = np.unique(train.reshape(len(train), -1), axis=0)
+    if len(distinct) < 2:
+        return 0.0
+    number = min(len(test), len(distinct))
+    some = distinct[np.arange(number) * len(distinct) // number]
+    return float(np.median(nearest_few(some, distinct, 2)[1][:, 1]))
+
+
+def _nearest_distances(x: np.ndarray, train: np.ndarray) -> np.ndarray:
+    return nearest(x.reshape(len(x), -1), train.reshape(len(train), -1))[1]
