@@ -320,6 +320,18 @@ def test_areas_are_scikit_learns(rng):
         detection.auroc(normal, np.array([1, np.nan]))
 
 
+def test_delongs_interval_is_that_of_its_paper():
+    """Against the definition, with many more normal rows than anomalous ones."""
+    normal, anomalous = np.array([1.0, 2, 3, 4, 5, 6, 7, 8, 2, 3]), np.array([2.5, 7, 9])
+    kernel = (anomalous[:, None] > normal[None]) + 0.5 * (anomalous[:, None] == normal[None])
+    of_anomalous, of_normal = kernel.mean(axis=1), kernel.mean(axis=0)
+    area = kernel.mean()
+    variance = np.var(of_anomalous, ddof=1) / 3 + np.var(of_normal, ddof=1) / 10
+    half = 1.959964 * np.sqrt(variance) / (area * (1 - area))
+    ends = [1 / (1 + np.exp(-(np.log(area / (1 - area)) + sign * half))) for sign in (-1, 1)]
+    assert detection.auroc(normal, anomalous) == pytest.approx((area, *ends), rel=1e-6)
+
+
 @pytest.mark.parametrize("shift", [0.5, 2.0])
 def test_delongs_intervals_cover_the_truth(shift, rng):
     truth = stats.norm.cdf(shift / np.sqrt(2))

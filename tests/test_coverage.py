@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from ali_jax.metrics.coverage import (
     chao,
@@ -79,8 +80,31 @@ def test_bounds_on_the_classifiers_errors_hold_simultaneously(rng):
         recall, inflow = reading_bounds(np.stack([rng.multinomial(200, row) for row in errors]))
         right += (recall <= 0.92).all() and (inflow >= 0.02).all()
     assert right >= ENOUGH
-    with pytest.raises(ValueError, match="a labelled example of every mode"):
-        reading_bounds(np.diag([3, 0]))
+    with pytest.raises(ValueError, match="with a labelled example"):
+        reading_bounds(np.diag([0, 0]))
+
+
+def test_bounds_on_errors_are_those_of_rows_of_true_and_columns_of_predicted_modes():
+    recall, inflow = reading_bounds(np.array([[90, 10, 0], [0, 50, 0], [1, 0, 19]]))
+
+    def bound(successes, n, tail):  # 5 %: half for three recalls, half for six entries off the diagonal
+        return scipy.stats.beta.ppf(tail, successes + (tail > 0.5), n - successes + (tail < 0.5))
+
+    lower, upper = 0.05 / 2 / 3, 1 - 0.05 / 2 / 6
+    np.testing.assert_allclose(recall, [bound(90, 100, lower), bound(50, 50, lower), bound(19, 20, lower)])
+    into = [max(bound(0, 50, upper), bound(1, 20, upper)), bound(10, 100, upper), bound(0, 50, upper)]
+    into[1] = max(into[1], bound(0, 20, upper))
+    np.testing.assert_allclose(inflow, into)
+
+
+def test_a_mode_that_test_lacks_may_be_read_as_any_other():
+    recall, inflow = reading_bounds(np.array([[30, 0], [0, 0]]))
+    assert (recall[1], inflow[0]) == (0, 1)
+    assert recall[0] > 0.8
+    assert inflow[1] < 0.2
+    counts = np.array([400, 600])
+    assert frequent_modes(counts, 1_000, 0.1, confusion=np.array([[30, 0], [0, 0]])) == (2, 1, 2)
+    assert frequent_modes(np.array([0, 1_000]), 1_000, 0.1, confusion=np.diag([0, 30])) == (1, 0, 2)
 
 
 def test_chaos_interval_covers_the_number_of_equal_modes(rng):

@@ -6,6 +6,7 @@ import scipy.stats
 
 from ali_jax.metrics.two_sample import (
     area_under_curve,
+    code_statistics,
     derangement,
     energy_test,
     holm,
@@ -115,7 +116,8 @@ def test_the_nearest_neighbours_are_those_of_brute_force(rng):
 def test_p_values_end_at_one_and_at_the_reciprocal_of_the_permutations(test, rng):
     z = rng.standard_normal((30, 2))
     assert test(z + 10, z, rng).p_value == 1 / 200
-    assert test(np.ones((30, 2)), np.ones((20, 2)), rng).p_value == 1 or test is nearest_neighbor_test
+    if test is not nearest_neighbor_test:  # whose nearest row of equal ones is the first of all
+        assert test(np.ones((30, 2)), np.ones((20, 2)), rng).p_value == 1
     for broken in (np.nan, np.inf):
         assert test(np.full((30, 2), broken), z, rng).p_value == 1 / 200
     with pytest.raises(ValueError, match=r"permutations is 100.*multiple of 20"):
@@ -130,6 +132,27 @@ def test_kolmogorov_smirnov_is_scipys(rng):
     result = ks_tests(z)
     np.testing.assert_allclose(result.statistics, [r.statistic for r in each])
     np.testing.assert_allclose(result.p_values, holm(np.array([r.pvalue for r in each])), rtol=1e-6)
+
+
+def test_the_statistics_of_codes_are_those_of_the_tests_and_the_worst_dimension():
+    seeded = np.random.default_rng
+    z = seeded(1).standard_normal((2, 200, 3))
+    sigma = np.array([[0.1, 0.3, 1.0]])
+    z_hat, prior = z[0] + np.array([[0, 0.6, 0]]), z[1]
+    other = z_hat + np.sqrt(2) * sigma * np.resize([1, -1], (200, 1))
+    found = code_statistics(z_hat, other, prior, seeded(5))
+    each, rng = ks_tests(z_hat), seeded(5)
+    assert each.p_values[1] < 1e-6 < 0.01 < each.p_values.max()
+    assert (found["code_ks"], found["code_ks_p"]) == (each.statistics[1], each.p_values[1])
+    for name, test in zip(("code_mmd", "code_energy", "code_neighbor"), TESTS, strict=True):
+        assert (found[name], found[f"{name}_p"]) == test(z_hat, prior, rng)
+    widths = [found[f"code_width{end}"] for end in ("_min", "_max", "")]
+    assert widths == pytest.approx([0.1, 1.0, np.sqrt((0.01 + 0.09 + 1) / 3)])
+    assert found["code_mean_error"] == pytest.approx(np.linalg.norm(z_hat.mean(axis=0)) / np.sqrt(3))
+    covariance = np.linalg.norm(np.cov(z_hat.T) - np.eye(3)) / 3
+    assert found["code_covariance_error"] == pytest.approx(covariance)
+    floors = [found[f"code_{name}_error_floor"] for name in ("mean", "covariance")]
+    assert floors == pytest.approx([1 / np.sqrt(200), np.sqrt(4 / (3 * 199))])
 
 
 def test_holm_multiplies_by_the_hypotheses_that_are_left():

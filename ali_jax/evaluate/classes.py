@@ -152,7 +152,7 @@ def condition_agreement(
     agrees = predict(x_tilde) == label
     scalars = {
         "condition_agreement": float(agrees.mean()),
-        "condition_agreement_min": float(min(agrees[label == k].mean() for k in range(dataset.num_classes))),
+        "condition_agreement_min": float(min(agrees[label == k].mean() for k in np.unique(label))),
         "classifier_accuracy": accuracy,
         "n_samples": float(num_samples),
     }

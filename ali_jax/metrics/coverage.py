@@ -59,14 +59,15 @@ def reading_bounds(confusion: np.ndarray, *, level: float = LEVEL) -> Reading:
     """Bound a classifier's errors from counts [K, K] of (true, predicted) labels on unseen data.
 
     The bounds are exact binomial ones with Bonferroni's correction: half of the error goes to `recall`
-    and half to `inflow`.
+    and half to `inflow`. A mode without data may be classified as anything: its recall is at least 0, and the
+    inflow to all others at most 1.
     """
     confusion = np.asarray(confusion)
     size, totals = len(confusion), confusion.sum(axis=1)
-    if confusion.shape != (size, size) or size < 2 or (totals == 0).any():
+    if confusion.shape != (size, size) or size < 2 or not totals.any():
         raise ValueError(
             f"A confusion matrix of shape {confusion.shape} with row sums {totals}: give [K, K], K at least "
-            "2, with a labelled example of every mode."
+            "2, with a labelled example."
         )
     alpha = 1 - level
     # One of the two tails is used, so that the error of each half is alpha / 2.
@@ -101,8 +102,8 @@ def frequent_modes(
         alpha /= 2
         reading = reading_bounds(confusion, level=1 - alpha)
     low, high = _binomial(counts, n, alpha / len(counts))
-    low = (low - reading.inflow) / (1 - reading.inflow)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # of modes without data
+        low = (low - reading.inflow) / (1 - reading.inflow)
         high = high / reading.recall
     frequent = [float(np.sum(bound >= least)) for bound in (counts / n, low, high)]
     return Interval(*frequent)
