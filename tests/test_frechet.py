@@ -117,9 +117,12 @@ def test_what_cannot_be_measured_is_refused(rng):
         frechet.moments(np.ones(3))
 
 
-@pytest.mark.parametrize(("a", "b", "differ"), [(10, 11, False), (4.4, 25.9, True), (0.01, 0.02, False)])
-def test_distances_disagree_beyond_half_and_the_floor(a, b, differ):
-    assert frechet.disagree(a, b, floor=0.1) == frechet.disagree(b, a, floor=0.1) == differ
+@pytest.mark.parametrize(
+    ("b", "floor", "differ"),
+    [(15.05, 0.1, False), (15.15, 0.1, True), (14.95, -1.0, False), (15.05, -1.0, True), (15.05, 6.0, False)],
+)
+def test_distances_disagree_beyond_half_of_the_smaller_and_the_floor(b, floor, differ):
+    assert [frechet.disagree(*pair, floor) for pair in ((10.0, b), (b, 10.0))] == [differ, differ]
 
 
 def test_the_features_of_the_classifier_are_what_its_last_layer_reads(rng):
