@@ -419,10 +419,10 @@ class TestFolder:
 
 class TestPixels:
     def test_sixteen_bits_are_scaled_not_clipped(self, tmp_path):
-        wide = np.array([[0, 257], [65535, 32768]], np.uint16)
+        wide = np.array([[0, 257, 65535], [400, 32768, 65000]], np.uint16)  # 400 is 1.56, 65,000 is 252.9
         save_image(tmp_path / "a.png", wide)
         with images.opened(tmp_path / "a.png") as image:
-            np.testing.assert_array_equal(images.to_uint8(image, 1)[..., 0], [[0, 1], [255, 128]])
+            np.testing.assert_array_equal(images.to_uint8(image, 1)[..., 0], [[0, 1, 255], [2, 128, 253]])
             assert images.is_grey(image)
 
     def test_palette_and_transparency(self):
