@@ -1,4 +1,4 @@
-"""What every test runs under: eight CPU devices, no silent rank promotion, warnings as errors."""
+"""What every test runs under: eight CPU devices, no silent rank promotion. setup.cfg names the warnings."""
 
 import os
 import tempfile
