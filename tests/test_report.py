@@ -3,14 +3,15 @@
 import html
 import json
 import re
-from html.parser import HTMLParser
 
 import browser
 import jax
 import numpy as np
+import pages
 import pytest
 from test_evaluate import copier, recaller
 from test_loop import tiny
+from test_pages import over_two_members
 
 from ali_jax import evaluate
 from ali_jax.data import ArraySplit, Dataset
@@ -21,32 +22,6 @@ from ali_jax.records import read
 from ali_jax.records.writers import Spread, spreads
 
 EVIL = "<script>alert(1)</script>&\"'"
-VOID = {"meta", "link", "img", "rect", "path"}
-
-
-class Checked(HTMLParser):
-    """Reads a page, and fails where tags do not match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open, self.tags, self.links, self.words = [], [], [], []
-        self.feed(text)
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +39,8 @@ def population(whole, tmp_path_factory):
     folder = tmp_path_factory.mktemp("population") / "two"
     folder.mkdir()
     (folder / "config.json").write_text((whole / "config.json").read_text())
-    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    with (folder / "metrics.jsonl").open("w") as file:
-        for row in rows:
-            spread = {}
-            for name, value in row.items():
-                parts = {"": value, "/std": 0.1, "/low": value - 0.1, "/high": value + 0.1}
-                parts |= {"/0": value - 0.05, "/1": value + 0.05}
-                spread |= {name + part: number for part, number in parts.items()} if name != "step" else row
-            file.write(
-                json.dumps({key: spread[key] for key in spread if key == "step" or key in spread}) + "\n"
-            )
+    rows = (json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines())
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(over_two_members(row)) + "\n" for row in rows))
     return folder
 
 
@@ -242,23 +208,41 @@ def test_headlines_are_ordered_by_how_much_they_tell():
         assert sorted(kind, key=names.index) == kind
 
 
-def test_a_report_is_one_file_that_loads_nothing_and_tells_the_run(whole):
+def test_a_report_is_one_file_that_loads_nothing_and_has_a_section_for_each_subject(whole):
     text = (whole / "report.html").read_text()
-    page = Checked(text)
+    page = pages.read(text)
     assert len(text) < 500_000
-    assert "script" not in page.tags
-    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert page.all("script") == []
+    assert_loads_nothing(page)
     assert re.findall(r"url\(|@import|https?://", text) == []
-    words = " ".join(page.words)
-    summary = json.loads((whole / "summary.json").read_text())
+    sections = page.all("section")
+    links = page.one("nav").all("a")
+    titles = ["What was run", "Training", "Samples", "Reconstructions", "Latent space", "Memorisation"]
+    assert [part.one("h2").text for part in sections] == [*titles, "Numbers", "History and speed"]
+    assert [(a.attributes["href"], a.text) for a in links] == [
+        (f"#{part.attributes['id']}", part.one("h2").text) for part in sections
+    ]
+    assert [len(part.all("img")) for part in sections] == [0, 0, 1, 3, 2, 1, 0, 0]
+
+
+def test_a_report_shows_the_numbers_and_the_circumstances_of_its_run(whole):
+    page = pages.read((whole / "report.html").read_text())
+    metrics = json.loads((whole / "summary.json").read_text())["metrics"]
+    shown = {row[0]: row[1] for table in page.all("table") for row in pages.cells(table)[1:]}
     for name in ("reconstruction_mse", "posterior_sigma"):
-        assert name in words
-        assert f"{summary['metrics'][name]:.4g}" in words
-    for heading in ("Samples", "Reconstructions", "Interpolations", "Traversals", "Codes", "Memorisation"):
-        assert heading in page.words
-    assert f"jax {jax.__version__}" in words
-    assert "1,400 (train)" in words
-    assert page.tags.count("img") == 7
+        assert shown[name] == f"{metrics[name]:.4g}"
+    facts = dict(pages.cells(pages.section(page, "run").all("table")[0]))
+    assert f"jax {jax.__version__}, " in facts["versions"]
+    assert facts["device"] == "1 x cpu (cpu)"
+    assert facts["training rows"] == "1,400 (train)"
+
+
+def assert_loads_nothing(page) -> None:
+    """Whatever a page links or embeds is inside it."""
+    elements = (e.attributes for tag in ("img", "a", "link", "script", "iframe") for e in page.all(tag))
+    links = [value for each in elements for name, value in each.items() if name in ("src", "href")]
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
 
 
 def test_what_files_say_is_escaped(whole, capsys):
@@ -271,22 +255,30 @@ def test_what_files_say_is_escaped(whole, capsys):
     assert capsys.readouterr().out.strip() == str(out)
     text = out.read_text()
     assert "<script" not in text
-    page = Checked(text)
-    assert "a<b>&" in page.words
-    assert EVIL in page.words
+    page = pages.read(text)
+    assert page.one("h1").text == "a<b>&"
+    assert pages.section(page, "run").one("pre").words == [EVIL]
+    (row,) = pages.cells(pages.section(page, "history").one("table"))[1:]
+    assert row[-2:] == [EVIL, EVIL]
     assert text.count(html.escape(EVIL)) >= 4
 
 
 def test_runs_are_compared_by_their_files(whole, population, tmp_path, capsys):
     out = tmp_path / "compare.html"
     assert main(["--mode", "compare", "--workdirs", str(whole), str(population), "--out", str(out)]) == 0
-    page = Checked(out.read_text())
-    assert {"a<b>&", "two", "The runs have the same config.", "Pictures"} <= set(page.words)
-    assert "script" not in page.tags
-    assert all(link.startswith(("data:", "#")) for link in page.links)
-    assert 'class="band s1"' in out.read_text()
+    page = pages.read(out.read_text())
+    assert page.one("h1").text == "a<b>& · two"
+    assert pages.section(page, "configs").all("p")[0].text == "The runs have the same config."
+    assert list(pages.titled(pages.section(page, "pictures"))) == ["a<b>&"]  # the population has none
+    assert page.all("script") == []
+    assert_loads_nothing(page)
+    assert len(page.all("path", "band")) == len(page.all("svg"))  # of the population alone
     value = json.loads((whole / "summary.json").read_text())["metrics"]["reconstruction_mse"]
-    assert f"{value:.4g} ({value - 0.1:.3g} to {value + 0.1:.3g})" in page.words
+    shown = {row[0]: row[1:] for row in pages.cells(pages.section(page, "numbers").one("table"))}
+    assert shown["reconstruction_mse"] == [
+        f"{value:.4g}",
+        f"{value:.4g} ({value - 0.05:.3g} to {value + 0.07:.3g})",
+    ]
     assert read.read_run(population).members == 2
 
 
