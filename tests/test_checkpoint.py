@@ -96,6 +96,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_can_be_saved_again
     assert progress == {"wall_seconds": 2.0}
     assert list(damaged) == [3]
     checkpoint.delete(manager, damaged)
+    assert manager.all_steps() == [1, 2]
     checkpoint.save(manager, advance(state), {})
     manager.wait_until_finished()
     assert_same_bits(checkpoint.restore(manager, abstract(make_state()))[0], copies[2])
@@ -107,6 +108,14 @@ def test_a_folder_of_damaged_checkpoints_is_an_error_that_names_the_newest(tmp_p
         damage(tmp_path, step)
     with pytest.raises(checkpoint.CheckpointError, match=r"No checkpoint in .* can be read. Of step 3"):
         checkpoint.restore(checkpoint.open_manager(tmp_path), abstract(make_state()))
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_not_used(tmp_path):
+    copies = saved(tmp_path)
+    (tmp_path / "3").rename(tmp_path / "7")
+    state, _, damaged = checkpoint.restore(checkpoint.open_manager(tmp_path), abstract(make_state()))
+    assert damaged == {7: "it has the state of step 3."}
+    assert_same_bits(state, copies[1])
 
 
 def test_a_state_of_other_shapes_is_refused(tmp_path):

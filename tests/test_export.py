@@ -81,6 +81,26 @@ def test_convolutional_networks_are_exported_for_three_platforms_and_any_batch()
         np.testing.assert_allclose(program.call(codes), model.decode(ali, variables, codes), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_a_program_that_does_not_give_what_the_model_gives_is_refused(
+    exported, monkeypatch, tmp_path, capsys, name
+):
+    """The program that is written is another one by 0.001, of the encoder or of the decoder."""
+    programs = iter(["encoder", "decoder"])
+    export_program = export.export_program
+
+    def shifted(function, rows):
+        by = 0.001 * (next(programs) == name)
+        return export_program(lambda *arguments: function(*arguments) + by, rows)
+
+    monkeypatch.setattr(export, "export_program", shifted)
+    run, _ = exported
+    assert main(["--mode", "export", "--workdir", str(run), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert f"The output of the exported {name} differs from the model's by 0.001: do not use" in said
+    assert str(tmp_path / "out" / f"{name}.jax") in said
+
+
 def test_a_missing_package_is_named(exported, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(export, "PACKAGES", ("absent_package",))
     run, _ = exported

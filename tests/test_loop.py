@@ -1,7 +1,9 @@
 """A run can be stopped anywhere and resumed as if it had not stopped; its files say what happened."""
 
 import json
+import re
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,14 +130,81 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_without_duplicate_rows(wh
     assert_same_bits(restored(tiny(), tmp_path), restored(tiny(), whole))
 
 
-def test_calls_of_another_length_and_a_longer_run_follow_the_same_path(tmp_path):
+def test_calls_of_another_length_and_a_longer_run_follow_the_same_path(tmp_path, monkeypatch):
+    lengths = call_lengths(monkeypatch)
     assert loop.run(tiny(num_steps=15, evaluators=()), tmp_path / "a") == 0
-    assert loop.run(tiny(num_steps=20, evaluators=()), tmp_path / "a") == 0
-    assert loop.run(tiny(num_steps=20, steps_per_call=5, evaluators=()), tmp_path / "b") == 0
-    a, b = (restored(tiny(num_steps=20), tmp_path / name) for name in "ab")
-    assert int(a.step) == int(b.step) == 20
+    assert loop.run(tiny(num_steps=30, evaluators=()), tmp_path / "a") == 0
+    assert lengths == [10, 5, 5, 10]  # from the odd step on, calls end at multiples of 10 again
+    trained = [row["step"] for row in rows(tmp_path / "a") if "loss/generator" in row]
+    assert trained == [10, 15, 20, 30]
+    assert loop.run(tiny(num_steps=30, steps_per_call=5, evaluators=()), tmp_path / "b") == 0
+    a, b = (restored(tiny(), tmp_path / name) for name in "ab")
+    assert int(a.step) == int(b.step) == 30
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def call_lengths(monkeypatch) -> list[int]:
+    """Return a list that receives the number of steps of each call that a run makes."""
+    lengths, make_call = [], loop.make_call
+
+    def noted(the_game, feed, steps):
+        call = make_call(the_game, feed, steps)
+
+        def counted(*arguments):
+            lengths.append(steps)
+            return call(*arguments)
+
+        return counted
+
+    monkeypatch.setattr(loop, "make_call", noted)
+    return lengths
+
+
+def test_the_last_step_is_logged_saved_and_evaluated_whatever_is_due(tmp_path):
+    never = {"log_every": 20, "checkpoint_every": 40, "evaluate_every": 0}
+    assert loop.run(tiny(num_steps=25, **never), tmp_path) == 0
+    assert [(row["step"], "loss/generator" in row) for row in rows(tmp_path)] == [
+        (20, True),
+        (25, True),
+        (25, False),
+    ]
+    assert workdir.checkpoint_steps(tmp_path) == [25]
+
+
+def test_time_and_speed_are_those_of_all_sittings_without_compilation_and_evaluation(tmp_path, monkeypatch):
+    late, monotonic, evaluate = [0.0], time.monotonic, loop.evaluate
+
+    def slowly(*arguments, **options):
+        late[0] += 1_000
+        return evaluate(*arguments, **options)
+
+    def compiled(*arguments):
+        late[0] += 100
+        return make_call(*arguments)
+
+    make_call = loop.make_call
+    monkeypatch.setattr(loop, "evaluate", slowly)
+    monkeypatch.setattr(loop, "make_call", compiled)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: monotonic() + late[0])
+    config = tiny(num_steps=60, evaluate_every=20, evaluators=("samples",))
+    with monkeypatch.context() as patch:
+        signalling(patch, 30, signal.SIGTERM)
+        assert loop.run(config, tmp_path, started=monotonic() - 7) == 143
+    assert loop.run(config, tmp_path) == 0
+    first, second = workdir.read_sittings(tmp_path)
+    assert (first["from_step"], first["to_step"], first["end"]) == (0, 30, "signal 15")
+    assert (second["from_step"], second["to_step"], second["end"]) == (30, 60, "done")
+    assert 1_107 < first["seconds"] < 1_200  # an evaluation, compilation, 7 s before the start
+    assert 2_100 < second["seconds"] < 2_200
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 3_207 < summary["wall_seconds"] < 3_400
+    manager = checkpoint.open_manager(tmp_path / "checkpoints")
+    progress = checkpoint.restore(manager, game.abstract_state(game.prepare(config)))[1]
+    assert progress["timed_images"] == 4 * 110  # of six calls, the first of either sitting is not timed
+    assert progress["timed_seconds"] < 60
+    speed = progress["timed_images"] / progress["timed_seconds"]
+    assert summary["images_per_second"] == pytest.approx(speed)
 
 
 def test_a_resumed_run_has_no_summary_until_its_end(tmp_path, monkeypatch):
@@ -189,8 +258,13 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_pa
         signalling(patch, 20, signal.SIGTERM)
         loop.run(tiny(), tmp_path)
     damage(tmp_path / "checkpoints", 20)
+    capsys.readouterr()
     assert loop.run(tiny(), tmp_path) == 0
-    assert "The checkpoint of step 20 cannot be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "The checkpoint of step 20 cannot be read" in said
+    assert "Resuming from step 10." in said
+    assert workdir.checkpoint_steps(tmp_path) == [20, 30]
+    assert checkpoint.damage(tmp_path / "checkpoints" / "20") == ""  # it was deleted and saved again
     assert_same_bits(restored(tiny(), tmp_path), restored(tiny(), whole))
     assert rows(tmp_path) == rows(whole)
 
@@ -262,26 +336,43 @@ def test_a_run_prints_what_it_trains_and_tests_on(tmp_path, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_bad_input_makes_no_folder(tmp_path):
-    refused = (
-        {"encoder__name": "Encodr"},
-        {"evaluators": ("modes",)},
-        {"evaluators": ("posterior",), "encoder__posterior": "noise"},
-        {"evaluators": ("reconstruction_error",), "dataset__test_split": "test[:1]"},
-        {"dataset__labelled": 100},
-        {"dataset__labelled": 55, "loss": "semi_supervised", "discriminator__num_classes": 10},
-        {"dataset__labelled": 100, "loss": "semi_supervised", "discriminator__num_classes": 9},
-        {"dataset__conditional": True, "condition__size": 9},
-        {"frozen": ("decoder",)},
-        {"init_from": "nowhere"},
-        {"dataset__name": "digit"},
-        {"discriminator__x_batch_norm": (True,), "penalties__r1__gamma": 1.0},
-        {"dataset__shape": (9, 9, 1)},
-        {"loss": "alo"},
-    )
-    for changes in refused:
-        with pytest.raises(ValueError, match=r"(has|have|holds|modes|must|needs|8x8)"):
-            loop.run(tiny(**changes), tmp_path / "new")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder__name": "Encodr"}, "config.encoder.name is 'Encodr'; ali_jax.networks has Decoder, "),
+        ({"evaluators": ("modes",)}, "The evaluator 'modes' needs known modes, and the data set 'digits'"),
+        (
+            {"evaluators": ("posterior",), "encoder__posterior": "noise"},
+            "'posterior' needs a Gaussian encoder",
+        ),
+        (
+            {"evaluators": ("reconstruction_error",), "dataset__test_split": "test[:1]"},
+            "'reconstruction_error' needs two test rows or more",
+        ),
+        ({"dataset__labelled": 100}, "the loss 'semi_supervised' needs labelled rows"),
+        (
+            {"dataset__labelled": 55, "loss": "semi_supervised", "discriminator__num_classes": 10},
+            "a positive multiple of the 10 classes",
+        ),
+        (
+            {"dataset__labelled": 100, "loss": "semi_supervised", "discriminator__num_classes": 9},
+            "num_classes is 9; for the loss",
+        ),
+        ({"dataset__conditional": True, "condition__size": 9}, "size is 9, but digits has 10 conditions"),
+        ({"frozen": ("decoder",)}, "a decoder that is not trained needs config.init_from"),
+        ({"init_from": "nowhere"}, "nowhere holds no run"),
+        ({"dataset__name": "digit"}, "There is no data set 'digit'. Did you mean digits?"),
+        (
+            {"discriminator__x_batch_norm": (True,), "penalties__r1__gamma": 1.0},
+            "A gradient penalty needs a discriminator without batch norm",
+        ),
+        ({"dataset__shape": (9, 9, 1)}, "shape 9x9x1 (config.dataset.shape); the data are 8x8x1"),
+        ({"loss": "alo"}, "config.loss is 'alo'; ali_jax.losses has ali, "),
+    ],
+)
+def test_bad_input_is_named_and_makes_no_folder(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        loop.run(tiny(**changes), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pages
 import pytest
+import small
 from test_loop import tiny
 
 from ali_jax import config as configs
 from ali_jax import evaluate, game
 from ali_jax.evaluate import figures
+from ali_jax.report import svg
 from ali_jax.report.compare import write_comparison
 from ali_jax.report.write import write_report
 
@@ -82,8 +84,8 @@ def single(tmp_path_factory):
         wall_seconds=3_725,
         images_per_second=4_321,
     )
-    page = pages.read(write_report(made, state, folder).read_text())
-    return SimpleNamespace(page=page, game=made, state=state, folder=folder)
+    text = write_report(made, state, folder).read_text()
+    return SimpleNamespace(page=pages.read(text), text=text, game=made, state=state)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +95,8 @@ def two(tmp_path_factory):
     state = game.initial_state(made)._replace(step=np.int32(30))
     rows = [*map(over_two_members, training()), over_two_members({"step": 30, **VALUES, **COUNTS})]
     folder = write_run(tmp_path_factory.mktemp("two") / "two", made.config, rows)
-    page = pages.read(write_report(made, state, folder).read_text())
-    return SimpleNamespace(page=page, game=made, state=state, folder=folder)
+    text = write_report(made, state, folder).read_text()
+    return SimpleNamespace(page=pages.read(text), text=text, game=made, state=state)
 
 
 def tables(page, name: str) -> list[list[list[str]]]:
@@ -271,6 +273,36 @@ def test_pictures_are_those_of_the_averaged_weights(single, place, name):
     parts = pages.below_headings(pages.section(single.page, "latent"))
     part = parts[place][0] if place in parts else pages.section(single.page, place)
     np.testing.assert_array_equal(pages.pixels(part), drawn)
+
+
+def test_codes_are_those_of_the_averaged_weights_too(single):
+    """Codes are drawn as points, not as a picture."""
+    drawn, raw = (
+        svg.points(
+            evaluate.code_panel(single.game.ali, variables, single.game.dataset)[0],
+            size=600,
+            name_classes=True,
+        )
+        for variables in (single.state.ema, single.state.variables)
+    )
+    assert drawn in single.text
+    assert raw != drawn
+
+
+def test_the_panels_of_data_in_the_plane_bear_their_own_names(tmp_path):
+    config = small.narrow(small.experiment("mixture"))
+    config.population.vary, config.evaluators = (), ()
+    made = game.prepare(config.lock())
+    folder = write_run(tmp_path / "plane", made.config, training())
+    page = pages.read(write_report(made, game.initial_state(made), folder).read_text())
+    panels = pages.titled(pages.section(page, "samples"))
+    assert {title: panel.attributes["aria-label"].partition(":")[0] for title, panel in panels.items()} == {
+        "Data x": "x",
+        "Reconstructions of x": "x_hat",
+        "Samples": "x_tilde",
+        "Codes of x": "z_hat",
+        "Prior draws z": "z",
+    }
 
 
 def test_the_best_the_median_and_the_worst_reconstructions_bear_their_names_and_errors(single):
