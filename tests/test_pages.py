@@ -230,6 +230,8 @@ def test_curves_of_training_bear_their_own_names(run, request):
         for name in names:
             places = [(row["step"], row[name]) for row in rows]
             np.testing.assert_allclose(found[name.partition("/")[2]], places, rtol=0.02)
+    caption = pages.section(page, "curves").all("figcaption")[0].text
+    assert "Each point is the mean over the last steps up to it, at most 10." in caption  # those of a call
     bands = pages.curves(charts["Losses"], "band")
     assert bool(bands) == (run == "two")
     for name in bands:

@@ -194,6 +194,7 @@ def _over_lines(command: str) -> str:
 def _training(run: Run) -> Iterator[str]:
     curves = training_curves(run)
     if curves:
+        call = run.config.steps_per_call
         band = (
             " Bands are 95 % t intervals of the mean over the population's members."
             if run.members > 1
@@ -201,7 +202,7 @@ def _training(run: Run) -> Iterator[str]:
         )
         yield html.figure(
             html.group("panels wide", curves),
-            f"Each point is the mean over the steps since the point before.{band}",
+            f"Each point is the mean over the last steps up to it, at most {call:,}.{band}",
             "losses that level off near those of a discriminator that cannot tell the pairs apart "
             "(2 log 2 = 1.386 each for the loss ali), and accuracies near 0.5. Accuracies near 1 mean that "
             "the discriminator has won.",
