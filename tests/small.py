@@ -49,6 +49,30 @@ def narrow(config: ConfigDict, maps: int = 4) -> ConfigDict:
     return config
 
 
+def shallow(config: ConfigDict) -> None:
+    """Cut stacks of convolutions to two layers, on images of 8x8: compiling them is what takes time.
+
+    Kinds of layer stay. Of values that are given layer by layer, the first and the largest other one stay.
+    """
+    if not config.encoder.layers or isinstance(config.encoder.layers[0], int):
+        return
+    config.dataset.shape = (8, 8, config.dataset.shape[-1])
+    down, up = ((3, 2), (3, 1)), ((3, 1), (4, 2))  # 8 -> 3 -> 1 -> 3 -> 8
+    for network, key, sizes in (
+        (config.encoder, "layers", down),
+        (config.discriminator, "x_layers", down),
+        (config.decoder, "layers", up),
+    ):
+        layers = list(network[key])
+        at = [i for i, la in enumerate(layers) if not isinstance(la, int) and la[:2] != (1, 1)]
+        two = [(*size, layers[i][2]) for size, i in zip(sizes, (at[0], at[-1]), strict=True)]
+        network[key] = (*layers[: at[0]], *two, *layers[at[-1] + 1 :])
+    for network in (config.encoder, config.decoder, config.discriminator):
+        for key in ("batch_norm", "x_batch_norm", "x_dropout", "x_dropout_after"):
+            if len(network.get(key, ())) > 1:
+                network[key] = (network[key][0], max(network[key][1:]))
+
+
 def game(
     name: str, *, batch_size: int = 4, maps: int = 4, edit: Callable | None = None, **build
 ) -> tuple[ALI, ConfigDict, Batch]:

@@ -22,7 +22,10 @@ STEPS = 50
 
 
 def papers_adam(config):
-    """Take the paper's Adam and weights large enough for logits that differ."""
+    """Take the paper's Adam, weights large enough for logits that differ, and one layer of each kind."""
+    config.encoder.layers, config.decoder.layers = config.encoder.layers[:1], config.decoder.layers[-1:]
+    for key in ("x_layers", "z_layers", "joint_layers"):
+        config.discriminator[key] = config.discriminator[key][:1]
     for network in (config.encoder, config.decoder, config.discriminator):
         network.init_std = network.init_std and 0.3
     for adam in (config.optimizer.generator, config.optimizer.discriminator):

@@ -51,7 +51,8 @@ def saturate(variables, factor):
 
 
 def wide(config):
-    """Draw weights large enough for logits that differ."""
+    """Cut the networks short, and draw weights large enough for logits that differ."""
+    small.shallow(config)
     for network in (config.encoder, config.decoder, config.discriminator):
         network.init_std = network.init_std and 0.3
 
@@ -61,7 +62,7 @@ def compared(name, factor=1.0):
 
     Returns the distances in float32 and in float64, and the largest logit.
     """
-    ali, config, batch = small.game(name)
+    ali, config, batch = small.game(name, edit=small.shallow)
     given = (
         saturate(small.draw(ali, batch.x, batch.y), factor),
         batch,
@@ -100,7 +101,7 @@ def unlike_each_other():
     """Return the experiments without those whose narrow networks another one has."""
     found = {}
     for name in small.EXPERIMENTS:
-        found.setdefault(small.game(name)[0], name)
+        found.setdefault(small.game(name, edit=small.shallow)[0], name)
     return list(found.values())
 
 
