@@ -28,13 +28,13 @@ class Element:
 
     def all(self, tag: str, kind: str = "") -> list["Element"]:
         """Return the inner elements with this tag and, if one is given, this class."""
-        found = (child for child in self.walk() if isinstance(child, Element) and child.tag == tag)
-        return [child for child in found if kind in ("", *child.attributes.get("class", "").split())]
+        elements = (child for child in self.walk() if isinstance(child, Element) and child.tag == tag)
+        return [child for child in elements if kind in ("", *child.attributes.get("class", "").split())]
 
     def one(self, tag: str, kind: str = "") -> "Element":
         """Return the only such element."""
-        (found,) = self.all(tag, kind)
-        return found
+        (element,) = self.all(tag, kind)
+        return element
 
     @property
     def words(self) -> list[str]:
@@ -81,19 +81,19 @@ def read(text: str) -> Element:
 
 def section(page: Element, name: str) -> Element:
     """Return the section with this anchor."""
-    (found,) = [part for part in page.all("section") if part.attributes["id"] == name]
-    return found
+    (part,) = [part for part in page.all("section") if part.attributes["id"] == name]
+    return part
 
 
 def below_headings(part: Element) -> dict[str, list[Element]]:
     """Return the elements that stand below each heading of a section, by the heading's text."""
-    found: dict[str, list[Element]] = {"": []}
+    parts: dict[str, list[Element]] = {"": []}
     for child in (child for child in part.children if isinstance(child, Element)):
         if child.tag in ("h2", "h3"):
-            found[child.text] = []
+            parts[child.text] = []
         else:
-            found[list(found)[-1]].append(child)
-    return found
+            parts[list(parts)[-1]].append(child)
+    return parts
 
 
 def cells(table: Element) -> list[list[str]]:
@@ -126,11 +126,11 @@ def curves(chart: Element, kind: str = "curve", *, log: bool = False) -> dict[st
     x, y = (_scale(chart, *axis, log=log and axis[0] == "end") for axis in (("middle", "x"), ("end", "y")))
     leaders = [_colour(path) for path in chart.all("path", "leader")]
     names = dict(zip(leaders, (text.text for text in chart.all("text", "name")), strict=True))
-    found = {}
+    drawn = {}
     for path in chart.all("path", kind):
         places = (place.split() for place in re.split("[MLZ]", path.attributes["d"]) if place)
-        found[names.get(_colour(path), "")] = [(x(float(a)), y(float(b))) for a, b in places]
-    return found
+        drawn[names.get(_colour(path), "")] = [(x(float(a)), y(float(b))) for a, b in places]
+    return drawn
 
 
 def _colour(path: Element) -> str:

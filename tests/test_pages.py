@@ -122,16 +122,16 @@ def test_every_number_of_a_run_has_its_row_with_its_interval_and_raw_value(singl
         raw = RAW.get(f"raw/{number.name}")
         assert row.get("raw", "") == ("" if raw is None else f"{raw:.4g}"), number.name
         limits = wilson(value, COUNTS[number.share_of]) if number.share_of else ()
-        found = row.get("95 % interval", "")
-        assert [float(end) for end in found.split(" to ") if end] == pytest.approx(limits, rel=1e-2)
+        interval = row.get("95 % interval", "")
+        assert [float(end) for end in interval.split(" to ") if end] == pytest.approx(limits, rel=1e-2)
 
 
 def test_every_evaluator_has_its_numbers_their_meanings_and_its_counts_below_its_name(single):
-    found = pages.below_headings(pages.section(single.page, "numbers"))
+    shown = pages.below_headings(pages.section(single.page, "numbers"))
     for name, numbers in evaluate.declared().items():
         if not any(number.name in VALUES for number in numbers):
             continue
-        (box,) = found[name.replace("_", " ").capitalize()]
+        (box,) = shown[name.replace("_", " ").capitalize()]
         meanings = {number.name: number.meaning for number in numbers}
         assert all(row[-1] == meanings[row[0]] for row in pages.cells(box)[1:])
         counts = [f"{n.name} = {COUNTS[n.name]:,.0f}" for n in numbers if n.is_count]
@@ -224,12 +224,12 @@ def test_curves_of_training_bear_their_own_names(run, request):
     rows = training()
     for title, group in (("Losses", "loss"), ("Accuracy of the discriminator", "accuracy"), ("r1", "r1")):
         log = group == "r1"
-        found = pages.curves(charts[title], log=log)
+        shown = pages.curves(charts[title], log=log)
         names = [name for name in rows[0] if name.startswith(group + "/")]
-        assert list(found) == [name.partition("/")[2] for name in names]
+        assert list(shown) == [name.partition("/")[2] for name in names]
         for name in names:
             places = [(row["step"], row[name]) for row in rows]
-            np.testing.assert_allclose(found[name.partition("/")[2]], places, rtol=0.02)
+            np.testing.assert_allclose(shown[name.partition("/")[2]], places, rtol=0.02)
     caption = pages.section(page, "curves").all("figcaption")[0].text
     assert "Each point is the mean over the last steps up to it, at most 10." in caption  # those of a call
     bands = pages.curves(charts["Losses"], "band")
@@ -242,8 +242,8 @@ def test_curves_of_training_bear_their_own_names(run, request):
 
 def test_a_curve_over_the_evaluations_has_the_numbers_of_each(single):
     charts = pages.titled(pages.section(single.page, "curves"))
-    found = pages.curves(charts["class_kept"])[""]
-    np.testing.assert_allclose(found, [(20, 0.9), (30, VALUES["class_kept"])], rtol=0.02)
+    shown = pages.curves(charts["class_kept"])[""]
+    np.testing.assert_allclose(shown, [(20, 0.9), (30, VALUES["class_kept"])], rtol=0.02)
     assert set(charts) == {"Losses", "Accuracy of the discriminator", "r1", "class_kept"}
 
 
@@ -375,13 +375,13 @@ def test_each_number_of_each_run_stands_in_its_row_and_column(compared):
     ((head, *rows),) = tables(compared, "numbers")
     assert head == ["metric", "a", "b", "c"]
     assert [row[0] for row in rows] == [*VALUES | COUNTS, *RAW]
-    for name, *found in rows:
+    for name, *shown in rows:
         expected = [shifted(i)[name] for i in range(3)]
-        assert [float(text.split()[0].replace(",", "")) for text in found] == pytest.approx(
+        assert [float(text.split()[0].replace(",", "")) for text in shown] == pytest.approx(
             expected, rel=1e-3
         )
         if name not in COUNTS:
-            low, _, high = found[1].partition(" (")[2].rstrip(")").split()
+            low, _, high = shown[1].partition(" (")[2].rstrip(")").split()
             assert [float(low), float(high)] == pytest.approx(
                 [expected[1] - 0.05, expected[1] + 0.07], rel=1e-2
             )
@@ -393,11 +393,11 @@ def test_each_curve_bears_the_name_of_its_run(compared):
     for name in training()[0]:
         if name == "step":
             continue
-        found = pages.curves(charts[name], log=name == "r1/x")
-        assert list(found) == ["a", "b", "c"]
+        shown = pages.curves(charts[name], log=name == "r1/x")
+        assert list(shown) == ["a", "b", "c"]
         for i, run in enumerate("abc"):
             places = [(row["step"], row[name]) for row in training(i)]
-            np.testing.assert_allclose(found[run], places, rtol=0.03)
+            np.testing.assert_allclose(shown[run], places, rtol=0.03)
     kept = pages.curves(charts["class_kept"])
     for i, run in enumerate("abc"):
         places = [(20, 0.3 + i / 10), (30, shifted(i)["class_kept"])]
@@ -405,9 +405,9 @@ def test_each_curve_bears_the_name_of_its_run(compared):
 
 
 def test_each_picture_stands_below_the_name_of_its_run_and_is_the_newest(compared):
-    found = pages.below_headings(pages.section(compared, "pictures"))
+    shown = pages.below_headings(pages.section(compared, "pictures"))
     for j, kind in enumerate(("Samples", "Reconstructions", "Interpolations")):
-        pictures = pages.titled(found[kind][0])
+        pictures = pages.titled(shown[kind][0])
         assert list(pictures) == ["a", "b", "c"]
         for i, run in enumerate("abc"):
             np.testing.assert_array_equal(pages.pixels(pictures[run]), picture_of(100 + 10 * i + j))
