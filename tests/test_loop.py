@@ -339,7 +339,7 @@ def test_a_run_prints_what_it_trains_and_tests_on(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder__name": "Encodr"}, "config.encoder.name is 'Encodr'; ali_jax.networks has Decoder, "),
+        ({"encoder__name": "Encodr"}, "config.encoder.name is 'Encodr'. Did you mean Encoder?"),
         ({"evaluators": ("modes",)}, "The evaluator 'modes' needs known modes, and the data set 'digits'"),
         (
             {"evaluators": ("posterior",), "encoder__posterior": "noise"},
@@ -367,7 +367,7 @@ def test_a_run_prints_what_it_trains_and_tests_on(tmp_path, capsys):
             "A gradient penalty needs a discriminator without batch norm",
         ),
         ({"dataset__shape": (9, 9, 1)}, "shape 9x9x1 (config.dataset.shape); the data are 8x8x1"),
-        ({"loss": "alo"}, "config.loss is 'alo'; ali_jax.losses has ali, "),
+        ({"loss": "alo"}, "config.loss is 'alo'. Did you mean ali? ali_jax.losses has ali, "),
     ],
 )
 def test_bad_input_is_named_and_makes_no_folder(tmp_path, changes, message):
