@@ -15,6 +15,7 @@ A program is lowered for CUDA, which needs no GPU, and XLA's rules are applied t
                      window is no larger than the output. A base dilation is then computed on zeros.
 """
 
+import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from jaxlib.mlir.dialects import stablehlo
 from ali_jax import networks, train
 from ali_jax.config import Config
 from ali_jax.game import parts
-from ali_jax.program import command
+from ali_jax.program.command import load_config, override
 from ali_jax.tools.describe import abstract_batch, data_shape, training_step
 from ali_jax.types import ALI, Batch, TrainState
 
@@ -141,12 +142,13 @@ class Step(NamedTuple):
 
 def step_of(config: Config) -> Step:
     """Return the training step that a config describes, as it is made for a GPU; nothing is computed."""
-    ali = networks.build(config, shape := data_shape(config), platform="cuda")
+    shape = data_shape(config)
+    ali = networks.build(config, shape, platform="cuda")
     batch = abstract_batch(config, shape)
-    init = partial(
-        train.init_state, ali, parts.make_optimizer(config, platform="cuda"), ema=config.ema_decay > 0
-    )
-    return Step(training_step(config, ali), ali, jax.eval_shape(init, jax.random.PRNGKey(0), batch), batch)
+    tx = parts.make_optimizer(config, platform="cuda")
+    init = partial(train.init_state, ali, tx, ema=config.ema_decay > 0)
+    state = jax.eval_shape(init, jax.random.PRNGKey(0), batch)
+    return Step(training_step(config, ali), ali, state, batch)
 
 
 def kinds(found: list[Convolution]) -> dict[str, list[Convolution]]:
@@ -161,26 +163,26 @@ def kinds(found: list[Convolution]) -> dict[str, list[Convolution]]:
 COLUMNS = ("forward", "input gradient", "kernel gradient", "gradient as forward", "on zeros")
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """Print the table and return the exit status."""
-    values = dict(zip(arguments[::2], arguments[1::2], strict=False))
-    if set(values) != {"--config"}:
-        print("usage: python -m benchmarks.cudnn --config FILE[:VARIANT]", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(description="Show what cuDNN is given.", allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="FILE or FILE:VARIANT")
+    options, overrides = parser.parse_known_args()
     print(f"| lowering | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
     for lowering in ("native", "gpu"):
-        config = command.load_config(values["--config"])
+        config = load_config(options.config)
+        override(config, overrides)
         config.lowering = lowering
         step = step_of(config)
         groups = kinds(convolutions(step.function, step.state, step.batch))
-        cells = (groups.get(name, []) for name in COLUMNS)
-        work = (
-            f"{len(cell)}, {sum(c.multiply_adds for c in cell) / 1e9:.1f} G" if cell else "0"
-            for cell in cells
-        )
-        print(f"| {lowering} | {' | '.join(work)} |", flush=True)
+        print(f"| {lowering} | {' | '.join(_cell(groups.get(name, [])) for name in COLUMNS)} |", flush=True)
     return 0
 
 
+def _cell(found: list[Convolution]) -> str:
+    """Return how many there are, and their multiply-adds in units of 1e9."""
+    return f"{len(found)}, {sum(c.multiply_adds for c in found) / 1e9:.1f} G" if found else "0"
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
