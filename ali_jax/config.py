@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from ali_jax import rules
 from ali_jax.names import did_you_mean
 
+FORMAT = 2  # of a run's folder and of its checkpoints; 1 had no format number and did not describe its data
+
 Config: TypeAlias = Any  # a locked ConfigDict with the keys of `base()`, which a type checker cannot know
 
 # Keys, or whole sections, that may change when a run is resumed: what is recorded and when, and where the
@@ -87,9 +89,12 @@ TABLE = (
         "Standard deviation of noise added to the x that D sees. It falls linearly to 0 at `num_steps`."),
     Key("frozen", (), rules.roles,
         'Networks that are not trained, such as `("decoder",)`. They run as in evaluation.'),
-    Key("init_from", "", rules.text, "Folder of a run whose trained decoder this run starts from."),
+    Key("init_from", "", rules.text,
+        "Folder of a run from whose trained networks this one starts; averaged weights where it has them."),
+    Key("init_networks", ("decoder",), rules.some_roles,
+        'Which networks `init_from` gives: for more training, `("encoder", "decoder", "discriminator")`.'),
     Key("init_member", 0, rules.count_or_zero,
-        "Which member's decoder, where that run is a population and this one is not."),
+        "Which member's networks, where that run is a population and this one is not."),
 
     Group("The data", "What is trained and tested on, and how it reaches the device."),
     Key("dataset.name", "digits", rules.named_in("ali_jax.data"),
@@ -361,15 +366,17 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def to_json(config: Config) -> str:
-    """Return the configuration as JSON text; tuples become lists."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    """Return the configuration as JSON text, with the format of a run's folder; tuples become lists."""
+    return json.dumps({"format": FORMAT, **config.to_dict()}, indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
-    """Return the locked configuration from the text of `to_json`.
+    """Return the locked configuration from the text of `to_json`, of this or an earlier version.
+
+    Keys that the text lacks, since they are newer, get their defaults.
 
     Raises:
-      ValueError: the text is not a JSON object, or its keys are not those of `base`.
+      ValueError: the text is not a JSON object, or has a later format, unknown keys or values of other types.
     """
     try:
         values = json.loads(text)
@@ -377,22 +384,74 @@ def from_json(text: str) -> Config:
         raise ValueError(f"The configuration is not JSON: {error}.") from None
     if not isinstance(values, dict):
         raise ValueError("The configuration is not a JSON object.")
-    config = ConfigDict(_tuples(values))
+    version = values.pop("format", 1)
+    check_format(version)
+    if not values:
+        raise ValueError("The configuration lacks seed, batch_size and every other key.")
+    try:
+        config = ConfigDict(_with_defaults(_tuples(values)))
+        _check_known(flat(config))
+    except _UnknownKey as error:
+        raise ValueError(
+            f"{error} Another version of ali_jax wrote this format {version} (this one writes format "
+            f"{FORMAT}): use that version, or start a new run."
+        ) from None
     check_keys(config)
     return config.lock()
+
+
+def check_format(version: Any) -> None:
+    """Raise a ValueError unless a run or a checkpoint of this format can be read."""
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"Its format is {version!r}, which is no number of a format: the file is damaged.")
+    if version > FORMAT:
+        raise ValueError(
+            f"It has format {version}, and this version of ali_jax reads formats up to {FORMAT}: use the "
+            "version that wrote it, or a later one."
+        )
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values, with the defaults of keys of `base` that they lack."""
+    complete = dict(values)
+    for name, default in base().to_dict().items():
+        if isinstance(default, dict):
+            complete[name] = _with_default_section(name, values.get(name, {}), default)
+        else:
+            complete.setdefault(name, default)
+    return complete
+
+
+def _with_default_section(name: str, values: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"config.{name} is {values!r}; it must be a section with keys.")
+    complete = {**defaults, **values}
+    for key, default in defaults.items():
+        if isinstance(default, dict):
+            complete[key] = _with_default_section(f"{name}.{key}", values.get(key, {}), default)
+    return complete
+
+
+class _UnknownKey(ValueError):
+    """A configuration has a key that `base` has not."""
 
 
 def check_keys(config: Config) -> None:
     """Raise a ValueError unless the keys are those of `base`, with values of the same types."""
     given = flat(config)
+    _check_known(given)
     for key, value in given.items():
-        if key not in KEYS and key.partition(".")[0] not in OPEN:
-            raise ValueError(f"There is no config key {key!r}.{did_you_mean(key, KEYS)}")
         if key in KEYS and not _has_type_of(value, default := KEYS[key].default):
             kind = type(default).__name__
             raise ValueError(f"config.{key} is {value!r}; it must be of type {kind}, as in {default!r}.")
     if missing := [key for key in KEYS if key not in given]:
         raise ValueError(f"The configuration lacks {', '.join(missing)}: start from ali_jax.config.base().")
+
+
+def _check_known(given: Mapping[str, Any]) -> None:
+    for key in given:
+        if key not in KEYS and key.partition(".")[0] not in OPEN:
+            raise _UnknownKey(f"There is no config key {key!r}.{did_you_mean(key, KEYS)}")
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
@@ -406,18 +465,23 @@ def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
     The keys in `FREE` may differ, and num_steps may grow if no schedule depends on it.
     """
-    scheduled = old.optimizer.constant_fraction < 1 or old.instance_noise > 0 or _anneals(old)
     changed = differences(old, new)
-    if not scheduled and new.num_steps > old.num_steps:
+    if not schedules(old) and new.num_steps > old.num_steps:
         changed.pop("num_steps", None)
     return {key: values for key, values in changed.items() if not is_free(key, FREE)}
 
 
-def _anneals(config: Config) -> bool:
-    """Whether the gradient penalty is on and annealed, in any member of a population."""
+def schedules(config: Config) -> list[str]:
+    """Return the keys of the schedules that depend on `num_steps`, in any member of a population."""
     r1, varied = config.penalties.r1, {key for key, _ in config.population.vary}
-    on = max(r1.gamma, r1.gamma_z) > 0 or varied & {"penalties.r1.gamma", "penalties.r1.gamma_z"}
-    return bool(on) and (r1.gamma_final >= 0 or "penalties.r1.gamma_final" in varied)
+    penalised = max(r1.gamma, r1.gamma_z) > 0 or varied & {"penalties.r1.gamma", "penalties.r1.gamma_z"}
+    annealed = r1.gamma_final >= 0 or "penalties.r1.gamma_final" in varied
+    uses = {
+        "optimizer.constant_fraction": config.optimizer.constant_fraction < 1,
+        "instance_noise": config.instance_noise > 0,
+        "penalties.r1.gamma_final": penalised and annealed,
+    }
+    return [key for key, used in uses.items() if used]
 
 
 def is_free(key: str, free: Iterable[str]) -> bool:
@@ -443,10 +507,10 @@ def check_value(key: str, value: Any) -> None:
 
 
 def _check_frozen(config: Config) -> None:
-    if "decoder" in config.frozen and not config.init_from:
+    if "decoder" in config.frozen and not (config.init_from and "decoder" in config.init_networks):
         raise ValueError(
             f"config.frozen is {config.frozen!r}: a decoder that is not trained needs config.init_from, the "
-            "folder of the run that trained it."
+            "folder of the run that trained it, and a place among config.init_networks."
         )
 
 

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging as absl_logging
 
@@ -161,7 +162,7 @@ def _preflight(config: Config, options: Options) -> int:
 
 
 def _picture(config: Config, options: Options) -> int:
-    from ali_jax.evaluate.figures import save_png
+    from ali_jax.evaluate.figures import save_picture
     from ali_jax.game import evaluate
 
     game, state = _restore(config, options)
@@ -169,7 +170,7 @@ def _picture(config: Config, options: Options) -> int:
         report = evaluate(game, state, PICTURES[options.mode])
     for name, image in report.images.items():
         path = options.out or _images(options) / f"{name}_{int(state.step)}.png"
-        save_png(path, image)
+        save_picture(path, image)
         print(path)
     return 0
 
@@ -241,15 +242,27 @@ _MODES = {
 def _restore(config: Config, options: Options) -> tuple:
     """Return the game of a trained run, and the state of its newest readable checkpoint."""
     from ali_jax.game import blank_data, prepare, trained_state
+    from ali_jax.records import known_data
 
     if options.mode in PICTURES:
         with config.unlocked():
             config.evaluators = (PICTURES[options.mode],)
-    game = prepare(config, blank_data(config) if _draws_from_prior(config, options) else None)
+    if _draws_from_prior(config, options):
+        game = prepare(config, blank_data(config, known_data.read(options.workdir)))
+    else:
+        game = prepare(config, check=lambda dataset: _check_data(config, options.workdir, dataset))
     state, damaged = trained_state(game, options.workdir)
     for step, error in damaged.items():
         print(f"The checkpoint of step {step} cannot be read: {error}", file=sys.stderr)
     return game, state
+
+
+def _check_data(config: Config, workdir: Path, dataset: Any) -> None:
+    """Raise a ValueError if a trained model cannot be given these data; say how else they differ."""
+    from ali_jax.records import known_data
+
+    if changes := known_data.check_used(workdir, config, dataset):
+        print(f"The data are not those that the run was trained on: {'; '.join(changes)}.", file=sys.stderr)
 
 
 def _check_trained(config: Config, options: Options) -> None:

@@ -111,6 +111,9 @@ stack = Rule(lambda value: _is_integer(value) and value in (0, 3), "3, one image
 grid = Rule(_all_of(_is_positive_integer, 2), "two positive numbers, rows and columns")
 shape = Rule(_all_of(_is_positive_integer, 0, 1, 3), "(), (D,) or (H, W, C) of positive numbers")
 roles = Rule(_all_of(lambda role: role in ROLES), f"a tuple of names among {', '.join(ROLES)}")
+some_roles = Rule(
+    lambda value: value != () and roles.holds(value), f"a tuple of one or more names among {', '.join(ROLES)}"
+)
 variations = Rule(
     _all_of(_is_variation),
     "pairs of a key and its numbers, one per member, such as (('optimizer.generator.b1', (0.2, 0.8)),)",

@@ -9,7 +9,8 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ali_jax.records import checkpoint
+from ali_jax.program import hosts
+from ali_jax.records import checkpoint, workdir
 from ali_jax.types import Networks, TrainState, Variables
 
 
@@ -120,7 +121,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_not_used(tmp_path):
 
 def test_a_state_of_other_shapes_is_refused(tmp_path):
     saved(tmp_path)
-    with pytest.raises(checkpoint.CheckpointError, match="No checkpoint"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"not damaged, but .*encoder/w is \(300, 300\)"):
         checkpoint.restore(checkpoint.open_manager(tmp_path), abstract(make_state(size=5)))
 
 
@@ -128,3 +129,39 @@ def test_an_empty_folder_is_an_error_that_says_what_to_do(tmp_path):
     manager = checkpoint.open_manager(tmp_path, create=True)
     with pytest.raises(checkpoint.CheckpointError, match=r"There is no checkpoint in .*: train first"):
         checkpoint.restore(manager, abstract(make_state()))
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_with_both_formats_and_not_passed_over(
+    tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.configs, "FORMAT", 7)
+        saved(tmp_path)
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"/3 cannot be read\. It has format 7, .* up to 2: use"
+    ):
+        checkpoint.restore(checkpoint.open_manager(tmp_path), abstract(make_state()))
+
+
+class Failing:
+    """A manager whose last save failed in the background."""
+
+    def __init__(self, directory: Path, error: Exception) -> None:
+        self.directory, self.error = directory, error
+
+    def wait_until_finished(self) -> None:
+        try:
+            raise self.error
+        except Exception as error:
+            raise ValueError("the save failed") from error
+
+
+def test_a_process_that_is_gone_during_a_save_is_not_blamed_on_the_disk(tmp_path, monkeypatch):
+    lost = jax.errors.JaxRuntimeError("Gloo AllGather failed: connection closed by peer")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    caught = pytest.raises(workdir.RunError, match=r"lost another process of the run.*Gloo")
+    with caught as error, hosts.device_errors():
+        checkpoint.wait(Failing(tmp_path, lost))
+    assert "disk" not in str(error.value)
+    with pytest.raises(checkpoint.CheckpointError, match="check the disk"), hosts.device_errors():
+        checkpoint.wait(Failing(tmp_path, OSError("No space left on device")))

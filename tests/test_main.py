@@ -15,6 +15,7 @@ from small import ROOT
 from test_loop import contents, signalling, tiny
 
 from ali_jax import config as configs
+from ali_jax.evaluate import figures
 from ali_jax.main import HUGE_PAGES, main, restart_with_huge_pages
 
 DIGITS = str(ROOT / "experiments" / "digits.py")
@@ -218,6 +219,58 @@ def test_a_run_without_checkpoint_can_make_no_picture(tmp_path, capsys):
     assert "has no checkpoint yet" in message(capsys, ["--mode", "sample", "--workdir", str(tmp_path)], 2)
 
 
+def test_a_result_is_written_as_its_suffix_says(trained, tmp_path):
+    for name, kind in (
+        ("a.jpg", "JPEG"),
+        ("a.JPEG", "JPEG"),
+        ("a.webp", "WEBP"),
+        ("a.png", "PNG"),
+        ("a", "PNG"),
+    ):
+        figures.save_picture(tmp_path / name, np.full((9, 7, 3), 200, np.uint8))
+        with Image.open(tmp_path / name) as image:
+            assert (image.format, image.size) == (kind, (7, 9))
+            assert np.ptp(np.asarray(image)) <= 2
+    with pytest.raises(ValueError, match=r"a\.bmp: pictures are written as"):
+        figures.save_picture(tmp_path / "a.bmp", np.zeros((2, 2, 3), np.uint8))
+    assert main(["--mode", "sample", "--workdir", str(trained), "--out", str(tmp_path / "s.jpg")]) == 0
+    assert Image.open(tmp_path / "s.jpg").format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("mode", "out", "writes"),
+    [
+        ("sample", "x.gif", ".png or .jpg or .jpeg or .webp"),
+        ("interpolate", "x.html", ".png"),
+        ("report", "x.pdf", ".html or .htm"),
+        ("evaluate", "x.csv", ".json"),
+    ],
+)
+def test_a_suffix_that_the_mode_does_not_write_is_refused(trained, capsys, mode, out, writes):
+    found = message(capsys, ["--mode", mode, "--workdir", str(trained), "--out", out], 2)
+    assert f"--out is '{out}'; --mode {mode} writes {writes}" in found
+
+
+def test_data_that_the_model_does_not_take_are_refused_with_its_own_shape(trained, tmp_path, capsys):
+    x = np.arange(4 * 16 * 16 * 3, dtype=np.uint32).astype(np.uint8).reshape(4, 16, 16, 3)
+    np.savez(tmp_path / "large.npz", train_image=x, test_image=x)
+    options = ["--workdir", str(trained), f"--config.dataset.path={tmp_path / 'large.npz'}"]
+    for mode in ("reconstruct", "evaluate"):
+        found = message(capsys, ["--mode", mode, *options], 2)
+        assert f"The model in {trained} takes data of shape 8x8x1; the data are 16x16x3" in found
+        assert "experiments" not in found
+
+
+def test_other_data_than_the_runs_are_used_and_named(trained, tmp_path, capsys):
+    x = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)
+    np.savez(tmp_path / "own.npz", train_image=x, test_image=x)
+    own = [f"--config.dataset.path={tmp_path / 'own.npz'}", "--out", str(tmp_path / "r.png")]
+    assert main(["--mode", "reconstruct", "--workdir", str(trained), *own]) == 0
+    err = capsys.readouterr().err
+    assert "The data are not those that the run was trained on: " in err
+    assert "training rows were 1400; now 4" in err
+
+
 def test_a_key_of_the_training_cannot_change_afterwards(trained, capsys):
     arguments = ["--mode", "sample", "--workdir", str(trained), "--config.latent_dim=4"]
     assert "another latent_dim" in message(capsys, arguments, 2)
@@ -328,7 +381,8 @@ def test_images_of_another_size_than_the_runs_are_refused(pictures, tmp_path, ca
     for path in pictures.iterdir():
         Image.new("L", (16, 16)).save(path)
     found = message(capsys, [*command, f"--config.dataset.path={pictures}", "--config.num_steps=4"], 2)
-    assert "8x8x1 (config.dataset.shape); the data are 16x16x1" in found
+    assert f"{tmp_path / 'run'} was trained on other data: shape was 8x8x1; now 16x16x1" in found
+    assert "init_from" not in found
 
 
 def test_ctrl_c_saves_the_last_step_and_exits_with_130(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small import ROOT
 
+from ali_jax import config as configs
 from ali_jax.main import main
 
 FOLDER = Path(__file__).parent / "fixtures" / "old_runs"
@@ -74,6 +76,64 @@ def test_its_model_gives_the_numbers_that_were_recorded(old, capsys):
     summary = json.loads((old / "summary.json").read_text())
     assert found["step"] == summary["step"] == 20
     assert_same_numbers(found["metrics"], summary["metrics"])
+
+
+def refusal(capsys, *arguments: str) -> str:
+    """Run the command, which must refuse with one line; return it."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err
+
+
+MODES = ("evaluate", "sample", "reconstruct", "report", "export")
+
+
+def test_a_run_of_a_later_format_is_refused_with_both_formats(tmp_path, capsys):
+    run = unpack("single", tmp_path)
+    values = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({"format": 7, **values, "new": {"key": 1}}))
+    commands = [["--mode", mode, "--workdir", str(run)] for mode in MODES]
+    commands.append(["--workdir", str(run), "--config", str(ROOT / "experiments" / "digits.py")])
+    commands.append(
+        ["--mode", "compare", "--workdirs", str(run), str(tmp_path), "--out", str(tmp_path / "c.html")]
+    )
+    for command in commands:
+        message = refusal(capsys, *command)
+        assert "config.json: It has format 7" in message
+        assert "reads formats up to 2: use the version that wrote it" in message
+
+
+@pytest.mark.parametrize("version", ["2", None, 0, True, [1]])
+def test_a_format_that_is_no_number_is_damage(tmp_path, capsys, version):
+    run = unpack("single", tmp_path)
+    values = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**values, "format": version}))
+    assert "the file is damaged" in refusal(capsys, "--mode", "sample", "--workdir", str(run))
+
+
+def test_a_key_that_only_another_version_has_is_named_with_both_formats(tmp_path, capsys):
+    run = unpack("single", tmp_path)
+    values = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**values, "optimizer": {**values["optimizer"], "lion": 1}}))
+    message = refusal(capsys, "--mode", "evaluate", "--workdir", str(run))
+    assert "There is no config key 'optimizer.lion'." in message
+    assert "this format 1 (this one writes format 2): use that version" in message
+
+
+def test_keys_that_are_newer_than_a_run_take_their_defaults(tmp_path):
+    values = json.loads((unpack("single", tmp_path) / "config.json").read_text())
+    whole = configs.from_json(json.dumps(values))
+    assert whole.init_networks == ("decoder",)
+    del values["ema_decay"], values["evaluation"], values["optimizer"]["generator"]["b2"]
+    config = configs.from_json(json.dumps(values))
+    changed = configs.differences(whole, config)
+    assert (config.ema_decay, config.optimizer.generator.b2) == (0.0, 0.999)
+    removed = ("ema_decay", "optimizer.generator.b2", "evaluation")
+    assert all(configs.is_free(key, removed) for key in changed)
+    for broken in (3, [1], None):
+        with pytest.raises(ValueError, match=r"config\.encoder is .* must be a section"):
+            configs.from_json(json.dumps({**values, "encoder": broken}))
 
 
 def assert_shows_error(page: Path, run: Path) -> None:

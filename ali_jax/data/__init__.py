@@ -6,7 +6,7 @@ endless shuffled stream of batches. Only `python -m ali_jax.data.prepare` downlo
 
 import numpy as np
 
-from ali_jax.data import files, sources, tfds
+from ali_jax.data import facts, files, sources, tfds
 from ali_jax.data.dataset import (
     ArraySplit,
     DataError,
@@ -47,6 +47,7 @@ __all__ = [
     "Stacked",
     "class_balanced",
     "depends_on_seed",
+    "facts",
     "load",
     "make_feed",
     "names",

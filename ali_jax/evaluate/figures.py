@@ -123,7 +123,24 @@ def mixture_panels(
 
 def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Write a uint8 picture [H, W, 3] as a PNG file, atomically."""
+    _save(pathlib.Path(path), image, "PNG")
+
+
+def save_picture(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Write a uint8 picture [H, W, 3] in the format of the file's suffix, atomically; PNG if it has none.
+
+    Raises:
+      ValueError: the suffix is none of .png, .jpg, .jpeg and .webp.
+    """
     path = pathlib.Path(path)
+    formats = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    if path.suffix.lower() not in formats:
+        raise ValueError(f"{path}: pictures are written as .png, .jpg, .jpeg or .webp.")
+    _save(path, image, formats[path.suffix.lower()])
+
+
+def _save(path: pathlib.Path, image: np.ndarray, form: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    Image.fromarray(image).save(partial, format="PNG")
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(form, {})
+    Image.fromarray(image).save(partial, format=form, **options)
     os.replace(partial, path)

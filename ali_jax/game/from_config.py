@@ -4,9 +4,8 @@ Nothing here writes files.
 """
 
 import functools
-import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +18,6 @@ from ali_jax import evaluate as evaluators
 from ali_jax.config import Config
 from ali_jax.game import compile, parts, population
 from ali_jax.game.game import Game, abstract_state
-from ali_jax.records.workdir import read_config
 
 INIT_ROWS = 500  # training rows that the networks are initialised from, as in the authors' code
 
@@ -31,12 +29,18 @@ def check_names(config: Config) -> None:
         evaluators.named(name)
 
 
-def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
+def prepare(
+    config: Config,
+    dataset: data.Dataset | None = None,
+    *,
+    check: Callable[[data.Dataset], object] = lambda _: None,
+) -> Game:
     """Load the data, make the parts of the game, and check that they fit together; nothing is written.
 
     Args:
       config: describes the game.
       dataset: used instead of the one that the config names.
+      check: called with the data before the networks are built; it may raise a ValueError to refuse them.
 
     Raises:
       ValueError: a value is not allowed, or the data are missing or do not fit. The message says which.
@@ -44,13 +48,12 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Game:
     configs.validate(config)
     population.validate(config)
     check_names(config)
-    if config.init_from:
-        read_config(pathlib.Path(config.init_from).expanduser())
-    if not population.size(config):
-        return _prepare_one(config, load_data(config) if dataset is None else dataset, jax.devices())
-    drawn = dataset is None and data.depends_on_seed(config.dataset.name)
-    members = population.members(config)
+    members = population.members(config) if population.size(config) else [config]
     first = load_data(members[0]) if dataset is None else dataset
+    check(first)
+    if not population.size(config):
+        return _prepare_one(config, first, jax.devices())
+    drawn = dataset is None and data.depends_on_seed(config.dataset.name)
     device = jax.devices()[:1]  # a member's batch is not split
     _prepare_one(population.at_most(config), first, device)  # the checks hold for all members
     games = [
@@ -161,10 +164,21 @@ def load_data(config: Config) -> data.Dataset:
     )
 
 
-def blank_data(config: Config) -> data.Dataset:
-    """Make black images of the config's shape, for modes that need a model but no data."""
-    split = data.ArraySplit(np.zeros((2, *config.dataset.shape), np.uint8))
-    return data.Dataset(config.dataset.name, split, split, 255.0)
+def blank_data(config: Config, facts: Mapping[str, Any] | None = None) -> data.Dataset:
+    """Make data of the config's shape that are all 0, where a model is needed but not its data.
+
+    `facts` are those that the run recorded, if it did (`data.facts.describe`): units, classes, attributes.
+    """
+    facts, shape = facts or {}, tuple(config.dataset.shape)
+    rows = max(2, config.discriminator.get("packing", 1), config.dataset.labelled)
+    dtype = np.dtype(facts.get("dtype", "uint8" if len(shape) == 3 else "float32"))
+    classes = facts.get("num_classes", config.discriminator.num_classes if config.dataset.labelled else 0)
+    attributes = tuple(facts.get("attributes", ()))
+    y = np.zeros((rows, len(attributes)), np.float32) if config.dataset.conditional else None
+    label = np.arange(rows, dtype=np.int32) % classes if classes else None
+    split = data.ArraySplit(np.zeros((rows, *shape), dtype), y, label, classes)
+    divisor = facts.get("divisor", 255.0 if dtype == np.uint8 else 1.0)
+    return data.Dataset(config.dataset.name, split, split, divisor, classes, attributes=attributes)
 
 
 def make_mesh(batch_size: int, devices: Sequence[Any], what: str = "images a step") -> Mesh:

@@ -1,4 +1,4 @@
-"""The state that a run starts from: made anew, from another run's decoder, or from a checkpoint."""
+"""The state that a run starts from: made anew, from another run's networks, or from a checkpoint."""
 
 import contextlib
 import functools
@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ali_jax.game.from_config import prepare
+from ali_jax.game.from_config import blank_data, prepare
 from ali_jax.game.game import Game, abstract_state, fresh_state, member_of
-from ali_jax.records import checkpoint
+from ali_jax.records import checkpoint, known_data
 from ali_jax.records.workdir import read_config
 from ali_jax.types import ALI, TrainState, Variables
 
@@ -27,7 +27,7 @@ def initial_state(game: Game) -> TrainState:
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.device_get, states))
         state = state._replace(step=states[0].step)
     if game.config.init_from:
-        state = _with_decoder_of(game, state)
+        state = _with_trained_networks(game, state)
     return jax.device_put(state, game.state_sharding)
 
 
@@ -38,10 +38,33 @@ def trained_state(game: Game, workdir: pathlib.Path) -> tuple[TrainState, dict[i
     return state, damaged
 
 
-def _with_decoder_of(game: Game, state: TrainState) -> TrainState:
-    """Return the state with the trained decoder of the run that `config.init_from` names."""
+def _with_trained_networks(game: Game, state: TrainState) -> TrainState:
+    """Return the state with the networks `config.init_networks` of the run that `config.init_from` names.
+
+    Their weights are the averaged ones where that run has them, also as the start of this run's average.
+    """
     folder = pathlib.Path(game.config.init_from).expanduser()
-    other = prepare(read_config(folder))
+    trained = _trained_variables(game, folder)
+    params, stats = state.variables
+    for role in game.config.init_networks:
+        given, own = ([getattr(tree, role) for tree in variables] for variables in (trained, state.variables))
+        if jax.tree.map(np.shape, given) != jax.tree.map(np.shape, own):
+            raise ValueError(
+                f"config.init_from is {folder}: its {role}, or its number of members, differs from this "
+                "run's. Give both runs the same networks, or leave it out of config.init_networks."
+            )
+        params, stats = params._replace(**{role: given[0]}), stats._replace(**{role: given[1]})
+    variables = Variables(params, stats)
+    return state._replace(variables=variables, ema=None if state.ema is None else variables)
+
+
+def _trained_variables(game: Game, folder: pathlib.Path) -> Variables:
+    """Return the trained variables of the run in a folder: of all members, or of one for a single run."""
+    config, facts = read_config(folder), known_data.read(folder)
+    with config.unlocked():
+        config.evaluators = ()
+    needs_data = config.dataset.conditional and not facts  # to know the size of y
+    other = prepare(config, None if needs_data else blank_data(config, facts))
     trained, _ = trained_state(other, folder)
     if other.members and not game.members:
         if not 0 <= game.config.init_member < len(other.members):
@@ -50,17 +73,4 @@ def _with_decoder_of(game: Game, state: TrainState) -> TrainState:
                 f"{len(other.members) - 1}."
             )
         trained = member_of(trained, game.config.init_member)
-    params, stats = jax.device_get(trained.variables if trained.ema is None else trained.ema)
-    shapes = [
-        jax.tree.map(lambda leaf: leaf.shape, tree.decoder)
-        for tree in (params, state.variables.params, stats, state.variables.batch_stats)
-    ]
-    if shapes[0] != shapes[1] or shapes[2] != shapes[3]:
-        raise ValueError(
-            f"config.init_from is {folder}: its decoder, or its number of members, differs from this run's."
-        )
-    variables = Variables(
-        state.variables.params._replace(decoder=params.decoder),
-        state.variables.batch_stats._replace(decoder=stats.decoder),
-    )
-    return state._replace(variables=variables, ema=None if state.ema is None else variables)
+    return jax.device_get(trained.variables if trained.ema is None else trained.ema)

@@ -71,8 +71,9 @@ def _data_shape(config: Config, x_shape: Sequence[int] | None) -> tuple[int, ...
     shape = stated if x_shape is None else tuple(x_shape)
     if stated and shape != stated:
         raise ValueError(
-            f"The networks of this experiment fit data of shape {by(stated)} (config.dataset.shape); the "
-            f"data are {by(shape)}. Resize them, or use experiments/images.py, which follows the size."
+            f"The networks of this config take data of shape {by(stated)} (config.dataset.shape); the data "
+            f"are {by(shape)}. Resize them to {by(stated)}, or start from experiments/images.py, whose new "
+            "networks follow the size."
         )
     if not shape:
         raise ValueError("The shape of the data is unknown: set config.dataset.shape, e.g. to (32, 32, 3).")

@@ -42,7 +42,8 @@ flags:
                the folder of the run
   --config.KEY=VALUE
                set a value of the config; python -m ali_jax.config lists the keys
-  --out FILE   where to write the picture, the page or the numbers, instead of into the folder of the run
+  --out FILE   where to write the picture (.png, .jpg, .webp), the page (.html) or the numbers (.json),
+               instead of into the folder of the run
   --json       print one JSON object (evaluate, describe, preflight)
   --topology SLICE
                the TPU slice of preflight, such as v5e:16x16
@@ -57,6 +58,13 @@ flags:
 PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
 UNTRAINED = ("describe", "preflight")  # modes that need only a config
 MODES = ("train", "evaluate", *PICTURES, "report", "compare", "export", *UNTRAINED)
+
+# Suffixes of --out that say what a mode writes; a name without suffix is allowed too.
+SUFFIXES = {
+    **dict.fromkeys(PICTURES, (".png", ".jpg", ".jpeg", ".webp")),
+    **dict.fromkeys(("report", "compare"), (".html", ".htm")),
+    "evaluate": (".json",),
+}
 
 VERBOSITY = {
     "debug": logging.DEBUG,
@@ -159,6 +167,9 @@ def _check_combination(values: flags.FlagValues) -> None:
         raise UsageError("--mode preflight and --topology, such as --topology v5e:16x16, go together.")
     if values.out is not None and mode in ("train", *UNTRAINED):
         raise UsageError(f"--out goes with the modes that write a result, not with {mode}.")
+    suffix = Path(values.out or "").suffix.lower()
+    if suffix and suffix not in SUFFIXES.get(mode, (suffix,)):
+        raise UsageError(f"--out is {values.out!r}; --mode {mode} writes {' or '.join(SUFFIXES[mode])}.")
     if (values.workdirs is not None) != (mode == "compare"):
         raise UsageError("--mode compare and --workdirs DIR DIR ... go together.")
 

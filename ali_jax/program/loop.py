@@ -8,7 +8,6 @@ import datetime
 import functools
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import signal
@@ -39,14 +38,17 @@ from ali_jax.game import (
     prepare,
 )
 from ali_jax.program import hosts, terminal
-from ali_jax.records import checkpoint
+from ali_jax.records import checkpoint, known_data
 from ali_jax.records.workdir import (
     RunError,
+    absolute,
     check_same_run,
     check_writable,
+    checkpoint_steps,
     is_finished,
     locked,
     note_sitting,
+    read_config,
     remove_leftovers,
     under_way,
     with_known_shape,
@@ -92,7 +94,9 @@ def run(config: Config, workdir: Path, *, started: float | None = None, verbosit
                 if verbosity >= logging.INFO:
                     print(f"The run in {workdir} is finished: nothing to do. {_where(workdir)}")
                 return 0
-        game = prepare(config)
+        if config.init_from and not checkpoint_steps(workdir):
+            read_config(Path(config.init_from).expanduser())
+        game = prepare(config, check=functools.partial(known_data.check_resumed, workdir, config))
         if not exists:
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_lock(workdir))
@@ -156,6 +160,7 @@ class _Session(NamedTuple):
     records: Records
     reporter: Terminal
     clock: _Clock
+    facts: dict[str, Any]  # about the data
     stops: list[int]  # signals received
     diverged: set[int]  # members of a population whose losses are no longer finite
 
@@ -167,12 +172,16 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
         reporter = Terminal(config.num_steps, quiet=not main, verbosity=verbosity)
         stack.callback(reporter.close)
         reporter.say(_sources(game.dataset))
+        facts = data.facts.describe(game.dataset)
+        if changes := data.facts.slight_differences(known_data.read(workdir), facts):
+            reporter.say(f"The data have changed: {'; '.join(changes)}.", logging.WARNING)
         manager = checkpoint.open_manager(workdir / "checkpoints", config.keep_checkpoints, create=True)
         stack.push(lambda *error: checkpoint.close(manager, failed=error[0] is not None))
         state = _first_state(game, manager, reporter, clock)
         step = int(state.step)
         if main:
             remove_leftovers(workdir)
+            known_data.write(workdir, facts)
             write_text(workdir / "config.json", configs.to_json(_resolved(game)))
             (workdir / "summary.json").unlink(missing_ok=True)  # it is about fewer steps
             note_sitting(workdir, from_step=step, **_circumstances(game))
@@ -181,7 +190,7 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
         # Several processes must stop at the same step, which `hosts.preempted` sees to.
         signals = terminal.STOP_SIGNALS if jax.process_count() == 1 else ()
         stops = stack.enter_context(terminal.signals_noted(signals))
-        session = _Session(game, manager, records, reporter, clock, stops, set())
+        session = _Session(game, manager, records, reporter, clock, facts, stops, set())
         reporter.start(step)
 
         state, step = _take_steps(session, state, step, feed)
@@ -247,10 +256,8 @@ def _sources(dataset: data.Dataset) -> str:
 def _resolved(game: Game) -> Config:
     """Return the config with what later modes need: absolute paths, and the shape of the data."""
     config = game.config.copy_and_resolve_references()
-    if config.dataset.path:
-        config.dataset.path = os.path.abspath(os.path.expanduser(config.dataset.path))
-    if config.init_from:
-        config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
+    config.dataset.path = absolute(config.dataset.path)
+    config.init_from = absolute(config.init_from)
     config.dataset.shape = game.dataset.train.shape
     return config
 
@@ -265,7 +272,7 @@ def _first_state(game: Game, manager: Any, reporter: Terminal, clock: _Clock) ->
     for step, error in damaged.items():
         reporter.say(f"The checkpoint of step {step} cannot be read: {error}", logging.WARNING)
     checkpoint.delete(manager, damaged)
-    clock.progress.update(progress)
+    clock.progress.update({key: progress[key] for key in clock.progress if key in progress})
     reporter.say(f"Resuming from step {int(state.step)}.")
     return state
 
@@ -307,7 +314,7 @@ def _save(session: _Session, state: TrainState) -> None:
     if not _finite(state, bool(session.game.members)):
         _fail(session, int(state.step), "a parameter is not finite")
     session.records.sync()
-    checkpoint.save(session.manager, state, session.clock.now())
+    checkpoint.save(session.manager, state, {**session.clock.now(), "data": session.facts})
 
 
 def _fail(session: _Session, step: int, what: str) -> NoReturn:

@@ -1,8 +1,9 @@
 """Checkpoints: a run's TrainState and its progress, saved and restored by Orbax.
 
-A checkpoint has two items: `state`, every leaf bit for bit, and `progress`, a small JSON object. Last, before
-the checkpoint is renamed to its step, the checksums of all files are written. So a folder named by a step is
-complete when it appears, and later damage is detected and reported by file.
+A checkpoint has two items: `state`, every leaf bit for bit, and `progress`, a small JSON object that begins
+with the format of the checkpoint. Last, before the checkpoint is renamed to its step, the checksums of all
+files are written. So a folder named by a step is complete when it appears, and later damage is detected and
+reported by file.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ali_jax import config as configs
 from ali_jax.records.workdir import RunError, checkpoint_steps, sync_folder, write_text
 from ali_jax.types import PyTree, TrainState
 
@@ -73,6 +75,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
     """
     step = int(state.step)
     if step not in manager.all_steps():
+        progress = {"format": configs.FORMAT, **progress}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         with _writing(manager):
             manager.save(step, args=items, force=True)
@@ -97,16 +100,30 @@ def close(manager: ocp.CheckpointManager, *, failed: bool) -> None:
 
 @contextlib.contextmanager
 def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Turn any error that occurs while a checkpoint is written into a CheckpointError."""
+    """Turn any error that occurs while a checkpoint is written into a CheckpointError.
+
+    Errors of devices stay as they are: they say nothing about the disk. Processes wait for each other at each
+    save, and one that is gone is such an error.
+    """
     try:
         yield
     except Exception as error:  # TensorStore raises ValueErrors, threads raise anything
+        if device_error := _device_error(error):
+            raise device_error from error
         steps = checkpoint_steps(Path(manager.directory).parent)
         stays = f"The last good one, of step {steps[-1]}, stays" if steps else "There is none yet"
         raise CheckpointError(
             f"A checkpoint could not be written to {manager.directory}: {_first_line(error)}. {stays}: check "
             "the disk (space, permission), then give the same command to go on."
         ) from error
+
+
+def _device_error(error: BaseException) -> BaseException | None:
+    """Return the error of a device or of another process that led to an error, or None."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, jax.errors.JaxRuntimeError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def _seal(directory: Path) -> None:
@@ -163,12 +180,18 @@ def restore(
       The state, the progress, and for each newer step what is wrong with its checkpoint.
 
     Raises:
-      CheckpointError: there is no checkpoint, or none can be read.
+      CheckpointError: there is no checkpoint, none can be read, or the newest sound one is of a later format
+        or holds another model.
     """
     failures: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
-        items = _damage(Path(manager.directory) / str(step)) or _read(manager, step, like)
+        folder = Path(manager.directory) / str(step)
+        items = _damage(folder)
+        if not items:
+            _check_format(folder)
+            items = _read(manager, step, like)
         if not isinstance(items, str):
+            items.progress.pop("format", None)
             return items.state, items.progress, failures
         failures[step] = items
     if not failures:
@@ -195,6 +218,15 @@ def _damage(folder: Path) -> str:
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(shared))).decode(errors="replace").strip()
 
 
+def _check_format(folder: Path) -> None:
+    """Raise a CheckpointError if a later version of this package wrote an undamaged checkpoint."""
+    progress = json.loads((folder / "progress" / "metadata").read_text())
+    try:
+        configs.check_format(progress.get("format", 1))
+    except ValueError as error:
+        raise CheckpointError(f"The checkpoint {folder} cannot be read. {error}") from None
+
+
 def _read(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Any:
     """Return the items of a step, or a string that says what is wrong with them."""
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
@@ -203,9 +235,34 @@ def _read(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Any:
             items: Any = manager.restore(step, args=arguments)
         except Exception as error:  # Orbax raises bare Exceptions for truncated files
             failure = _first_line(error)
+            _check_same_model(Path(manager.directory) / str(step), like)
         else:
             failure = _difference(items.state, like, step)
     return items if not failure else failure[:200].rstrip(".") + "."
+
+
+def _check_same_model(folder: Path, like: TrainState) -> None:
+    """Raise a CheckpointError if an undamaged checkpoint has arrays of other shapes than `like`."""
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            saved = _shapes(reader.metadata(folder / "state").item_metadata.tree)
+    except Exception:  # what cannot be read is no evidence
+        return
+    expected = _shapes(like)
+    for name in sorted(saved.keys() | expected.keys(), reverse=True):  # variables come before opt_state
+        a, b = (shapes.get(name, "missing") for shapes in (saved, expected))
+        if a != b:
+            raise CheckpointError(
+                f"The checkpoint {folder} is not damaged, but holds another model than the config and the "
+                f"data describe: {name} is {a} there and {b} here. Give the run its config and its data "
+                "again, or choose another --workdir."
+            )
+
+
+def _shapes(tree: PyTree) -> dict[str, str]:
+    """Return the shape of every array of a tree by its path, which is the same for tuples and dicts."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): str(leaf.shape) for path, leaf in leaves}
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,33 @@ def check_same_run(config: Config, workdir: Path) -> None:
         if checkpoint_steps(workdir):
             raise ValueError(f"{workdir} has checkpoints but no config.json: choose another --workdir.")
         return
-    conflicts = configs.conflicts(read_config(workdir), config)
-    if conflicts:
-        keys = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in conflicts.items())
-        raise ValueError(f"{workdir} holds a run of another config: {keys}. Choose another --workdir.")
+    old = read_config(workdir)
+    conflicts = configs.conflicts(old, config)
+    if "init_from" in conflicts and len({absolute(path) for path in conflicts["init_from"]}) == 1:
+        del conflicts["init_from"]
+    if not conflicts:
+        return
+    keys = "; ".join(f"{key} was {was!r} and is {now!r}" for key, (was, now) in conflicts.items())
+    message = f"{workdir} holds a run of another config: {keys}. Choose another --workdir"
+    if list(conflicts) == ["num_steps"] and config.num_steps > old.num_steps:
+        message = (
+            f"{workdir} holds a run of another config: num_steps was {old.num_steps} and is "
+            f"{config.num_steps}, and the schedule of {' and of '.join(configs.schedules(old))} follows "
+            f"num_steps. To train longer, start a new run from its weights: another --workdir and "
+            f"{start_from(workdir)}"
+        )
+    raise ValueError(f"{message}.")
+
+
+def start_from(workdir: Path) -> str:
+    """Return the flags by which a new run starts from all weights of the run in a folder."""
+    networks = "\"('encoder', 'decoder', 'discriminator')\""
+    return f"--config.init_from={shlex.quote(str(workdir))} --config.init_networks={networks}"
+
+
+def absolute(path: str) -> str:
+    """Return a path as `config.json` has it; "" stays."""
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
 
 
 def with_known_shape(config: Config, workdir: Path) -> Config:
