@@ -188,8 +188,8 @@ def test_of_two_processes_that_begin_in_one_folder_the_second_refuses(tmp_path, 
     """Both see no folder; the other one makes it and trains while this one prepares."""
     prepare = loop.prepare
 
-    def meanwhile(config):
-        game = prepare(config)
+    def meanwhile(config, **options):
+        game = prepare(config, **options)
         (tmp_path / "run").mkdir()
         other.enter_context(workdir.locked(tmp_path / "run"))
         return game
