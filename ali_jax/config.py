@@ -103,10 +103,10 @@ TABLE = (
         "Your own data: an `.npz`, a folder of images, or a folder of SVHN's `.mat` files."),
     Key("dataset.directory", "", rules.text, 'Where TFDS keeps its data; "" = its default.'),
     Key("dataset.train_split", "train", rules.text,
-        "The training split, such as `extra` or `train[:45000]`. Your own files use `train` where they do "
-        "not have it."),
+        "The training split, such as `extra` or `train[:45000]`. Your own files have train, test and perhaps "
+        "validation."),
     Key("dataset.test_split", "test", rules.text,
-        "The split that evaluators test on. Your own files use `test` where they do not have it."),
+        "The split that evaluators test on. Your own files without test use validation."),
     Key("dataset.conditional", False, rules.flag,
         "Whether the networks are given y: the attributes of the data or, without any, the class."),
     Key("dataset.stack", 0, rules.stack,
@@ -120,7 +120,11 @@ TABLE = (
         "Largest training set that auto keeps on the device, in bytes."),
     Key("dataset.dequantize", 0.0, rules.not_negative,
         "Half width of uniform noise added to the x of training batches."),
-    Key("dataset.scale", 1.0, rules.positive, "Factor on data that are not images, such as mixtures."),
+    Key("dataset.scale", 1.0, rules.positive,
+        "Factor on vectors and points, and on the pixels of your own images; what gets brighter than white "
+        "becomes white."),
+    Key("dataset.background", "white", rules.grey,
+        "What is behind the transparent pixels of images."),
 
     Group("The encoder",
           "`name` is a class of `ali_jax.networks`, the other keys are its fields. A class of your own "

@@ -90,12 +90,18 @@ def _is_variation(entry: Any) -> bool:
     return is_pair and entry[1] != () and _all_of(_is_number)(entry[1])
 
 
+def _is_grey(value: Any) -> bool:
+    return value in ("white", "black") or (_is_text(value) and value in map(str, range(256)))
+
+
 ROLES = ("encoder", "decoder", "discriminator")
 
 text = Rule(_is_text, "text")
 texts = Rule(_all_of(_is_text), "a tuple of names")
 flag = Rule(_is_flag, "True or False")
 flags = Rule(_each(_is_flag), "True or False: one for all layers, (True,), or one per layer")
+
+grey = Rule(_is_grey, "white, black, or a grey level from 0 to 255 as text, such as '128'")
 
 finite = Rule(_is_number, "finite")
 positive = Rule(lambda value: _is_number(value, 0) and value > 0, "positive and finite")

@@ -1,6 +1,7 @@
 """Data sets are read by name and from files; mistakes are refused with a helpful message."""
 
 import io
+import re
 import subprocess
 import sys
 import time
@@ -173,21 +174,52 @@ class TestSplits:
             select(TEN, text)
 
     @pytest.mark.parametrize(
-        ("train", "test"),
+        ("train", "test", "problem"),
         [
-            ("extra", "train"),  # as SVHN
-            ("train", "validation"),  # as CelebA
-            ("train[:45000]", "train[45000:]"),  # as CIFAR-10; of six rows none is left to test on
-            ("train", "train"),
-            ("train[:3]+extra", "test"),
+            ("trian", "test", "there is no split 'trian'; the splits are train, test"),
+            ("train", "valid", "'valid': there is no split 'validation'; the splits are train, test"),
+            ("train[:4]", "extra", "there is no split 'extra'"),
+            ("train[:45000]", "train[45000:]", "has no rows: train has 6; the splits are train, test"),
+            ("train[50000:", "test", "is not of the form NAME, .*; the splits are train, test"),
+            ("train[:3]+extra", "test", "is not of the form NAME"),
         ],
     )
-    def test_files_without_the_splits_that_are_named_have_train_and_test(self, tmp_path, train, test):
+    def test_a_split_that_files_lack_is_refused_with_those_that_there_are(
+        self, tmp_path, train, test, problem
+    ):
+        save_npz(tmp_path / "a.npz")
+        asked_for = f"train_split is {train!r}, test_split is {test!r}"
+        with pytest.raises(DataError, match=rf"a\.npz: config\.dataset\.{re.escape(asked_for)}: .*") as error:
+            data.load("", path=str(tmp_path / "a.npz"), train_split=train, test_split=test)
+        assert re.search(problem, str(error.value))
+
+    @pytest.mark.parametrize(
+        ("asked_for", "given"),
+        [
+            (("extra", "train"), ("train", "test")),  # as experiments/svhn.py
+            (("extra", "test"), ("train", "test")),
+            (("extra[:4]", "train[4:]"), ("train[:4]", "train[4:]")),
+        ],
+    )
+    def test_train_stands_for_the_extra_split_of_svhn_and_this_is_said(self, tmp_path, asked_for, given):
         arrays = save_npz(tmp_path / "a.npz")
+        train, test = asked_for
         dataset = data.load("", path=str(tmp_path / "a.npz"), train_split=train, test_split=test)
-        assert dataset.splits == ("train", "test")
-        np.testing.assert_array_equal(dataset.train.rows(np.arange(6)).x, arrays["train_image"])
-        np.testing.assert_array_equal(dataset.test.rows(np.arange(3)).x, arrays["test_image"])
+        assert dataset.splits == given
+        x = dataset.train.rows(np.arange(len(dataset.train))).x
+        np.testing.assert_array_equal(x, arrays["train_image"][: len(x)])
+        note = f"There is no split extra, which SVHN has: training is on {given[0]}, testing on {given[1]}."
+        assert note in [note.text for note in dataset.notes]
+
+    def test_equal_splits_are_used_with_a_warning(self, tmp_path):
+        save_npz(tmp_path / "a.npz")
+        own = data.load("", path=str(tmp_path / "a.npz"), test_split="train")
+        for dataset in (own, data.load("digits", test_split="train")):
+            assert len(dataset.train) == len(dataset.test)
+            assert dataset.notes[-1] == data.Note(
+                "Training and test rows are the same: both are train.", True
+            )
+        assert not data.load("digits").notes
 
     def test_an_npz_may_have_the_names_of_keras(self, tmp_path):
         arrays = save_npz(tmp_path / "a.npz")
@@ -273,9 +305,14 @@ class TestNpz:
             ({"train_image": pixels(6, 4)}, "(4, 4, 3) in train but (8, 8, 3) in test"),
             ({"train_image": np.full((6, 2), np.nan), "test_image": np.zeros((3, 2))}, "NaN"),
             ({"train_label": np.arange(5)}, "5 entries for 6 images"),
-            ({"train_label": np.arange(6.0)}, "must be integers"),
+            ({"train_label": np.arange(6.0)}, "must be integers or names"),
             ({"train_label": np.arange(6) - 2}, "runs from -2 to 3"),
             ({"test_label": None}, "only train has labels"),
+            (
+                {"train_image": None, "test_label": None, "pictures": pixels(2)},
+                "no array train_image; its arrays are: test_image uint8 [3, 8, 8, 3], train_label int64 [6], "
+                "pictures uint8 [2, 8, 8, 3]",
+            ),
         ],
     )
     def test_mistakes(self, tmp_path, changes, word):
@@ -429,9 +466,10 @@ class TestPixels:
         image = Image.new("P", (1, 1))
         image.putpalette([10, 20, 30])
         image.info["transparency"] = b"\x00"
-        np.testing.assert_array_equal(images.to_uint8(image, 3), [[[10, 20, 30]]])
+        np.testing.assert_array_equal(images.to_uint8(image, 3, background=7), [[[7, 7, 7]]])
         rgba = Image.fromarray(np.array([[[1, 2, 3, 128]]], np.uint8))
-        np.testing.assert_array_equal(images.to_uint8(rgba, 3), [[[1, 2, 3]]])
+        expected = [round((c * 128 + 255 * 127) / 255) for c in (1, 2, 3)]
+        np.testing.assert_array_equal(images.to_uint8(rgba, 3), [[expected]])
 
     def test_floats_are_refused(self):
         with pytest.raises(DataError, match="floats"):

@@ -12,7 +12,7 @@ import small
 from PIL import Image
 
 from ali_jax import config as configs
-from ali_jax.data import DataError, files, images, load
+from ali_jax.data import DataError, archives, images, load
 from ali_jax.names import printable
 from ali_jax.records import workdir, writers
 
@@ -58,7 +58,9 @@ def test_a_small_archive_that_unpacks_to_more_than_the_memory_is_refused(tmp_pat
     x = np.zeros((4000, 8, 8, 1), np.uint8)
     np.savez_compressed(tmp_path / "bomb.npz", train_image=x, test_image=x)
     assert (tmp_path / "bomb.npz").stat().st_size < x.nbytes / 50
-    monkeypatch.setattr(files.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 2 * x.nbytes - 1)
+    monkeypatch.setattr(
+        archives.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 2 * x.nbytes - 1
+    )
     with pytest.raises(DataError, match="unpacked it takes"):
         load("images", path=str(tmp_path / "bomb.npz"))
 

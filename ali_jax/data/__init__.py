@@ -6,16 +6,18 @@ endless shuffled stream of batches. Only `python -m ali_jax.data.prepare` downlo
 
 import numpy as np
 
-from ali_jax.data import facts, files, sources, tfds
+from ali_jax.data import facts, files, sources, survey, tfds
 from ali_jax.data.dataset import (
     ArraySplit,
     DataError,
     Dataset,
     LoadOptions,
+    Note,
     Relabelled,
     SourceSplit,
     Split,
     class_balanced,
+    known_labels,
     scaled,
     unit,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "Feed",
     "HostFeed",
     "LoadOptions",
+    "Note",
     "PopulationFeed",
     "Relabelled",
     "SemiSupervisedFeed",
@@ -48,6 +51,7 @@ __all__ = [
     "class_balanced",
     "depends_on_seed",
     "facts",
+    "known_labels",
     "load",
     "make_feed",
     "names",
@@ -70,6 +74,7 @@ def load(
     scale: float = 1.0,
     conditional: bool = False,
     stack: int = 0,
+    background: str = "white",
 ) -> Dataset:
     """Load a data set by its name, or from `path` if given.
 
@@ -80,20 +85,25 @@ def load(
         train_split: the part to train on, such as `extra` or `train[:45000]`; for files see `files.load`.
         test_split: the part to test on.
         seed: of the points of synthetic data.
-        scale: factor on data that are not images.
+        scale: factor on vectors and points; of the user's own images on their pixels, which end at white.
         conditional: whether rows have y: the attributes of the data or, without any, the one-hot class.
         stack: the number of images that form one x, one per channel; 0 for no stacks. See `stacked`.
+        background: what is behind transparent pixels: white, black, or a grey level such as "128".
 
     Raises:
         DataError: the name is unknown, the data are missing, a file is unusable, or the data cannot be
             conditional or stacked.
     """
-    options = LoadOptions(directory, train_split, test_split, seed, scale, conditional)
+    grey = survey.GREY_LEVELS[background] if background in survey.GREY_LEVELS else int(background)
+    options = LoadOptions(directory, train_split, test_split, seed, scale, conditional, grey)
     dataset = files.load(path, options) if path else _by_name(name, options)
-    if scale != 1.0 and dataset.train.dtype == np.uint8:
+    if scale != 1.0 and not path and dataset.train.dtype == np.uint8:
         raise DataError(
             f"scale is {scale:g}, but {dataset.name} has images, whose range is always [0, 1]: leave it at 1"
         )
+    if dataset.splits[0] == dataset.splits[1]:
+        same = Note(f"Training and test rows are the same: both are {dataset.splits[0]}.", True)
+        dataset = dataset._replace(notes=(*dataset.notes, same))
     dataset = stacked(dataset, stack) if stack else dataset
     return _conditional(dataset) if conditional and not dataset.attributes else dataset
 
@@ -107,10 +117,11 @@ def _conditional(dataset: Dataset) -> Dataset:
         )
     train, test = (Relabelled(split, one_hot=True) for split in (dataset.train, dataset.test))
     for split in (dataset.train, dataset.test):
-        label = split.rows(np.arange(min(len(split), 1_000))).label
+        label = known_labels(split)
+        label = split.rows(np.arange(min(len(split), 1_000))).label if label is None else label
         if label is None or np.min(label) < 0:
             raise DataError(f"config.dataset.conditional needs a label for every row of {dataset.name}")
-    names = tuple(str(k) for k in range(dataset.num_classes))
+    names = dataset.class_names or tuple(str(k) for k in range(dataset.num_classes))
     return dataset._replace(train=train, test=test, attributes=names)
 
 

@@ -16,6 +16,8 @@ from ali_jax.types import Batch
 
 THREADS = min(16, os.cpu_count() or 1)  # for decoding rows; decoders release the interpreter's lock
 
+NAMED_ERRORS = 5  # at most, of the files of a folder
+
 
 class DataError(ValueError):
     """The data are missing or unusable; the message says what to do."""
@@ -28,8 +30,16 @@ class LoadOptions(NamedTuple):
     train_split: str = "train"
     test_split: str = "test"
     seed: int = 0  # of synthetic points
-    scale: float = 1.0  # factor on data that are not images
+    scale: float = 1.0  # factor on vectors and points, and on the pixels of the user's own images
     conditional: bool = False  # whether rows of data with attributes have them as y
+    background: int = 255  # grey level behind transparent pixels
+
+
+class Note(NamedTuple):
+    """A sentence about a data set, shown when a run starts and in its report."""
+
+    text: str
+    is_warning: bool = False  # whether the user probably wants to change something
 
 
 class Split(Protocol):
@@ -75,6 +85,8 @@ class Dataset(NamedTuple):
     attributes: tuple[str, ...] = ()  # names of the A columns of y
     splits: tuple[str, str] = ("train", "test")  # the parts of the data that `train` and `test` are
     parts: "Dataset | None" = None  # the single images, if x is a stack of them
+    class_names: tuple[str, ...] = ()  # of the K classes, where known
+    notes: tuple[Note, ...] = ()  # what a user should know about the data
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,7 @@ class SourceSplit:
     dtype: np.dtype
     num_classes: int = 0  # 0: decode returns no label
     num_attributes: int = 0  # 0: decode returns no y
+    label: np.ndarray | None = None  # [N] int32, where the labels are known without decoding
 
     @property
     def nbytes(self) -> int:
@@ -144,7 +157,8 @@ class SourceSplit:
 
     def part(self, start: int, stop: int) -> "SourceSplit":
         """Return the rows from start to stop; the source must support slices."""
-        return replace(self, source=self.source[start:stop])
+        label = None if self.label is None else self.label[start:stop]
+        return replace(self, source=self.source[start:stop], label=label)
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         n = len(indices)
@@ -152,15 +166,23 @@ class SourceSplit:
         y = np.empty((n, self.num_attributes), np.float32) if self.num_attributes else None
         label = np.empty(n, np.int32) if self.num_classes else None
 
-        def fill(positions: np.ndarray) -> None:
+        def fill(positions: np.ndarray) -> list[DataError]:
+            errors = []
             for position in positions:
-                row: list[Any] = list(self.decode(self.source[int(indices[position])]))
+                try:
+                    row: list[Any] = list(self.decode(self.source[int(indices[position])]))
+                except DataError as error:
+                    errors.append(error)
+                    continue
                 for out, value in zip((x, y, label), row, strict=True):
                     if out is not None:
                         out[position] = value
+            return errors
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(fill, np.array_split(np.arange(n), THREADS)))  # raises what a thread raised
+        with ThreadPoolExecutor(THREADS) as pool:  # `map` raises what a thread raised
+            errors = [e for part in pool.map(fill, np.array_split(np.arange(n), THREADS)) for e in part]
+        if errors:
+            raise joined(errors)
         return x, y, label
 
 
@@ -204,6 +226,26 @@ class Relabelled:
         if self.hidden:
             label = np.full(len(indices), -1, np.int32)
         return host_batch(x, y, label)
+
+
+def joined(errors: Sequence[DataError]) -> DataError:
+    """Make one error of those of several files; the message gives the first five."""
+    if len(errors) == 1:
+        return errors[0]
+    more = len(errors) - NAMED_ERRORS
+    shown = "; ".join(sorted(map(str, errors))[:NAMED_ERRORS])
+    return DataError(f"{len(errors)} files cannot be used: {shown}{f'; and {more} more' if more > 0 else ''}")
+
+
+def class_order(name: str) -> tuple[bool, int, str]:
+    """Return the key that sorts names of classes: numbers first, as numbers, the others alphabetically."""
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
+def known_labels(split: Split) -> np.ndarray | None:
+    """Return the labels [N] of a split where they are known without reading its rows, -1 for none."""
+    label = getattr(split, "label", None)
+    return None if label is None else np.asarray(label)
 
 
 def host_batch(x: Any, y: Any = None, label: Any = None) -> Batch:

@@ -25,7 +25,8 @@ def digits(options: LoadOptions) -> Dataset:
     rows = zip(("train", "test"), stratified(label, 397), strict=True)
     splits = {name: ArraySplit(x[index], None, label[index], 10) for name, index in rows}
     train, test = select(splits, options.train_split), select(splits, options.test_split)
-    return Dataset("digits", train, test, divisor=16.0, num_classes=10, splits=_chosen(options))
+    names = tuple(str(digit) for digit in range(10))
+    return Dataset("digits", train, test, 16.0, 10, splits=_chosen(options), class_names=names)
 
 
 def mixture(options: LoadOptions) -> Dataset:

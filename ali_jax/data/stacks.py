@@ -91,4 +91,6 @@ def stacked(dataset: Dataset, count: int) -> Dataset:
 
     train, test = draw(dataset.train, 0, TRAIN_STACKS), draw(dataset.test, 1, TEST_STACKS)
     name, classes = f"stacked {dataset.name}", train.num_classes
-    return Dataset(name, train, test, dataset.divisor, classes, splits=dataset.splits, parts=dataset)
+    return Dataset(
+        name, train, test, dataset.divisor, classes, splits=dataset.splits, parts=dataset, notes=dataset.notes
+    )

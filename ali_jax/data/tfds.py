@@ -133,11 +133,27 @@ def load(name: str, builder: Any, options: LoadOptions) -> Dataset:
         held_out = "validation"
     attributes = CELEBA_ATTRIBUTES if name == "celeb_a" and options.conditional else ()
     splits = (options.train_split, held_out)
-    train, test = (_split(name, builder, text, shape, len(attributes)) for text in splits)
-    return Dataset(name, train, test, 255.0, train.num_classes, attributes=attributes, splits=splits)
+    train, test = (_split(name, builder, text, shape, len(attributes), options.background) for text in splits)
+    classes = tuple(getattr(_label(builder), "names", ())) if train.num_classes else ()
+    return Dataset(
+        name,
+        train,
+        test,
+        255.0,
+        train.num_classes,
+        attributes=attributes,
+        splits=splits,
+        class_names=classes,
+    )
 
 
-def _split(name: str, builder: Any, text: str, shape: tuple[int, ...], num_attributes: int) -> SourceSplit:
+def _label(builder: Any) -> Any:
+    return dict(builder.info.features.items()).get("label")
+
+
+def _split(
+    name: str, builder: Any, text: str, shape: tuple[int, ...], num_attributes: int, background: int
+) -> SourceSplit:
     undecoded = {
         "image": _library().decode.SkipDecoding()
     }  # Pillow decodes them, and its errors name the problem
@@ -155,11 +171,12 @@ def _split(name: str, builder: Any, text: str, shape: tuple[int, ...], num_attri
         raise DataError(f"split {text!r} of {name} has no rows")
     if name == "celeb_a":
         return SourceSplit(source, _decode_celeba, shape, np.dtype(np.uint8), 0, num_attributes)
-    num_classes = getattr(dict(builder.info.features.items()).get("label"), "num_classes", None) or 0
+    num_classes = getattr(_label(builder), "num_classes", None) or 0
 
     def decode(record: dict[str, Any]) -> Batch:
         with images.opened(io.BytesIO(record["image"]), f"an image of {name}") as image:
-            return host_batch(images.to_uint8(image, shape[-1]), label=record.get("label"))
+            x = images.to_uint8(image, shape[-1], background=background)
+            return host_batch(x, label=record.get("label"))
 
     return SourceSplit(source, decode, shape, np.dtype(np.uint8), num_classes)
 

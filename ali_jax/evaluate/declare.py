@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar, cast
 
-from ali_jax.data import Dataset
+from ali_jax.data import Dataset, Split, known_labels
 from ali_jax.evaluate.numbers import Number
 from ali_jax.evaluate.rows import is_given_y
 from ali_jax.types import ALI, Array, Report, Variables
@@ -88,10 +88,19 @@ def _is_no_image(dataset: Dataset) -> bool:
     return len(dataset.test.shape) != 3
 
 
+def _is_unlabelled(split: Split) -> bool:
+    """Tell whether no row has a label, where that is known without reading the rows."""
+    label = known_labels(split)
+    return label is not None and not (label >= 0).any()
+
+
 IMAGES = Need("images", lambda data, _: _is_no_image(data))
 PICTURES = Need("images or points in the plane", lambda data, _: _is_no_image(data) and not is_planar(data))
 TWO_TEST_ROWS = Need("two test rows or more", lambda data, _: len(data.test) < 2)
-LABELS = Need("labels of two classes or more", lambda data, _: data.num_classes < 2)
+LABELS = Need(
+    "labels of two classes or more, in train and in test",
+    lambda data, _: data.num_classes < 2 or _is_unlabelled(data.train) or _is_unlabelled(data.test),
+)
 SINGLE_IMAGES = Need(
     "classes of single images (those of stacks are for 'stacked_modes')",
     lambda data, _: data.parts is not None,

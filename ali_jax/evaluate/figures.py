@@ -4,16 +4,18 @@ This module lays pictures out and saves them; it does not decide what they show.
 Matplotlib, whose global state stays unchanged.
 """
 
+import math
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 TARGET_SIZE = 800  # pixels: small images are enlarged until the longer side of the grid is near this
 PAD = 2  # white pixels around each image
+NAMED_CLASSES = 10  # a scatter plot names its classes if they are so many or fewer
 
 
 def image_grid(images: np.ndarray, rows: int, cols: int, *, pad: int = PAD) -> np.ndarray:
@@ -64,6 +66,7 @@ class Panel(NamedTuple):
     points: np.ndarray  # [N, 2]
     labels: np.ndarray | None = None  # [N] int
     limit: float = 4.0  # both axes go from -limit to limit
+    names: tuple[str, ...] = ()  # of the classes; empty for their numbers
 
 
 def scatter(panels: Sequence[Sequence[Panel]]) -> np.ndarray:
@@ -84,10 +87,38 @@ def scatter(panels: Sequence[Sequence[Panel]]) -> np.ndarray:
             axes = figure.add_subplot(len(panels), cols, i * cols + j + 1)
             colors = {} if panel.labels is None else {"c": panel.labels, "cmap": "gist_rainbow"}
             axes.scatter(*panel.points.T, s=2, linewidths=0, **colors)
+            for name, (x, y) in class_centers(panel).items():
+                axes.text(x, y, name, ha="center", va="center", fontsize=7, parse_math=False)
             limit = panel.limit if np.isfinite(panel.limit) and panel.limit > 0 else 1.0
             axes.set(title=panel.title, aspect="equal", xlim=(-limit, limit), ylim=(-limit, limit))
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def class_centers(panel: Panel) -> dict[str, tuple[float, float]]:
+    """Return the median of each class that a panel names and shows; none where there are many classes."""
+    if panel.labels is None or not 1 < len(panel.names) <= NAMED_CLASSES:
+        return {}
+    centers = {}
+    for label, name in enumerate(panel.names):
+        points = panel.points[(panel.labels == label) & np.isfinite(panel.points).all(axis=1)]
+        if len(points):
+            x, y = np.median(points, axis=0)
+            centers[name] = (float(x), float(y))
+    return centers
+
+
+def with_row_names(grid: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Write a name to the left of each row of a picture [H, W, 3] of equally high rows."""
+    font = ImageFont.load_default(max(8, min(16, len(grid) // len(names) - 2)))
+    margin = 2 * PAD + max(math.ceil(font.getlength(name)) for name in names)
+    page = Image.new("RGB", (margin + grid.shape[1], grid.shape[0]), "white")
+    page.paste(Image.fromarray(grid), (margin, 0))
+    draw = ImageDraw.Draw(page)
+    for i, name in enumerate(names):
+        middle = (i + 0.5) * len(grid) / len(names)
+        draw.text((PAD, middle), name, fill="black", font=font, anchor="lm")
+    return np.asarray(page)
 
 
 def limit_of(points: np.ndarray) -> float:

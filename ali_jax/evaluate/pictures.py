@@ -217,7 +217,8 @@ def conditional_samples(
     z = np.asarray(jax.random.normal(key, (columns, model.latent_dim(ali))))
     y = np.eye(classes_shown, dtype=np.float32)
     x_tilde = decode(ali, variables, np.tile(z, (classes_shown, 1)), y.repeat(columns, axis=0))
-    return Report({}, {"conditional_samples": figures.image_grid(x_tilde, classes_shown, columns)})
+    picture = figures.image_grid(x_tilde, classes_shown, columns)
+    return Report({}, {"conditional_samples": figures.with_row_names(picture, dataset.attributes)})
 
 
 @evaluator(needs=(PICTURES, Need("CelebA's attributes as conditions", _lacks_attributes)))
@@ -245,12 +246,12 @@ def code_panel(ali: ALI, variables: Variables, dataset: Dataset) -> tuple[figure
     coloured = dataset.num_classes and dataset.parts is None and not is_given_y(dataset)
     labels = rows.label if coloured else None
     if z.shape[1] == 2:
-        return figures.Panel("mean codes", z, labels), 1.0
+        return figures.Panel("mean codes", z, labels, names=dataset.class_names), 1.0
     mean, components = pca(z, 2)
     points = (z - mean[None]) @ components
     share = float(points.var(axis=0).sum() / max(z.var(axis=0).sum(), np.finfo(z.dtype).tiny))
     limit = 1.05 * float(np.abs(points[np.isfinite(points)]).max(initial=1.0))  # codes may have diverged
-    return figures.Panel("mean codes", points, labels, limit), share
+    return figures.Panel("mean codes", points, labels, limit, dataset.class_names), share
 
 
 def plane_panels(

@@ -161,6 +161,7 @@ def load_data(config: Config) -> data.Dataset:
         scale=source.scale,
         conditional=source.conditional,
         stack=source.stack,
+        background=source.background,
     )
 
 

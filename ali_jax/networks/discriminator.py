@@ -136,6 +136,11 @@ class Discriminator(nn.Module):
         x, z = _packed(x, self.packing), _packed(z, self.packing)
         h_x = self.x(centered(x) if self.center else x, train=train, beside=z if self.z_everywhere else None)
         if self.x_pool:
+            if h_x.ndim != 4:
+                raise ValueError(
+                    "config.discriminator.x_pool averages maps over space, but D(x) makes no maps here: "
+                    "unset it, or let config.discriminator.x_layers end in a convolution."
+                )
             h_x = jnp.mean(h_x, axis=(1, 2))
         return h_x, None if self.blind else self.z(z, train=train)
 

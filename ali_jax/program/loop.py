@@ -172,6 +172,8 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
         reporter = Terminal(config.num_steps, quiet=not main, verbosity=verbosity)
         stack.callback(reporter.close)
         reporter.say(_sources(game.dataset))
+        for note in game.dataset.notes:
+            reporter.say(note.text, logging.WARNING if note.is_warning else logging.INFO)
         facts = data.facts.describe(game.dataset)
         if changes := data.facts.slight_differences(known_data.read(workdir), facts):
             reporter.say(f"The data have changed: {'; '.join(changes)}.", logging.WARNING)

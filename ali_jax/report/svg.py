@@ -94,9 +94,13 @@ def points(panel: Panel, *, size: int = 300, name_classes: bool = False) -> str:
     if name_classes:
         for label in np.unique(labels[labels >= 0]):
             x, y = np.median(place[labels == label], axis=0).astype(int)
-            parts.append(f'<text class="class" x="{x}" y="{y}" dy=".35em">{label}</text>')
+            parts.append(f'<text class="class" x="{x}" y="{y}" dy=".35em">{_class_name(panel, label)}</text>')
     title = f"{panel.title}: {len(place)} points"
     return _svg("points", 10 * size, 10 * size, title, "".join(parts))
+
+
+def _class_name(panel: Panel, label: int) -> str:
+    return escape(_shortened(panel.names[label])) if panel.names else str(label)
 
 
 def ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:

@@ -3,7 +3,7 @@
 import functools
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ali_jax.report.html import Cell, TableRow
 from ali_jax.types import Report, TrainState, Variables
 
 HEADLINES = 4  # at most so many numbers stand at the top
+CLASSES_NAMED = 50  # at most
 WIDE = "46rem"  # the width of pictures with many columns
 
 
@@ -138,14 +139,16 @@ def _concerns(run: Run, look: _Look) -> str:
         metrics |= report.scalars if report else {}
     modes = 0 if look.dataset.modes is None else len(look.dataset.modes)
     warnings = concerns(metrics, run.training[-1] if run.training else {}, look.dataset.num_classes, modes)
-    if not warnings:
+    of_data = [note.text for note in look.dataset.notes if note.is_warning]
+    if not warnings and not of_data:
         text = (
             "<strong>No warnings.</strong> Checked, where the run has the numbers: missing classes or modes, "
             "an ignored encoder, an extreme posterior sigma, copies of training images, a discriminator that "
             "wins, batch statistics that disagree."
         )
         return f'<div class="concerns none"><p>{text}</p></div>'
-    lines = (f"<p><strong>{escape(c.what)}</strong> {escape(c.why)}</p>" for c in warnings)
+    lines = [f"<p><strong>The data.</strong> {escape(text)}</p>" for text in of_data]
+    lines += [f"<p><strong>{escape(c.what)}</strong> {escape(c.why)}</p>" for c in warnings]
     return f'<div class="concerns" role="note">{"".join(lines)}</div>'
 
 
@@ -159,10 +162,13 @@ def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
     }
     versions = sitting.get("versions")
     versions = versions if isinstance(versions, dict) else {}
+    notes = [note.text for note in dataset.notes if not note.is_warning]
     facts = {
         "data": f"{dataset.name}, {kind}{classes}",
         "training rows": f"{len(dataset.train):,} ({dataset.splits[0]})",
         "test rows": f"{len(dataset.test):,} ({dataset.splits[1]})",
+        **({"classes": _class_list(dataset.class_names)} if dataset.class_names else {}),
+        **({"about the data": " ".join(notes)} if notes else {}),
         "parameters": ", ".join(f"{role} {size:,}" for role, size in sizes.items()),
         "loss": run.config.loss,
         "weights shown": look.weights + (", first member" if run.members > 1 else ""),
@@ -180,6 +186,14 @@ def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
     if rows:
         summary = f"Config: {len(rows)} keys that are not at their default"
         yield html.folded(summary, html.table(("key", "value", "default"), rows))
+
+
+def _class_list(names: Sequence[str]) -> str:
+    """Name the classes by their numbers: "0 cats, 1 dogs"; only the numbers' range where that is the name."""
+    if all(name == str(k) for k, name in enumerate(names)):
+        return f"0 to {len(names) - 1}"
+    more = f" and {len(names) - CLASSES_NAMED} more" if len(names) > CLASSES_NAMED else ""
+    return ", ".join(f"{k} {name}" for k, name in enumerate(names[:CLASSES_NAMED])) + more
 
 
 def _over_lines(command: str) -> str:

@@ -1,0 +1,534 @@
+"""Images and arrays as people bring them: links, parts, classes, transparency, dark pixels, names of arrays.
+
+The fault that each test holds off is one that would otherwise change what is trained on without a word.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+from ali_jax import config as configs
+from ali_jax import data, evaluate, networks
+from ali_jax.data import DataError, files, images, survey
+from ali_jax.evaluate import figures
+from ali_jax.report import svg
+
+SIZE = 4
+
+
+def save(path, *levels, suffix="png"):
+    """Save a grey image of each level in a folder, as 0.png, 1.png, ...; half of each is 0."""
+    path.mkdir(parents=True, exist_ok=True)
+    for i, level in enumerate(levels):
+        pixels = np.full((SIZE, SIZE), level, np.uint8)
+        pixels[0] = 0
+        Image.fromarray(pixels).save(path / f"{i}.{suffix}")
+    return path
+
+
+def load(path, **options):
+    return data.load("images", path=str(path), **options)
+
+
+def texts(dataset, *, warnings=None):
+    return [n.text for n in dataset.notes if warnings is None or n.is_warning == warnings]
+
+
+def perceptrons():
+    config = configs.base()
+    config.latent_dim = 3
+    for network in (config.encoder, config.decoder):
+        network.layers = (8,)
+    config.discriminator.x_layers = config.discriminator.joint_layers = (8,)
+    return config
+
+
+def label_of_level(dataset):
+    """Return the class name of each level, over both splits."""
+    names = {}
+    for split in (dataset.train, dataset.test):
+        batch = split.rows(np.arange(len(split)))
+        for x, label in zip(batch.x, batch.label, strict=True):
+            names[int(x.max())] = dataset.class_names[label] if label >= 0 else None
+    return names
+
+
+class TestFolders:
+    def test_a_linked_class_folder_is_a_class(self, tmp_path):
+        save(tmp_path / "in" / "cats", 10, 20)
+        save(tmp_path / "in" / "birds", 30, 40)
+        (tmp_path / "in" / "dogs").symlink_to(save(tmp_path / "elsewhere", 50, 60))
+        dataset = load(tmp_path / "in")
+        assert dataset.class_names == ("birds", "cats", "dogs")
+        assert label_of_level(dataset) == {
+            level: name
+            for name, levels in (("cats", (10, 20)), ("birds", (30, 40)), ("dogs", (50, 60)))
+            for level in levels
+        }
+
+    def test_each_folder_is_read_once_and_circles_end(self, tmp_path):
+        root = tmp_path / "in"
+        save(root / "cats", 10, 20)
+        save(root / "dogs", 30, 40)
+        (root / "again").symlink_to(root / "cats")
+        (root / "cats" / "up").symlink_to(root)
+        (root / "outside").symlink_to(tmp_path)
+        dataset = load(root)
+        assert sorted(label_of_level(dataset)) == [10, 20, 30, 40]
+        assert len(dataset.train) + len(dataset.test) == 4
+        assert "Skipped: 3 links to a folder that is read elsewhere." in texts(dataset)[0]
+
+    def test_what_is_skipped_is_counted_by_reason_in_one_line(self, tmp_path):
+        save(tmp_path, 10, 20, 30, 40, 50, 60)
+        for i in range(3):
+            (tmp_path / f"x{i}.HEIC").write_bytes(b"x")
+            (tmp_path / f"no_suffix_{i}").write_bytes(b"x")
+        (tmp_path / "x.heic").write_bytes(b"x")
+        (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
+        (tmp_path / ".hidden.png").write_bytes(b"x")
+        (tmp_path / ".git").mkdir()
+        os.mkfifo(tmp_path / "pipe.png")
+        (line,) = texts(load(tmp_path))
+        kept, _, skipped = line.partition(" Skipped: ")
+        assert kept == f"{tmp_path.name} has 6 images."
+        assert sorted(skipped.rstrip(".").split(", ")) == [
+            "1 device",
+            "1 hidden file",
+            "1 hidden folder",
+            "1 link that leads nowhere",
+            "3 files without a suffix",
+            "4 .heic files",
+        ]
+
+    def test_links_to_images_are_followed(self, tmp_path):
+        save(tmp_path / "real", 10, 20, 30, 40)
+        (tmp_path / "in").mkdir()
+        for i in range(4):
+            (tmp_path / "in" / f"{i}.png").symlink_to(tmp_path / "real" / f"{i}.png")
+        assert len(load(tmp_path / "in").train) == 2
+
+    @pytest.mark.parametrize(
+        ("train", "test", "named"),
+        [
+            ("Train", "Test", "test"),
+            ("training", "TESTING", "test"),
+            ("train", "Val", "validation"),
+            ("TRAINING", "valid", "validation"),
+            ("train", "validation", "validation"),
+        ],
+    )
+    def test_parts_are_recognised_whatever_their_case(self, tmp_path, train, test, named):
+        for i, name in enumerate(("cats", "dogs")):
+            save(tmp_path / train / name, 10 + i, 20 + i, 30 + i)
+            save(tmp_path / test / name, 40 + i)
+        dataset = load(tmp_path)
+        assert (len(dataset.train), len(dataset.test)) == (6, 2)
+        assert dataset.splits == ("train", named)
+        assert dataset.class_names == ("cats", "dogs")
+        assert texts(dataset) == ["2 classes (training + test rows): cats 3 + 1, dogs 3 + 1."]
+
+    def test_validation_is_a_split_beside_test(self, tmp_path):
+        for part, levels in {"train": (10, 20), "val": (30,), "test": (40, 50)}.items():
+            save(tmp_path / part, *levels)
+        assert [len(split) for split in load(tmp_path)[1:3]] == [2, 2]
+        for name in ("val", "valid", "validation"):
+            dataset = load(tmp_path, test_split=name)
+            assert dataset.splits == ("train", "validation")
+            assert dataset.test.rows(np.arange(1)).x.max() == 30
+
+    def test_images_outside_the_parts_are_counted(self, tmp_path):
+        save(tmp_path / "train", 10, 20)
+        save(tmp_path / "test", 30)
+        save(tmp_path / "more", 40, 50)
+        save(tmp_path, 60)
+        dataset = load(tmp_path)
+        assert (len(dataset.train), len(dataset.test)) == (2, 1)
+        assert "Skipped: 3 images outside the folders train, test." in texts(dataset)[0]
+
+    def test_two_folders_of_one_part_are_refused(self, tmp_path):
+        for part in ("train", "Training", "test"):
+            save(tmp_path / part, 10)
+        with pytest.raises(DataError, match="the folders Training and train both mean train"):
+            load(tmp_path)
+
+    @pytest.mark.parametrize("around", ["images", "data/images", "train/images", "all/train"])
+    def test_a_folder_around_class_folders_is_looked_through(self, tmp_path, around):
+        tests = [around.replace("train", "test")] if "train" in around else []
+        for folder in (around, *tests):
+            save(tmp_path / folder / "cats", 10, 20)
+            save(tmp_path / folder / "dogs", 30, 40)
+        dataset = load(tmp_path)
+        assert dataset.class_names == ("cats", "dogs")
+        assert label_of_level(dataset) == {10: "cats", 20: "cats", 30: "dogs", 40: "dogs"}
+
+    def test_numbers_sort_as_numbers(self, tmp_path):
+        for name in ("10", "9", "100", "b", "a"):
+            save(tmp_path / name, 1 + len(name))
+        assert load(tmp_path).class_names == ("9", "10", "100", "a", "b")
+
+    def test_images_in_no_class_folder_have_no_label_and_this_is_said(self, tmp_path):
+        for name, level in (("cats", 10), ("dogs", 20)):
+            save(tmp_path / "train" / name, level)
+        save(tmp_path / "train", 30)
+        save(tmp_path / "test", 40, 50)
+        dataset = load(tmp_path)
+        assert label_of_level(dataset) == {10: "cats", 20: "dogs", 30: None, 40: None, 50: None}
+        assert texts(dataset, warnings=True) == [
+            "1 of 3 images of train lie in no class folder: no label.",
+            "2 of 2 images of test lie in no class folder: no label.",
+            "There are no test rows of cats, dogs.",
+        ]
+        with pytest.raises(DataError, match="needs a label for every row"):
+            load(tmp_path, conditional=True)
+        ali = networks.build(perceptrons(), dataset.train.shape)
+        with pytest.raises(ValueError, match="needs labels of two classes or more, in train and in test"):
+            evaluate.check_applicable("class_balance", dataset, ali)
+
+    def test_a_class_that_one_split_lacks_is_named(self, tmp_path):
+        for folder in ("train/cats", "train/dogs", "test/cats", "test/birds"):
+            save(tmp_path / folder, 100)
+        dataset = load(tmp_path)
+        assert dataset.class_names == ("birds", "cats", "dogs")
+        assert texts(dataset, warnings=True) == [
+            "There are no training rows of birds.",
+            "There are no test rows of dogs.",
+        ]
+
+    def test_many_classes_are_named_in_part(self):
+        split = data.ArraySplit(np.zeros((40, 1), np.float32), None, np.arange(40, dtype=np.int32), 40)
+        (note,) = survey.class_notes([f"c{k}" for k in range(40)], split, split)
+        assert note.text.startswith("40 classes (training + test rows): c0 1 + 1, c1 1 + 1, ")
+        assert note.text.endswith("c19 1 + 1 and 20 more.")
+
+    def test_several_broken_files_are_named_at_once(self, tmp_path):
+        save(tmp_path, *range(10, 22))
+        for i in range(3):
+            (tmp_path / f"{i}.png").write_bytes(b"not a png")
+        with pytest.raises(DataError, match=r"^3 files cannot be used: ") as error:
+            load(tmp_path)
+        assert re.findall(r"(\d+)\.png: not a readable", str(error.value)) == ["0", "1", "2"]
+        for i in range(3, 8):
+            (tmp_path / f"{i}.png").write_bytes(b"not a png")
+        with pytest.raises(DataError, match=r"^8 files cannot be used: .*; and 3 more$") as error:
+            load(tmp_path)
+        assert len(re.findall(r"\d\.png: not", str(error.value))) == 5
+
+    def test_several_cut_files_are_named_at_once(self, tmp_path):
+        save(tmp_path, *range(10, 22), suffix="bmp")
+        for i in (2, 5):
+            (tmp_path / f"{i}.bmp").write_bytes((tmp_path / f"{i}.bmp").read_bytes()[:-SIZE])
+        with pytest.raises(DataError, match=r"^2 files cannot be used: ") as error:
+            load(tmp_path)
+        assert sorted(re.findall(r"(\d)\.bmp", str(error.value))) == ["2", "5"]
+
+    def test_how_many_images_have_a_wrong_size_is_said(self, tmp_path):
+        save(tmp_path, 10, 20, 30, 40)
+        for name in ("a", "b", "c"):
+            Image.new("L", (5, 5)).save(tmp_path / f"{name}.png")
+        with pytest.raises(
+            DataError, match=r"a\.png is 5x5 .* like .*0\.png \(2 other images are of a wrong"
+        ):
+            load(tmp_path)
+
+
+class TestTransparency:
+    def black_logo(self, folder, count=4):
+        """Save black squares on transparency, as grey with alpha."""
+        folder.mkdir(parents=True, exist_ok=True)
+        logo = np.zeros((SIZE, SIZE, 2), np.uint8)
+        logo[1:3, 1:3, 1] = 255
+        for i in range(count):
+            Image.fromarray(logo, "LA").save(folder / f"{i}.png")
+        return folder
+
+    @pytest.mark.parametrize(("background", "level"), [("white", 255), ("black", 0), ("128", 128)])
+    def test_what_is_transparent_becomes_the_background(self, tmp_path, background, level):
+        dataset = load(self.black_logo(tmp_path), background=background)
+        expected = np.full((SIZE, SIZE), level)
+        expected[1:3, 1:3] = 0
+        for x in dataset.train.rows(np.arange(2)).x[..., 0]:
+            np.testing.assert_array_equal(x, expected)
+        name = background if level != 128 else "grey 128"
+        assert texts(dataset)[0] == (
+            "4 of 4 images with an alpha channel are transparent in places: they are composited onto "
+            f"{name} (config.dataset.background)."
+        )
+
+    def test_the_background_of_a_config_reaches_the_images(self, tmp_path):
+        from ali_jax.game.from_config import load_data
+
+        config = configs.base()
+        config.dataset.path = str(self.black_logo(tmp_path))
+        config.dataset.background = "77"
+        assert load_data(config).train.rows(np.arange(1)).x[0, 0, 0, 0] == 77
+
+    def test_where_compositing_makes_images_constant_the_key_is_named(self, tmp_path):
+        dataset = load(self.black_logo(tmp_path), background="black")
+        assert texts(dataset, warnings=True)[0] == (
+            "4 of these images are all but constant on black: set config.dataset.background to white or "
+            "another grey level."
+        )
+        assert not texts(load(tmp_path), warnings=True)
+
+    def test_partial_opacity_mixes(self):
+        image = Image.fromarray(np.array([[[200, 100, 0, 51]]], np.uint8))  # a fifth
+        np.testing.assert_array_equal(images.to_uint8(image, 3, background=100), [[[120, 100, 80]]])
+        np.testing.assert_array_equal(images.to_uint8(image, 3), [[[244, 224, 204]]])
+
+    @pytest.mark.parametrize("mode", ["LA", "RGBA", "La", "RGBa"])
+    def test_noise_under_full_transparency_is_gone(self, mode):
+        channels = 1 if mode.startswith("L") else 3
+        noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, channels + 1)).astype(np.uint8)
+        noise[..., -1] = 0
+        straight = "LA" if channels == 1 else "RGBA"
+        image = Image.fromarray(noise, straight).convert(mode)
+        assert (images.to_uint8(image, channels) == 255).all()
+
+    def test_the_transparent_colour_of_a_palette_or_of_a_png_without_alpha_counts(self, tmp_path):
+        palette = Image.new("P", (2, 1))
+        palette.putpalette([10, 20, 30, 40, 50, 60])
+        palette.putpixel((1, 0), 1)
+        palette.save(tmp_path / "p.png", transparency=1)
+        Image.fromarray(np.array([[[10, 20, 30], [40, 50, 60]]], np.uint8)).save(
+            tmp_path / "rgb.png", transparency=(40, 50, 60)
+        )
+        for name in ("p.png", "rgb.png"):
+            with images.opened(tmp_path / name) as image:
+                np.testing.assert_array_equal(images.to_uint8(image, 3), [[[10, 20, 30], [255, 255, 255]]])
+
+    def test_transparent_sixteen_bits(self):
+        image = Image.fromarray(np.array([[0, 65535, 257]], np.uint16))
+        image.info["transparency"] = 257
+        np.testing.assert_array_equal(images.to_uint8(image, 1, background=9)[..., 0], [[0, 255, 9]])
+
+    @pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA", "P"])
+    def test_opaque_images_do_not_change_by_a_bit(self, mode, tmp_path):
+        colours = np.random.default_rng(1).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+        image = Image.fromarray(colours).convert("L" if mode.startswith("L") else "RGB")
+        channels = 1 if mode.startswith("L") else 3
+        expected = np.asarray(image).reshape(16, 16, channels)
+        if mode == "P":
+            image = image.quantize(255)
+            expected = np.asarray(image.convert("RGB"))
+            image.info["transparency"] = 255  # a colour that no pixel has
+        image = image.convert(mode)
+        np.testing.assert_array_equal(images.to_uint8(image, channels, background=3), expected)
+
+
+class TestRange:
+    def save(self, folder, pixels):
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(4):
+            Image.fromarray(pixels).save(folder / f"{i}.tif")
+        return folder
+
+    @pytest.mark.parametrize(
+        ("pixels", "scale", "what", "high"),
+        [
+            (np.eye(SIZE, dtype=np.uint8), 255, "from 0 to 1 of 255", "1 is to be white"),
+            (np.eye(SIZE, dtype=np.uint16) * 4080, 16, "from 0 to 4080 of 65535", "4095 is to be white"),
+            (np.eye(SIZE, dtype=np.int32) * 255, 257, "from 0 to 255 of 65535", "255 is to be white"),
+        ],
+        ids=["mask", "12 bits in 16", "8 bits in 32"],
+    )
+    def test_images_that_are_all_but_black_are_told_with_the_cure(self, tmp_path, pixels, scale, what, high):
+        dark = load(self.save(tmp_path / "dark", pixels))
+        (warning,) = texts(dark, warnings=True)
+        assert warning == (
+            f"The images are all but black: the pixels run {what}; set config.dataset.scale={scale} "
+            f"if {high}."
+        )
+        cured = load(tmp_path / "dark", scale=scale)
+        assert not cured.notes
+        x = cured.train.rows(np.arange(1)).x[0, ..., 0]
+        assert set(np.unique(x)) == {0, 254 if high.startswith("4095") else 255}
+        assert (x > 0).sum() == SIZE
+
+    def test_an_npz_of_masks_too(self, tmp_path):
+        masks = np.random.default_rng(0).integers(0, 2, (12, 8, 8)).astype(np.uint8)
+        np.savez(tmp_path / "a.npz", train_image=masks, test_image=masks[:4])
+        (warning,) = texts(load(tmp_path / "a.npz"), warnings=True)
+        assert "from 0 to 1 of 255; set config.dataset.scale=255" in warning
+        cured = load(tmp_path / "a.npz", scale=255)
+        np.testing.assert_array_equal(cured.train.rows(np.arange(12)).x[..., 0], 255 * masks)
+        assert not cured.notes
+
+    @pytest.mark.parametrize(("brightest", "is_dark"), [(16, True), (17, False)])
+    def test_the_limit_is_16_of_255(self, brightest, is_dark):
+        assert bool(survey.range_notes(0, brightest, 255, 1.0)) == is_dark
+
+    def test_a_scale_that_clips_is_told(self, tmp_path):
+        dataset = load(save(tmp_path, 10, 20, 30, 100), scale=4)
+        assert texts(dataset, warnings=True) == [
+            "config.dataset.scale=4 clips the brightest pixels: the pixels run from 0 to 100 of 255, and "
+            "white is 63.75."
+        ]
+        rows = np.concatenate([split.rows(np.arange(2)).x for split in dataset[1:3]])
+        assert sorted(rows.max(axis=(1, 2, 3))) == [40, 80, 120, 255]
+
+    def test_images_of_ordinary_range_have_no_warning(self, tmp_path):
+        assert not load(save(tmp_path, 10, 20, 200, 255)).notes
+
+    def test_pixels_below_zero_are_refused_with_their_range(self, tmp_path):
+        with pytest.raises(DataError, match="pixels run from -3 to 0, but 16 bits hold 0 to 65535"):
+            load(self.save(tmp_path / "x", np.eye(SIZE, dtype=np.int32) * -3))
+
+
+X = np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE), dtype=np.uint8)
+
+
+class TestArrays:
+    @pytest.mark.parametrize(
+        ("given", "names", "codes"),
+        [
+            ([7, 1_000_000], ("7", "1000000"), [0, 1]),
+            ([1, 2, 3], ("1", "2", "3"), [0, 1, 2]),
+            ([10, 9, -1], ("9", "10"), [1, 0, -1]),
+            ([0, 1, 3], ("0", "1", "3"), [0, 1, 2]),
+            (["dog", "cat"], ("cat", "dog"), [1, 0]),
+            (["10", "9"], ("9", "10"), [1, 0]),
+            ([b"dog", b"cat"], ("cat", "dog"), [1, 0]),
+        ],
+    )
+    def test_labels_are_recoded_and_keep_their_names(self, tmp_path, given, names, codes):
+        label, code = np.resize(given, 40), np.resize(codes, 40)
+        np.savez(tmp_path / "a.npz", train_image=X, train_label=label, test_image=X[:5], test_label=label[:5])
+        dataset = load(tmp_path / "a.npz")
+        assert dataset.class_names == names
+        assert dataset.num_classes == dataset.train.num_classes == len(names)
+        np.testing.assert_array_equal(dataset.train.rows(np.arange(40)).label, code)
+        np.testing.assert_array_equal(dataset.test.rows(np.arange(5)).label, code[:5])
+        assert dataset.train.rows(np.arange(2)).label.dtype == np.int32
+
+    def test_a_class_of_test_alone_has_the_same_code_in_both(self, tmp_path):
+        np.savez(
+            tmp_path / "a.npz",
+            train_image=X[:2],
+            train_label=np.array([5, 9]),
+            test_image=X[:3],
+            test_label=np.array([9, 7, 5]),
+        )
+        dataset = load(tmp_path / "a.npz")
+        np.testing.assert_array_equal(dataset.train.rows(np.arange(2)).label, [0, 2])
+        np.testing.assert_array_equal(dataset.test.rows(np.arange(3)).label, [2, 1, 0])
+        assert texts(dataset, warnings=True) == ["There are no training rows of 7."]
+
+    def test_labels_that_are_no_classes_are_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("ali_jax.data.archives.MAX_CLASSES", 39)
+        arrays = {
+            "train_image": X,
+            "train_label": np.arange(40),
+            "test_image": X,
+            "test_label": np.arange(40),
+        }
+        np.savez(tmp_path / "a.npz", **arrays)
+        with pytest.raises(
+            DataError, match="the labels have 40 different values, and 39 classes are the limit"
+        ):
+            load(tmp_path / "a.npz")
+
+    @pytest.mark.parametrize(
+        "form", ["{part}_image", "{part}_images", "x_{part}", "X_{part}", "images_{part}", "{part}_x"]
+    )
+    def test_arrays_have_the_names_of_keras_or_of_medmnist(self, tmp_path, form):
+        of_label = form.replace("image", "label").replace("x", "y").replace("X", "y")
+        arrays = {}
+        for part, n in {"train": 20, "val": 8, "test": 12}.items():
+            arrays[form.format(part=part)] = X[:n]
+            arrays[of_label.format(part=part)] = np.arange(n)[:, None] % 2
+        np.savez(tmp_path / "a.npz", **arrays)
+        dataset = load(tmp_path / "a.npz")
+        assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (20, 12, 2)
+        np.testing.assert_array_equal(dataset.train.rows(np.arange(20)).x[..., 0], X[:20])
+        np.testing.assert_array_equal(dataset.test.rows(np.arange(12)).label, np.arange(12) % 2)
+        assert len(load(tmp_path / "a.npz", test_split="val").test) == 8
+
+    @pytest.mark.parametrize("name", ["arr_0", "images", "x", "faces"])
+    def test_a_single_array_is_divided(self, tmp_path, name):
+        label = np.arange(40) % 2
+        np.savez(tmp_path / "a.npz", **{name: X, "labels": label})
+        dataset = load(tmp_path / "a.npz")
+        assert (len(dataset.train), len(dataset.test)) == (36, 4)
+        of = {x.tobytes(): k for x, k in zip(X, label, strict=True)}
+        for split in dataset[1:3]:
+            batch = split.rows(np.arange(len(split)))
+            assert [of.pop(x.tobytes()) for x in batch.x] == list(batch.label)
+        np.testing.assert_array_equal(np.bincount(dataset.test.label), [2, 2])
+        np.savez(tmp_path / "b.npz", **{name: X})
+        assert load(tmp_path / "b.npz").num_classes == 0
+
+    def test_arrays_that_are_not_used_are_named(self, tmp_path):
+        np.savez(tmp_path / "a.npz", train_image=X, test_image=X, train_lable=X, test_lable=X)
+        assert texts(load(tmp_path / "a.npz")) == [
+            "Of a.npz these arrays are not used: test_lable, train_lable."
+        ]
+
+
+class TestNames:
+    def test_conditions_have_the_names_of_the_classes(self, tmp_path):
+        for name, level in (("cats", 10), ("dogs", 20)):
+            save(tmp_path / name, level, level, level)
+        assert load(tmp_path, conditional=True).attributes == ("cats", "dogs")
+
+    def test_pictures_name_the_classes(self):
+        points = np.array([[0.0, 0], [1, 1], [1, 1], [-2, 1]])
+        panel = figures.Panel("codes", points, np.array([1, 0, 0, 1]), names=("a<b", "dogs"))
+        assert figures.class_centers(panel) == {"a<b": (1.0, 1.0), "dogs": (-1.0, 0.5)}
+        drawn = svg.points(panel, name_classes=True)
+        assert re.findall(r'class="class"[^>]*>([^<]*)<', drawn) == ["a&lt;b", "dogs"]
+        bare = figures.scatter([[panel._replace(names=())]])
+        assert (figures.scatter([[panel]]) != bare).any()
+
+    def test_rows_of_conditional_samples_are_named_at_their_height(self):
+        grid = np.full((40, 30, 3), 200, np.uint8)
+        page = figures.with_row_names(grid, ("", "dogs"))
+        np.testing.assert_array_equal(page[:, -30:], grid)
+        margin = page[:, :-30]
+        assert (margin[:20] == 255).all()
+        assert margin[20:].min() < 100
+
+    def test_digits_and_svhn_have_names(self):
+        assert data.load("digits").class_names == tuple("0123456789")
+
+
+def test_folders_are_decoded_when_the_guide_says(tmp_path, monkeypatch):
+    """A folder above the limit is decoded once for a feed on the device, at each use for one on the host."""
+    text = (Path(small.ROOT) / "docs/guide/your_data.md").read_text()
+    assert files.EAGER_BYTES == 2**30
+    assert "1 GiB of decoded images (train and test together)" in text
+    save(tmp_path, *range(10, 30))
+    decoded = []
+    to_uint8 = images.to_uint8
+    monkeypatch.setattr(images, "to_uint8", lambda *a, **k: decoded.append(1) or to_uint8(*a, **k))
+    dataset = load(tmp_path)
+    at_start = len(decoded)
+    split = dataset.train
+    split.rows(np.arange(len(split)))
+    assert len(decoded) == at_start  # small: it is in memory
+    monkeypatch.setattr(files, "EAGER_BYTES", 0)
+    split = load(tmp_path).train
+    counts = {}
+    for kind in ("device", "host"):
+        decoded.clear()
+        feed = data.make_feed(split, batch_size=len(split), seed=0, divisor=255.0, kind=kind)
+        rows = feed.load(0, 2)
+        if kind == "host":
+            assert rows.x.shape[:2] == (2, len(split))
+        feed.close()
+        counts[kind] = len(decoded)
+    assert counts["device"] == len(split)
+    assert counts["host"] >= 2 * len(split)
+
+
+def test_a_mean_over_space_of_a_perceptron_is_refused(tmp_path):
+    config = perceptrons()
+    config.discriminator.x_pool = True
+    ali = networks.build(config, (8, 8, 1))
+    with pytest.raises(ValueError, match=r"x_pool averages maps over space, but D\(x\) makes no maps"):
+        jax.eval_shape(ali.discriminator.init, jax.random.key(0), np.zeros((2, 8, 8, 1)), np.zeros((2, 3)))
