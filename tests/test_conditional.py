@@ -10,7 +10,7 @@ import test_evaluate
 
 from ali_jax import data, evaluate, model, networks
 from ali_jax.data import ArraySplit, Dataset, tfds
-from ali_jax.evaluate import pictures
+from ali_jax.evaluate import figures, pictures
 from ali_jax.metrics import classifier
 from ali_jax.networks import layers
 from ali_jax.tools import describe
@@ -126,8 +126,11 @@ def test_samples_agree_with_the_class_they_were_asked_for(key):
     assert abs(found[1]["condition_agreement"] - 0.1) < 0.05
     assert found[0]["condition_agreement_min"] > 0.9
     picture = evaluate.conditional_samples(ali, variables, key, dataset, grid=(3, 5)).images
-    height, width, _ = picture["conditional_samples"].shape
-    assert height / width == pytest.approx(2, rel=0.05)
+    picture = picture["conditional_samples"]
+    grid = picture[:, -(len(picture) // 2 + 1) :]  # 10 rows of 5, with white lines of 2
+    margin = picture[:, : -grid.shape[1]]
+    named = figures.with_row_names(grid, dataset.attributes)
+    np.testing.assert_array_equal(margin, named[:, : -grid.shape[1]])
 
 
 @pytest.fixture(scope="module")

@@ -326,6 +326,7 @@ def test_a_failure_after_all_checks_has_status_1(trained, tmp_path, monkeypatch,
 
 
 def test_a_few_identical_images_train_and_evaluate(pictures, tmp_path, monkeypatch, capsys):
+    (pictures / "notes.txt").touch()
     names = (
         "samples",
         "reconstructions",
@@ -343,7 +344,12 @@ def test_a_few_identical_images_train_and_evaluate(pictures, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     command = ["--config", file, "--workdir", str(run)]
     assert main([*command, "--config.dataset.path=pictures"]) == 0
-    assert "pictures trains on 3 rows (train) and tests on 2 rows (test)." in capsys.readouterr().err
+    first_lines = capsys.readouterr().err.splitlines()[:3]
+    assert first_lines == [
+        "pictures trains on 3 rows (train) and tests on 2 rows (test).",
+        "pictures has 5 images. Skipped: 1 .txt file.",
+        "The images are all but constant: the pixels run from 99 to 99 of 255.",
+    ]
     rows = [strict_json(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     summary = strict_json((run / "summary.json").read_text())
     assert rows[-1]["memorisation"] is summary["metrics"]["memorisation"] is None

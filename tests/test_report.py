@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from types import SimpleNamespace
 
 import browser
 import jax
@@ -14,12 +15,14 @@ from test_loop import tiny
 from test_pages import over_two_members
 
 from ali_jax import evaluate
-from ali_jax.data import ArraySplit, Dataset
+from ali_jax.data import ArraySplit, Dataset, Note
 from ali_jax.main import main
 from ali_jax.metrics.neighbors import nearest_few
 from ali_jax.program import loop
 from ali_jax.records import read
 from ali_jax.records.writers import Spread, spreads
+from ali_jax.report import write
+from ali_jax.types import Networks, Variables
 
 EVIL = "<script>alert(1)</script>&\"'"
 
@@ -112,6 +115,31 @@ def test_a_discriminator_that_wins_is_a_concern():
     last = {**LAST, "accuracy/data": 0.999, "accuracy/sample": 0.995}
     (concern,) = read.concerns(GOOD, last, 10, 25)
     assert "tells nearly all pairs apart: 99.9% and 99.5%" in concern.what
+
+
+def test_the_page_has_the_notes_on_the_data_and_the_names_of_classes(whole):
+    run = read.read_run(whole)
+    notes = (Note("2 .txt <files> are skipped."), Note("The images are dark.", True))
+    split = ArraySplit(np.zeros((3, 2, 2, 1), np.uint8))
+    dataset = Dataset("x", split, split, 255.0, 2, class_names=("cats", "<dogs>"), notes=notes)
+    variables = Variables(Networks({}, {}, {}), Networks({}, {}, {}))
+    look = SimpleNamespace(dataset=dataset, shape=(2, 2, 1), variables=variables, weights="raw")
+    concerns = write._concerns(run, look)
+    assert "<p><strong>The data.</strong> The images are dark.</p>" in concerns
+    assert "No warnings" not in concerns
+    assert "skipped" not in concerns
+    table = "".join(write._what_was_run(run, look))
+    cells = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td>', table))
+    assert cells["classes"] == "0 cats, 1 &lt;dogs&gt;"
+    assert cells["about the data"] == "2 .txt &lt;files&gt; are skipped."
+    numbered = dataset._replace(class_names=("0", "1"), notes=())
+    look.dataset = numbered
+    cells = dict(
+        re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td>', "".join(write._what_was_run(run, look)))
+    )
+    assert cells["classes"] == "0 to 1"
+    assert "about the data" not in cells
+    assert "The data." not in write._concerns(run, look)
 
 
 def test_the_few_nearest_are_those_of_a_full_sort():
