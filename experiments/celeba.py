@@ -3,7 +3,8 @@
     python -m ali_jax.main --config experiments/celeba.py --workdir runs/celeba
 
 The 162,770 training images come from TensorFlow Datasets (`python -m ali_jax.data.prepare celeb_a`) or, with
---config.dataset.path, from an .npz. `celeba.py:paper` has what the paper's table says of D(x): batch norm on
+--config.dataset.path, from an .npz with train and validation, or with
+--config.dataset.test_split=test. `celeba.py:paper` has what the paper's table says of D(x): batch norm on
 its first layer as well, and no dropout; the code has no batch norm there and drops 0.2 of every input.
 """
 

@@ -3,10 +3,11 @@
     python -m ali_jax.main --config experiments/cifar10.py --workdir runs/cifar10
 
 The images come from TensorFlow Datasets (`python -m ali_jax.data.prepare cifar10`) or, with
---config.dataset.path, from an .npz; the training images after the first 45,000 are held out. For an .npz with
-at most 45,000 of them its own train and test parts are used. `cifar10.py:paper` has the dropout that the
-paper states for D(x), 0.5 on the input of layers 2 to 5. The code, whose networks gave the published numbers,
-has an off-by-one error: layer 3 has dropout between convolution and maxout, and layer 4 has none.
+--config.dataset.path, from an .npz; the training images after the first 45,000 are held out. An .npz with at
+most 45,000 of them needs --config.dataset.train_split=train and --config.dataset.test_split=test.
+`cifar10.py:paper` has the dropout that the paper states for D(x), 0.5 on the input of layers 2 to 5. The
+code, whose networks gave the published numbers, has an off-by-one error: layer 3 has dropout between
+convolution and maxout, and layer 4 has none.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
     python -m ali_jax.main --config experiments/tiny_imagenet.py --workdir runs/tiny_imagenet
 
 The 1,281,167 images of 64x64 come from TensorFlow Datasets
-(`python -m ali_jax.data.prepare imagenet_resized/64x64`) or, with --config.dataset.path, from an .npz.
+(`python -m ali_jax.data.prepare imagenet_resized/64x64`) or, with --config.dataset.path, from an .npz with
+train and validation, or with --config.dataset.test_split=test.
 `tiny_imagenet.py:paper` trains for the paper's 125 epochs.
 """
 

@@ -505,6 +505,7 @@ class TestSVHN:
         np.testing.assert_array_equal(batch.x, x)
         np.testing.assert_array_equal(batch.label, [1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
         assert dataset.num_classes == 10
+        assert dataset.class_names == tuple("0123456789")
 
     def test_mistakes(self, tmp_path):
         self.write(tmp_path, "test", 3)
@@ -526,7 +527,10 @@ class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):
         return tensorflow_datasets.core.DatasetInfo(
             builder=self,
             features=features.FeaturesDict(
-                {"image": features.Image(shape=(8, 8, 3)), "label": features.ClassLabel(num_classes=4)}
+                {
+                    "image": features.Image(shape=(8, 8, 3)),
+                    "label": features.ClassLabel(names=["ant", "bee", "cat", "dog"]),
+                }
             ),
         )
 
@@ -595,6 +599,7 @@ class TestTFDS:
         dataset = data.load("tiny_pictures", directory=prepared)
         assert (len(dataset.train), len(dataset.test), dataset.train.shape) == (20, 6, (8, 8, 3))
         assert (dataset.num_classes, dataset.divisor) == (4, 255.0)
+        assert dataset.class_names == ("ant", "bee", "cat", "dog")
         batch = dataset.train.rows(np.arange(20))
         np.testing.assert_array_equal(np.sort(batch.x[:, 3, 3, 1]), np.arange(20))
         np.testing.assert_array_equal(batch.label, batch.x[:, 0, 0, 0] % 4)
