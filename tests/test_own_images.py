@@ -200,6 +200,16 @@ class TestFolders:
             "There are no test rows of dogs.",
         ]
 
+    def test_labels_are_known_without_decoding_in_slices_too(self, tmp_path, monkeypatch):
+        for name, level in (("cats", 10), ("dogs", 200)):
+            save(tmp_path / name, level, level, level, level)
+        monkeypatch.setattr(files, "EAGER_BYTES", 0)
+        dataset = load(tmp_path, train_split="train[-4:]")
+        label = dataset.train.rows(np.arange(4)).label
+        np.testing.assert_array_equal(label, [0, 1, 1, 1])
+        np.testing.assert_array_equal(data.known_labels(dataset.train), label)
+        assert texts(dataset)[0] == "2 classes (training + test rows): cats 1 + 1, dogs 3 + 1."
+
     def test_many_classes_are_named_in_part(self):
         split = data.ArraySplit(np.zeros((40, 1), np.float32), None, np.arange(40, dtype=np.int32), 40)
         (note,) = survey.class_notes([f"c{k}" for k in range(40)], split, split)
