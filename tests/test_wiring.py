@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from ali_jax import config as configs
 from ali_jax import data, evaluate, game
@@ -153,7 +154,7 @@ PROGRAM = (
     Row("dataset.conditional", True, TRAIN | TEST | start(*ROLES) | STEP, "loaded"),
     Row("dataset.stack", 3, TRAIN | TEST | start(*ROLES) | STEP, "loaded images"),
     Row("dataset.labelled", 6, TRAIN | STEP, "semi"),
-    Row("dataset.shape", (3,), refused="fit data of shape 3 .*; the data are 2"),
+    Row("dataset.shape", (3,), refused="take data of shape 3 .*; the data are 2"),
     Row("dataset.feed", "host", FEED | TRAIN | STEP),
     Row("dataset.device_bytes", 95, FEED | TRAIN | STEP),
     Row("dataset.dequantize", 0.3, STEP),
@@ -257,8 +258,8 @@ RUNS = {
     (("evaluators", ()), ("report", True)): {"evaluated": [], "report": True},
 }
 
-# Of these test_a_run_starts_from_the_averaged_decoder_of_the_member_it_names says what they do.
-STATES = ("init_from", "init_member")
+# Keys that need files: tests of their own, below, show what they do.
+FILES = ("init_from", "init_member", "init_networks", "dataset.background")
 
 
 def tiny(base: str, **changes: Any) -> configs.Config:
@@ -461,7 +462,7 @@ def test_a_run_records_what_its_config_asks_for(changes, tmp_path, capfd):
 def test_every_key_is_shown_to_matter():
     """A key that is added to the table needs a row here: what it changes, or what refuses it."""
     shown = {row.key for row in PROGRAM} | set(EVALUATION) | {key for changes in RUNS for key, _ in changes}
-    assert shown | set(STATES) == set(configs.KEYS)
+    assert shown | set(FILES) == set(configs.KEYS)
 
 
 # The numbers on the way, by hand.
@@ -547,7 +548,8 @@ def numbers(tree: Any) -> set[float]:
 
 def test_a_run_starts_from_the_averaged_decoder_of_the_member_it_names(tmp_path):
     made, state = two_members()
-    (tmp_path / "config.json").write_text(configs.to_json(made.config))
+    trained = configs.with_values(made.config, {"dataset.shape": (2,)})
+    (tmp_path / "config.json").write_text(configs.to_json(trained))
     manager = checkpoint.open_manager(tmp_path / "checkpoints", create=True)
     checkpoint.save(manager, state, {})
     checkpoint.close(manager, failed=False)
@@ -557,6 +559,19 @@ def test_a_run_starts_from_the_averaged_decoder_of_the_member_it_names(tmp_path)
         for variables in (begun.variables, begun.ema):
             assert numbers(variables.params.decoder) == {number}
             assert np.abs(variables.params.encoder["mu"]["kernel"]).max() < 1
+        config = tiny("points", **values, init_networks=("encoder", "discriminator"))
+        begun = game.initial_state(game.prepare(config, points())).variables.params
+        assert numbers(begun.encoder) == numbers(begun.discriminator) == {number}
+        assert np.abs(begun.decoder["output"]["kernel"]).max() != number
+
+
+def test_transparent_pixels_have_the_background_of_the_config(tmp_path):
+    for name in "abcd":
+        Image.fromarray(np.full((8, 8, 4), (9, 9, 9, 0), np.uint8)).save(tmp_path / f"{name}.png")
+    for background, grey in (("black", 0), ("77", 77)):
+        config = tiny("points", **{"dataset.path": str(tmp_path), "dataset.background": background})
+        config = configs.with_values(config, {"dataset.train_split": "train", "dataset.test_split": "train"})
+        assert set(np.unique(game.load_data(config).train.rows(np.arange(2)).x)) == {grey}
 
 
 def test_the_first_member_of_a_population_is_exported(tmp_path):
