@@ -52,7 +52,7 @@ def narrow(config: ConfigDict, maps: int = 4) -> ConfigDict:
 def shallow(config: ConfigDict) -> None:
     """Cut stacks of convolutions to two layers, on images of 8x8: compiling them is what takes time.
 
-    Kinds of layer stay. Of values that are given layer by layer, the first and the largest other one stay.
+    Kinds of layer stay. Of values that are given layer by layer, the first stays, and the largest of the others for all others.
     """
     if not config.encoder.layers or isinstance(config.encoder.layers[0], int):
         return
@@ -70,7 +70,8 @@ def shallow(config: ConfigDict) -> None:
     for network in (config.encoder, config.decoder, config.discriminator):
         for key in ("batch_norm", "x_batch_norm", "x_dropout", "x_dropout_after"):
             if len(network.get(key, ())) > 1:
-                network[key] = (network[key][0], max(network[key][1:]))
+                layers = network["x_layers" if key.startswith("x_") else "layers"]
+                network[key] = (network[key][0], *[max(network[key][1:])] * (len(layers) - 1))
 
 
 def game(
