@@ -52,7 +52,7 @@ def narrow(config: ConfigDict, maps: int = 4) -> ConfigDict:
 def shallow(config: ConfigDict) -> None:
     """Cut stacks of convolutions to two layers, on images of 8x8: compiling them is what takes time.
 
-    Kinds of layer stay. Of values that are given layer by layer, the first stays, and the largest of the others for all others.
+    Kinds of layer stay. Of values that are given layer by layer, the first and the largest other one stay.
     """
     if not config.encoder.layers or isinstance(config.encoder.layers[0], int):
         return
