@@ -18,7 +18,7 @@ A program is lowered for CUDA, which needs no GPU, and XLA's rules are applied t
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -163,11 +163,11 @@ def kinds(found: list[Convolution]) -> dict[str, list[Convolution]]:
 COLUMNS = ("forward", "input gradient", "kernel gradient", "gradient as forward", "on zeros")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and return the exit status."""
     parser = argparse.ArgumentParser(description="Show what cuDNN is given.", allow_abbrev=False)
     parser.add_argument("--config", required=True, help="FILE or FILE:VARIANT")
-    options, overrides = parser.parse_known_args()
+    options, overrides = parser.parse_known_args(argv)
     print(f"| lowering | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
     for lowering in ("native", "gpu"):
         config = load_config(options.config)

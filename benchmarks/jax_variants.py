@@ -72,7 +72,7 @@ class Ours:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
             jax.eval_shape(self._init),
         )
-        jitted = jax.jit(self._step, donate_argnums=0)
+        jitted: Any = self._step  # off a CPU it is the jitted function itself
         self._step = jitted.lower(state, self._feed.load(0, self.unit)).compile()
 
     def start(self) -> dict[str, Any]:

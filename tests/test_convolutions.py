@@ -214,7 +214,7 @@ def test_compiler_options_leave_out_what_this_jaxlib_does_not_know(monkeypatch):
         (conv, (1, 5, 5, 2), (3, 3, 2, 1), {"stride": 0}, "stride >= 1"),
         (conv_transpose, (1, 5, 5, 2), (3, 3, 2, 1), {"padding": -1}, "padding >= 0"),
         (conv_transpose, (1, 1, 1, 2), (4, 4, 2, 1), {"padding": 2}, "use a smaller padding"),
-        (conv_transpose, (1, 5, 5, 2), (3, 3, 2, 1), {"lowering": "gpu"}, "choose one of"),
+        (conv_transpose, (1, 5, 5, 2), (3, 3, 2, 1), {"lowering": "tpu"}, "choose one of"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(function, x, kernel, options, message):

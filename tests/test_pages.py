@@ -184,6 +184,7 @@ def test_what_was_run_is_told_fact_by_fact(single, two):
     )
     assert facts == {
         "data": ["digits, 8x8x1 pixels, 10 classes"],
+        "classes": ["0 to 9"],
         "training rows": ["1,400 (train)"],
         "test rows": ["397 (test)"],
         "parameters": ["encoder {}, decoder {}, discriminator {}".format(*sizes)],

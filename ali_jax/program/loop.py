@@ -152,7 +152,7 @@ class _Call(NamedTuple):
     timed: bool  # whether its time counts as speed: it was compiled before
 
 
-class _Session(NamedTuple):
+class _Sitting(NamedTuple):
     """The open resources and the state of one sitting of a run."""
 
     game: Game
@@ -192,57 +192,57 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
         # Several processes must stop at the same step, which `hosts.preempted` sees to.
         signals = terminal.STOP_SIGNALS if jax.process_count() == 1 else ()
         stops = stack.enter_context(terminal.signals_noted(signals))
-        session = _Session(game, manager, records, reporter, clock, facts, stops, set())
+        sitting = _Sitting(game, manager, records, reporter, clock, facts, stops, set())
         reporter.start(step)
 
-        state, step = _take_steps(session, state, step, feed)
-        _save(session, state)
-        if not session.stops:
-            _evaluate(session, state)
+        state, step = _take_steps(sitting, state, step, feed)
+        _save(sitting, state)
+        if not sitting.stops:
+            _evaluate(sitting, state)
         checkpoint.wait(manager)
         if main:
-            end = f"signal {session.stops[0]}" if session.stops else "done"
+            end = f"signal {sitting.stops[0]}" if sitting.stops else "done"
             note_sitting(workdir, to_step=step, end=end, seconds=time.monotonic() - clock.started)
-        if session.stops:
+        if sitting.stops:
             reporter.say(f"Stopped by a signal. Step {step} is saved; run the same command to resume.")
-            return 128 + session.stops[0]
+            return 128 + sitting.stops[0]
         if main:
-            _write_summary(session, workdir)
+            _write_summary(sitting, workdir)
             if config.report:
-                _write_report(session, state, workdir)
+                _write_report(sitting, state, workdir)
     return 0
 
 
-def _take_steps(session: _Session, state: TrainState, step: int, feed: Any) -> tuple[TrainState, int]:
+def _take_steps(sitting: _Sitting, state: TrainState, step: int, feed: Any) -> tuple[TrainState, int]:
     """Train from this step to the end or to a signal; return the last state and its step.
 
     While a call runs on the device, the metrics of the call before it are read.
     """
-    game, config = session.game, session.game.config
+    game, config = sitting.game, sitting.game.config
     calls: dict[int, Any] = {}  # compiled, by number of steps
     pending: _Call | None = None
-    while step < config.num_steps and not session.stops:
+    while step < config.num_steps and not sitting.stops:
         if _is_due(config, "evaluate_every", step):
-            _evaluate(session, state)
+            _evaluate(sitting, state)
         count = min(config.steps_per_call - step % config.steps_per_call, config.num_steps - step)
         if hosts.preempted(step, count):
-            session.stops.append(signal.SIGTERM)
+            sitting.stops.append(signal.SIGTERM)
             break
         new = count not in calls
         if new:
-            _settle(session, pending)
+            _settle(sitting, pending)
             pending = None
             calls[count] = make_call(game, feed, count)
         state, metrics = calls[count](state, feed.load(step, count))
-        _settle(session, pending)
+        _settle(sitting, pending)
         step += count
         pending = _Call(step, count, metrics, timed=not new)
         if any(_is_due(config, key, step) for key in ("log_every", "checkpoint_every", "evaluate_every")):
-            _settle(session, pending)
+            _settle(sitting, pending)
             pending = None
         if _is_due(config, "checkpoint_every", step):
-            _save(session, state)
-    _settle(session, pending)
+            _save(sitting, state)
+    _settle(sitting, pending)
     return state, step
 
 
@@ -279,20 +279,20 @@ def _first_state(game: Game, manager: Any, reporter: Terminal, clock: _Clock) ->
     return state
 
 
-def _settle(session: _Session, call: _Call | None) -> None:
+def _settle(sitting: _Sitting, call: _Call | None) -> None:
     """Wait for a call, show its metrics, log them where due, and raise if a loss is not finite."""
     if call is None:
         return
-    config, clock, reporter = session.game.config, session.clock, session.reporter
+    config, clock, reporter = sitting.game.config, sitting.clock, sitting.reporter
     values = jax.device_get(call.metrics)
-    clock.tick(call.count * _images_per_step(session.game), timed=call.timed)
+    clock.tick(call.count * _images_per_step(sitting.game), timed=call.timed)
     finite_steps = np.atleast_1d(values.pop("finite_steps"))
     if (finite_steps < call.count).all():
         lost = [k for k, v in values.items() if k.startswith("loss/") and not np.isfinite(v).any()]
         bad = ", ".join(f"{k} is {np.ravel(values[k])[0]}" for k in lost)
-        _fail(session, call.step - call.count + int(finite_steps.max()) + 1, bad)
-    for k in set(np.flatnonzero(finite_steps < call.count).tolist()) - session.diverged:
-        session.diverged.add(k)
+        _fail(sitting, call.step - call.count + int(finite_steps.max()) + 1, bad)
+    for k in set(np.flatnonzero(finite_steps < call.count).tolist()) - sitting.diverged:
+        sitting.diverged.add(k)
         reporter.say(f"Member {k} has diverged by step {call.step}; the others continue.")
     metrics = {key: float(np.nanmean(value)) for key, value in values.items()}
     if clock.first_call:
@@ -304,25 +304,25 @@ def _settle(session: _Session, call: _Call | None) -> None:
     reporter.progress(call.step, metrics, clock.images_per_second)
     if _is_due(config, "log_every", call.step):
         logged = metrics
-        if session.game.members:
-            members = range(len(session.game.members))
+        if sitting.game.members:
+            members = range(len(sitting.game.members))
             logged = population.spread([{key: value[k] for key, value in values.items()} for k in members])
-        session.records.scalars(call.step, logged, images_per_second=clock.images_per_second)
-        left = (config.num_steps - call.step) * _images_per_step(session.game)
+        sitting.records.scalars(call.step, logged, images_per_second=clock.images_per_second)
+        left = (config.num_steps - call.step) * _images_per_step(sitting.game)
         reporter.log(call.step, metrics, clock.images_per_second, left)
 
 
-def _save(session: _Session, state: TrainState) -> None:
-    if not _finite(state, bool(session.game.members)):
-        _fail(session, int(state.step), "a parameter is not finite")
-    session.records.sync()
-    checkpoint.save(session.manager, state, {**session.clock.now(), "data": session.facts})
+def _save(sitting: _Sitting, state: TrainState) -> None:
+    if not _finite(state, bool(sitting.game.members)):
+        _fail(sitting, int(state.step), "a parameter is not finite")
+    sitting.records.sync()
+    checkpoint.save(sitting.manager, state, {**sitting.clock.now(), "data": sitting.facts})
 
 
-def _fail(session: _Session, step: int, what: str) -> NoReturn:
+def _fail(sitting: _Sitting, step: int, what: str) -> NoReturn:
     """Raise the NonFiniteError of a run that diverged at this step."""
-    checkpoint.wait(session.manager)
-    saved = session.manager.latest_step()
+    checkpoint.wait(sitting.manager)
+    saved = sitting.manager.latest_step()
     last = "No checkpoint was saved before"
     if saved is not None:
         last = f"The last good checkpoint, of step {saved}, is kept"
@@ -340,13 +340,13 @@ def _finite(state: TrainState, members: bool) -> Array:
     return jnp.stack(finite).all(axis=0).any()
 
 
-def _evaluate(session: _Session, state: TrainState) -> None:
+def _evaluate(sitting: _Sitting, state: TrainState) -> None:
     """Evaluate and record the results, unless the records have them for this step; a signal ends it early.
 
     At the last step, numbers of the raw parameters, named `raw/`, stand beside those of the averaged ones.
     """
-    game, step = session.game, int(state.step)
-    if evaluation_at(session.records.rows, step) is not None:
+    game, step = sitting.game, int(state.step)
+    if evaluation_at(sitting.records.rows, step) is not None:
         return
     scalars: dict[str, float] = {}
     images: dict[str, np.ndarray] = {}
@@ -354,25 +354,25 @@ def _evaluate(session: _Session, state: TrainState) -> None:
         report = evaluate(game, state, name, raw_beside=step == game.config.num_steps)
         scalars |= report.scalars
         images |= report.images
-        if session.stops:
+        if sitting.stops:
             return
-    session.records.images(step, images)
-    session.records.scalars(step, scalars)
+    sitting.records.images(step, images)
+    sitting.records.scalars(step, scalars)
     if scalars:
-        session.reporter.table(f"Evaluation at step {step}", scalars)
-    session.clock.restart()
+        sitting.reporter.table(f"Evaluation at step {step}", scalars)
+    sitting.clock.restart()
 
 
-def _write_summary(session: _Session, workdir: Path) -> None:
-    config, clock = session.game.config, session.clock.now()
-    images = config.num_steps * _images_per_step(session.game)
+def _write_summary(sitting: _Sitting, workdir: Path) -> None:
+    config, clock = sitting.game.config, sitting.clock.now()
+    images = config.num_steps * _images_per_step(sitting.game)
     timed = clock["timed_images"] / clock["timed_seconds"] if clock["timed_seconds"] else None
     summary = {
         "step": config.num_steps,
         "images_seen": images,
         "wall_seconds": clock["wall_seconds"],
         "images_per_second": timed or images / clock["wall_seconds"],
-        "metrics": evaluation_at(session.records.rows, config.num_steps),
+        "metrics": evaluation_at(sitting.records.rows, config.num_steps),
     }
     write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
 
@@ -381,13 +381,13 @@ def _images_per_step(game: Game) -> int:
     return game.config.batch_size * max(len(game.members), 1)
 
 
-def _write_report(session: _Session, state: TrainState, workdir: Path) -> None:
+def _write_report(sitting: _Sitting, state: TrainState, workdir: Path) -> None:
     """Write the report of the finished run; if that fails, warn: the run is complete without it."""
     try:
-        write_report(session.game, state, workdir)
+        write_report(sitting.game, state, workdir)
     except Exception as error:
         reason = str(error) or type(error).__name__
-        session.reporter.say(
+        sitting.reporter.say(
             f"The report was not written: {reason} The run is complete; try --mode report --workdir "
             f"{workdir}.",
             logging.WARNING,
