@@ -22,9 +22,17 @@ from test_main import write_config
 PYTHON_STARTS = 0.2  # seconds
 
 
-def heed_interrupts() -> None:
-    """Give SIGINT its default action, which a shell takes from programs that it starts in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def python(*, interrupts: str = "SIG_DFL", hang_ups: str = "SIG_DFL") -> list[str]:
+    """Return a command that becomes a Python with these actions of SIGINT and SIGHUP, whatever ours are.
+
+    A shell makes the programs that it starts in the background ignore SIGINT, and children inherit that.
+    """
+    code = (
+        f"import os, signal, sys; signal.signal(signal.SIGINT, signal.{interrupts}); "
+        f"signal.signal(signal.SIGHUP, signal.{hang_ups}); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    return [sys.executable, "-c", code]
 
 
 def problems(seconds: float, *, under_pipe: bool, folder: Path) -> tuple[list[str], bool]:
@@ -32,11 +40,10 @@ def problems(seconds: float, *, under_pipe: bool, folder: Path) -> tuple[list[st
     run = folder / "run"
     file = write_config(folder, num_steps=10_000_000)
     process = subprocess.Popen(
-        [sys.executable, "-m", "ali_jax.main", "--config", file, "--workdir", str(run)],
+        [*python(), "-m", "ali_jax.main", "--config", file, "--workdir", str(run)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=heed_interrupts,
     )
     time.sleep(seconds)
     output = ""

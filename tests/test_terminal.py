@@ -5,22 +5,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from interrupts import heed_interrupts
+from interrupts import python
 from test_main import write_config
 
 from ali_jax.program import terminal
 
 
-def start(folder, *, num_steps=1_000_000, **popen):
+def start(folder, *, num_steps=1_000_000, **actions):
     """Start a training whose stdout and stderr are one pipe, as under `2>&1 | tee log`."""
     file = write_config(folder, num_steps=num_steps)
-    command = [sys.executable, "-m", "ali_jax.main", "--config", file, "--workdir", str(folder / "run")]
-    popen = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": heed_interrupts, **popen}
-    return subprocess.Popen(command, text=True, **popen)
+    command = [*python(**actions), "-m", "ali_jax.main", "--config", file, "--workdir", str(folder / "run")]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def wait_for_steps(process, run):
@@ -54,7 +52,7 @@ def test_a_signal_under_a_closed_pipe_saves_the_last_step(number, tmp_path):
 
 
 def test_nohup_is_respected(tmp_path):
-    process = start(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start(tmp_path, hang_ups="SIG_IGN")
     wait_for_steps(process, tmp_path / "run")
     process.send_signal(signal.SIGHUP)
     time.sleep(0.5)
