@@ -542,3 +542,13 @@ def test_a_mean_over_space_of_a_perceptron_is_refused(tmp_path):
     ali = networks.build(config, (8, 8, 1))
     with pytest.raises(ValueError, match=r"x_pool averages maps over space, but D\(x\) makes no maps"):
         jax.eval_shape(ali.discriminator.init, jax.random.key(0), np.zeros((2, 8, 8, 1)), np.zeros((2, 3)))
+
+
+def test_an_archive_whose_table_of_contents_is_damaged_is_one_message(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, train_image=np.zeros((4, 8, 8), np.uint8), test_image=np.zeros((4, 8, 8), np.uint8))
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.rindex(b"PK\x01\x02")] ^= 0xFF  # the entry of the last file
+    path.write_bytes(damaged)
+    with pytest.raises(data.DataError, match="not an .npz file, or truncated or damaged; write it again"):
+        data.load("images", path=str(path))

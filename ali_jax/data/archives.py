@@ -131,10 +131,8 @@ def _divided(path: Path, split: ArraySplit) -> dict[str, ArraySplit]:
 
 def _shapes(path: Path) -> dict[str, str]:
     """Return the arrays of the file by name, each with its type and shape as text."""
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not an .npz file, or truncated; write it again with numpy.savez")
     shapes = {}
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):
                 continue
@@ -146,6 +144,18 @@ def _shapes(path: Path) -> dict[str, str]:
                 text = "(damaged)"
             shapes[member.filename.removesuffix(".npy")] = text
     return shapes
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    """Open an archive; a DataError says that it is none, or that its table of contents is damaged."""
+    try:
+        return zipfile.ZipFile(path)
+    except OSError:  # such as one without permission
+        raise
+    except Exception as error:  # damaged bytes raise errors of many classes
+        raise DataError(
+            f"{path}: not an .npz file, or truncated or damaged; write it again with numpy.savez"
+        ) from error
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -173,7 +183,7 @@ def _check_sizes(path: Path, names: Sequence[str]) -> None:
     This keeps a small file from unpacking to more than the machine can hold.
     """
     needed = 0
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         for member in archive.infolist():
             if member.filename.removesuffix(".npy") not in names:
                 continue
