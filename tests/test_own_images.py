@@ -91,6 +91,8 @@ class TestFolders:
             (tmp_path / f"no_suffix_{i}").write_bytes(b"x")
         (tmp_path / "x.heic").write_bytes(b"x")
         (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
+        (tmp_path / "self.png").symlink_to("self.png")
+        (tmp_path / "self").symlink_to("self")
         (tmp_path / ".hidden.png").write_bytes(b"x")
         (tmp_path / ".git").mkdir()
         os.mkfifo(tmp_path / "pipe.png")
@@ -101,8 +103,8 @@ class TestFolders:
             "1 device",
             "1 hidden file",
             "1 hidden folder",
-            "1 link that leads nowhere",
             "3 files without a suffix",
+            "3 links to nothing",
             "4 .heic files",
         ]
 
@@ -120,6 +122,7 @@ class TestFolders:
             ("training", "TESTING", "test"),
             ("train", "Val", "validation"),
             ("TRAINING", "valid", "validation"),
+            ("Train ", "Test ", "test"),
             ("train", "validation", "validation"),
         ],
     )
@@ -166,6 +169,17 @@ class TestFolders:
         dataset = load(tmp_path)
         assert dataset.class_names == ("cats", "dogs")
         assert label_of_level(dataset) == {10: "cats", 20: "cats", 30: "dogs", 40: "dogs"}
+
+    def test_folders_that_name_no_classes_are_said(self, tmp_path):
+        save(tmp_path / "images" / "cats", 10, 20)
+        save(tmp_path / "images" / "dogs", 30, 40)
+        save(tmp_path, 50)
+        dataset = load(tmp_path)
+        assert dataset.class_names == ()
+        (warning,) = texts(dataset, warnings=True)
+        assert warning.startswith("The folders images/cats, images/dogs are not taken as classes.")
+        (tmp_path / "0.png").unlink()
+        assert load(tmp_path).class_names == ("cats", "dogs")
 
     def test_numbers_sort_as_numbers(self, tmp_path):
         for name in ("10", "9", "100", "b", "a"):
@@ -428,6 +442,15 @@ class TestArrays:
         np.testing.assert_array_equal(dataset.train.rows(np.arange(2)).label, [0, 2])
         np.testing.assert_array_equal(dataset.test.rows(np.arange(3)).label, [2, 1, 0])
         assert texts(dataset, warnings=True) == ["There are no training rows of 7."]
+
+    def test_labels_of_two_integer_types_are_not_rounded(self, tmp_path):
+        near = np.resize([2**60 + 1, 2**60 + 3], 40)
+        arrays = {"train_image": X, "test_image": X, "test_label": near}
+        np.savez(tmp_path / "a.npz", **arrays, train_label=near.astype(np.uint64))
+        assert load(tmp_path / "a.npz").class_names == (str(2**60 + 1), str(2**60 + 3))
+        np.savez(tmp_path / "a.npz", **arrays, train_label=near.astype(np.uint64) + 2**63)
+        with pytest.raises(DataError, match=r"a.npz: train_label runs to 1\d+; class numbers must be less"):
+            load(tmp_path / "a.npz")
 
     def test_labels_that_are_no_classes_are_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr("ali_jax.data.archives.MAX_CLASSES", 39)

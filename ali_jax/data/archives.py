@@ -244,7 +244,9 @@ def _check_labels(what: str, label: np.ndarray, count: int) -> np.ndarray:
         raise DataError(
             f"{what} runs from {label.min()} to {label.max()}; classes are at least 0, and -1 means no label"
         )
-    return label
+    if label.dtype.kind == "u" and count and label.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{what} runs to {label.max()}; class numbers must be less than 2**63")
+    return label.astype(np.int64) if label.dtype.kind in "iu" else label  # joined, mixed types become floats
 
 
 def _recoded(path: Path, label: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

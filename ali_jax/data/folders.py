@@ -80,7 +80,11 @@ def read_folder(root: Path, *, background: int, scale: float) -> Contents:
     rows = {name: _labelled(part, classes) for name, part in of_part.items()}
     if not held_out:
         rows = _divided(root, rows["train"])
-    notes = [*_skipped_note(root, skipped, len(found)), *_unlabelled_notes(rows, classes)]
+    notes = [
+        *_skipped_note(root, skipped, len(found)),
+        *_unlabelled_notes(rows, classes),
+        *_no_classes_note(of_part, classes),
+    ]
     every = sorted(row.path for part in rows.values() for row in part)
     shape, with_alpha = _common_shape(every)
 
@@ -127,9 +131,10 @@ def find_images(root: Path) -> tuple[list[Path], Counter[str]]:
         seen.add(_identity(folder))
         for entry in _entries(folder):
             path = Path(entry.path)
+            is_folder = os.path.isdir(entry.path)  # no error where a link leads to itself
             if entry.name.startswith("."):
-                skipped["hidden folder" if entry.is_dir() else "hidden file"] += 1
-            elif entry.is_dir():
+                skipped["hidden folder" if is_folder else "hidden file"] += 1
+            elif is_folder:
                 (links if entry.is_symlink() else folders).append(path)
             elif reason := _unusable(entry, path.suffix):
                 skipped[reason] += 1
@@ -153,13 +158,16 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _unusable(entry: os.DirEntry[str], suffix: str) -> str:
     """Return why a file is no image, or "" if its name says that it is one."""
-    if not entry.is_file():
-        return (
-            "link that leads nowhere" if entry.is_symlink() and not os.path.exists(entry.path) else "device"
-        )
+    if not os.path.isfile(entry.path):
+        return "link to nothing" if entry.is_symlink() and not os.path.exists(entry.path) else "device"
     if suffix.lower() in IMAGE_SUFFIXES:
         return ""
     return f"{suffix.lower()} file" if suffix else "file without a suffix"
+
+
+def _part_of(folder: str) -> str | None:
+    """Return the part that a folder's name says, in any case and with spaces around it, or None."""
+    return PART_OF.get(folder.strip().lower())
 
 
 def _looked_through(names: Sequence[Names]) -> list[Names]:
@@ -168,7 +176,7 @@ def _looked_through(names: Sequence[Names]) -> list[Names]:
         len({n[0] for n in names}) == 1
         and all(len(n) > 1 for n in names)
         and any(len(n) > 2 for n in names)
-        and names[0][0].lower() not in PART_OF
+        and _part_of(names[0][0]) is None
     ):
         names = [n[1:] for n in names]
     return list(names)
@@ -180,12 +188,12 @@ def _parts(root: Path, found: dict[Names, Path]) -> dict[str, dict[Names, Path]]
     Raises:
         DataError: there is a part, but nothing to train or to test on; two folders are the same part.
     """
-    folders = sorted({names[0] for names in found if len(names) > 1 and names[0].lower() in PART_OF})
+    folders = sorted({names[0] for names in found if len(names) > 1 and _part_of(names[0])})
     of_part: dict[str, dict[Names, Path]] = {}
     for folder in folders:
-        part = PART_OF[folder.lower()]
+        part = PART_OF[folder.strip().lower()]
         if part in of_part:
-            same = " and ".join(name for name in folders if PART_OF[name.lower()] == part)
+            same = " and ".join(name for name in folders if _part_of(name) == part)
             raise DataError(f"{root}: the folders {same} both mean {part}; join them, or rename one")
         inside = {names[1:]: path for names, path in found.items() if names[0] == folder}
         of_part[part] = dict(zip(_looked_through(list(inside)), inside.values(), strict=True))
@@ -260,6 +268,20 @@ def _unlabelled_notes(rows: dict[str, list[ImageFile]], classes: Sequence[str]) 
         number = sum(row.label < 0 for row in part)
         if number:
             yield Note(f"{number} of {len(part)} images of {name} lie in no class folder: no label.", True)
+
+
+def _no_classes_note(of_part: dict[str, dict[Names, Path]], classes: Sequence[str]) -> list[Note]:
+    """Warn that images lie in several folders, none of which names a class."""
+    folders = {"/".join(names[:-1]) for part in of_part.values() for names in part if len(names) > 1}
+    if classes or len(folders) < 2:
+        return []
+    return [
+        Note(
+            f"The folders {survey.listed(sorted(folders))} are not taken as classes. Those must lie beside "
+            "each other, two or more, and not under a folder that lies beside images.",
+            True,
+        )
+    ]
 
 
 def _common_shape(paths: Sequence[Path]) -> tuple[tuple[int, int, int], list[Path]]:
