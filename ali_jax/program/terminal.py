@@ -65,15 +65,14 @@ class Unbreakable:
 def signals_noted(numbers: Sequence[int] = STOP_SIGNALS) -> Iterator[list[int]]:
     """Collect signals in a list, so that a run can save before it stops; a second one ends the process.
 
-    A SIGHUP that is ignored stays ignored, as `nohup` wants it. Only the main thread can set handlers; in
-    another one, nothing is collected.
+    A signal that is ignored stays ignored: SIGHUP, as `nohup` wants it, or SIGINT in a background job of a
+    script. Only the main thread can set handlers; in another one, nothing is collected.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    numbers = [number for number in numbers if not (number == signal.SIGHUP and ignored)]
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
