@@ -16,7 +16,7 @@ from test_figures import cells, flat_images
 from ali_jax import evaluate, model
 from ali_jax.data import ArraySplit, Dataset
 from ali_jax.evaluate import reconstruction, rows, running
-from ali_jax.metrics import classifier, divergence, inception
+from ali_jax.metrics import classifier, divergence, inception, modes
 from ali_jax.types import Networks, Variables
 
 TRAIN = np.repeat([0, 1, 2, 3], [60, 24, 8, 8])  # the classes of train
@@ -238,6 +238,16 @@ def test_every_block_of_rows_has_its_own_noise(key, monkeypatch):
     assert found["ladder_best_of_k"] < 0.1
 
 
+def test_the_scale_of_the_ladder_is_that_of_its_errors(key):
+    x = np.array([[0, 255], [51, 255], [153, 0]], np.uint8)
+    dataset = Dataset("bytes", ArraySplit(x[:1]), ArraySplit(x), 255.0)
+    networks, one = Networks(Copy(2), Paste((2,)), Blind()), {"one": jnp.ones(())}
+    variables = EMPTY._replace(params=Networks(one, one, {}))
+    found = evaluate.reconstruction_ladder(networks, variables, key, dataset, ladder_steps=1).scalars
+    squares = [0.2**2, 0.6**2 + 1, 0.4**2 + 1]  # of the three pairs; in [0, 1] and over two pixels
+    assert found["ladder_random_pair"] == pytest.approx(sum(squares) / 6)
+
+
 def test_the_posteriors_sigma_is_the_median_one(key):
     class Varied(Copy):
         def moments(self, x, y=None, *, train):
@@ -434,6 +444,14 @@ def test_the_random_pair_and_the_sampled_error_are_told_from_the_error_of_the_me
     assert found["reconstruction_mse_random_pair"] == pytest.approx((0.2**2 + 0.8**2 + 1) / 3)
     epsilon = np.asarray(jax.random.normal(jax.random.fold_in(key, 0), (3, 4)))
     assert found["reconstruction_mse_sampled"] == pytest.approx(4 * np.mean(epsilon**2), rel=1e-5)
+
+
+def test_a_fair_share_is_one_of_all_samples_and_not_of_the_good_ones():
+    means = np.array([[0.0, 0.0], [10.0, 0.0]])
+    samples = np.repeat([[0.0, 0.1], [10.0, 0.1], [5.0, 50.0]], [5, 1, 14], axis=0)
+    found = modes.mode_statistics(samples, means, 0.1)  # a fifth of the fair share of 20 samples: 2
+    assert (found["modes"], found["modes_strict"]) == (2, 1)
+    assert found["high_quality"] == pytest.approx(6 / 20)
 
 
 def test_modes_are_counted_near_them_and_by_the_paper_wherever_they_are(key):

@@ -134,6 +134,15 @@ def test_the_facts_of_the_checkpoint_stand_in_for_a_lost_file(whole, tmp_path):
     assert known_data.read(copy) == {}
 
 
+def test_the_facts_of_the_newest_checkpoint_are_taken(tmp_path):
+    for step in (9, 10):
+        known = facts.describe(dataset(pixels(30 + step)))
+        file = tmp_path / "checkpoints" / str(step) / "progress" / "metadata"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"data": known}))
+    assert known_data.read(tmp_path)["train"]["rows"] == 40
+
+
 def test_a_run_does_not_go_on_with_other_data_and_stays_as_it_is(whole, monkeypatch):
     before = contents(whole)
     other_digits(
