@@ -575,3 +575,9 @@ def test_an_archive_whose_table_of_contents_is_damaged_is_one_message(tmp_path):
     path.write_bytes(damaged)
     with pytest.raises(data.DataError, match="truncated or damaged; write it again"):
         data.load("images", path=str(path))
+
+
+def test_half_transparent_pixels_are_rounded_to_the_nearest_level():
+    image = Image.fromarray(np.array([[[101, 128]]], np.uint8), "LA")
+    assert images.to_uint8(image, 1).item() == 178  # 101 * 128 / 255 + 127 = 177.7
+    assert images.to_uint8(image, 1, background=0).item() == 51  # 50.7
