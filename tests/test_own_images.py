@@ -14,7 +14,7 @@ import small
 from PIL import Image
 
 from ali_jax import config as configs
-from ali_jax import data, evaluate, networks
+from ali_jax import data, evaluate, game, networks
 from ali_jax.data import DataError, files, images, survey
 from ali_jax.evaluate import figures
 from ali_jax.report import svg
@@ -581,3 +581,25 @@ def test_half_transparent_pixels_are_rounded_to_the_nearest_level():
     image = Image.fromarray(np.array([[[101, 128]]], np.uint8), "LA")
     assert images.to_uint8(image, 1).item() == 178  # 101 * 128 / 255 + 127 = 177.7
     assert images.to_uint8(image, 1, background=0).item() == 51  # 50.7
+
+
+@pytest.mark.parametrize(
+    ("x", "divisor", "message"),
+    [
+        (
+            np.full((4, 8, 8, 1), 200, np.uint8),
+            1.0,
+            r"from 200 to 200, after .* by 1 .*\[0, 1\]",
+        ),
+        (np.full((4, 8, 8, 1), -1.0, np.float32), 1.0, "run from -1 to -1, "),
+        (np.full((4, 8, 8, 1), np.nan, np.float32), 1.0, "images has values that are not finite"),
+    ],
+)
+def test_arrays_that_networks_cannot_learn_are_refused_by_prepare(x, divisor, message):
+    split = data.ArraySplit(x, None, None, 0)
+    white = data.ArraySplit(np.ones((4, 8, 8, 1), np.uint8), None, None, 0)
+    config = small.narrow(small.experiment("digits"))
+    config.evaluators = ()
+    with pytest.raises(ValueError, match=message):
+        game.prepare(config, data.Dataset("images", split, split, divisor))
+    game.prepare(config, data.Dataset("images", white, white, 1.0))

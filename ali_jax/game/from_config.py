@@ -89,6 +89,7 @@ def _prepare_one(
     )
     if not checked:
         _check_conditions(config, dataset)
+        _check_range(config, dataset, np.asarray(game.first_rows.x))
         _check_step(game, axis_name)
     return game
 
@@ -127,6 +128,18 @@ def _check_conditions(config: Config, dataset: data.Dataset) -> None:
         raise ValueError(
             f"config.condition.size is {size}, but {dataset.name} has {attributes} conditions: set it to "
             "that."
+        )
+
+
+def _check_range(config: Config, dataset: data.Dataset, x: np.ndarray) -> None:
+    """Refuse data that no network can learn: gaps, and images that a sigmoid cannot make."""
+    if not np.isfinite(x).all():
+        raise ValueError(f"{dataset.name} has values that are not finite among its first rows: remove them.")
+    if x.ndim == 4 and config.decoder.output == "sigmoid" and (x.min() < 0 or x.max() > 1):
+        raise ValueError(
+            f"The images of {dataset.name} run from {x.min():.3g} to {x.max():.3g}, after the division by "
+            f"{dataset.divisor:g} (Dataset.divisor); the networks take [0, 1]. Give the divisor that makes "
+            "white 1, or scale floats to [0, 1]."
         )
 
 
