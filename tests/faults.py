@@ -209,7 +209,7 @@ def together(processes: int, folder: Path, **changes: Any) -> list[subprocess.Po
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "XLA_FLAGS": ""},
+            env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
             cwd=Path(__file__).parent.parent,
         )
         for i in range(processes)

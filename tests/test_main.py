@@ -404,7 +404,7 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", **environment},
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", **environment},
     )
 
 
