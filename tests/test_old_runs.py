@@ -18,7 +18,7 @@ from ali_jax import config as configs
 from ali_jax.main import main
 
 FOLDER = Path(__file__).parent / "fixtures" / "old_runs"
-KINDS = ("single", "population", "convolutional", "semi_supervised")
+KINDS = ("single", "population", "convolutional", "semi_supervised", "format_2")
 
 # Only the last digits of these depend on the processor. Everything else is a share of images or comes from a
 # classifier, where a rounding error may move an image or two.
