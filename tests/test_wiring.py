@@ -474,16 +474,16 @@ def first_batch(config, dataset):
 
 
 def test_pixels_are_divided_by_the_divisor_of_the_data_and_dequantised():
-    dataset = images()._replace(divisor=10.0)
+    dataset = images()._replace(divisor=300.0)
     x = np.asarray(first_batch(tiny("images"), dataset).x)
-    stored = dataset.train.x[[np.argmin(np.abs(dataset.train.x / 10 - row).max((1, 2, 3))) for row in x]]
+    stored = dataset.train.x[[np.argmin(np.abs(dataset.train.x / 300 - row).max((1, 2, 3))) for row in x]]
     assert len(np.unique(stored, axis=0)) == len(x) == 4
-    np.testing.assert_allclose(x, stored / 10, rtol=1e-6)
+    np.testing.assert_allclose(x, stored / 300, rtol=1e-6)
     noisy = np.asarray(first_batch(tiny("images", **{"dataset.dequantize": 0.25}), dataset).x)
     assert 0.24 < np.abs(noisy - x).max() <= 0.2501
     assert abs(np.std(noisy - x) - 0.5 / 12**0.5) < 0.02  # of a uniform number of width 0.5
     rows = game.prepare(tiny("images"), dataset).first_rows
-    np.testing.assert_allclose(rows.x, dataset.train.x / 10, rtol=1e-6)
+    np.testing.assert_allclose(rows.x, dataset.train.x / 300, rtol=1e-6)
 
 
 def test_instance_noise_falls_to_zero_over_the_steps_of_the_config(key):
