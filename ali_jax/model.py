@@ -1,8 +1,11 @@
 """The three networks in use, as pure functions of (ali, variables, ...).
 
-`forward` and its halves `generate` and `judge` run the networks as training does. All other functions run
-them as evaluation does: running batch statistics, no dropout.
+`forward` and its halves `generate` and `judge` run the networks as training does (`run_training`). All other
+functions run them as evaluation does: running batch statistics, no dropout.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,30 +90,37 @@ def generate(
     """
     _check_floats(batch.x)
     key_e, key_d = jax.random.split(noise.key_generator)
-    flax_variables = Networks(*map(collections, params, batch_stats))
-    z_hat, stats_e = ali.encoder.apply(
-        flax_variables.encoder,
-        batch.x,
-        noise.epsilon,
-        batch.y,
-        train=True,
-        rngs=streams(key_e),
-        mutable=["batch_stats"],
+    z_hat, stats_e = run_training(
+        ali.encoder, params.encoder, batch_stats.encoder, (batch.x, noise.epsilon, batch.y), key_e
     )
-    x_tilde, stats_d = ali.decoder.apply(
-        flax_variables.decoder,
-        noise.z,
-        batch.y,
-        train=True,
-        rngs=streams(key_d),
-        mutable=["batch_stats"],
+    x_tilde, stats_d = run_training(
+        ali.decoder, params.decoder, batch_stats.decoder, (noise.z, batch.y), key_d
     )
-    pairs = Pairs(batch.x, z_hat, x_tilde, noise.z, batch.y)
-    return pairs, (stats_e.get("batch_stats", {}), stats_d.get("batch_stats", {}))
+    return Pairs(batch.x, z_hat, x_tilde, noise.z, batch.y), (stats_e, stats_d)
+
+
+def run_training(
+    module: Any,
+    params: PyTree,
+    batch_stats: PyTree,
+    inputs: Sequence[Any],
+    key: Array,
+    method: str | None = None,
+) -> tuple[Any, PyTree]:
+    """Run one network in training mode; return its output and its new batch statistics."""
+    output, stats = module.apply(
+        collections(params, batch_stats),
+        *inputs,
+        train=True,
+        rngs=streams(key),
+        mutable=["batch_stats"],
+        method=method,
+    )
+    return output, stats.get("batch_stats", {})
 
 
 def judge(
-    ali: ALI, params: PyTree, batch_stats: PyTree, pairs: Pairs, key: Array, *, method: str = "__call__"
+    ali: ALI, params: PyTree, batch_stats: PyTree, pairs: Pairs, key: Array, *, method: str | None = None
 ) -> tuple[Logits, PyTree]:
     """Judge the 2B joined pairs in training mode, by one call of D.
 
@@ -123,25 +133,18 @@ def judge(
       params, batch_stats: D's.
       pairs: both kinds.
       key: of D's dropout masks.
-      method: the method of D that is called.
+      method: the method of D that is called; None: `__call__`.
 
     Returns:
       The logits of both kinds, and D's new batch statistics.
     """
     m = packing(ali)
-    logits, stats = ali.discriminator.apply(
-        collections(params, batch_stats),
-        _interleave(pairs.x, pairs.x_tilde, m),
-        _interleave(pairs.z_hat, pairs.z, m),
-        None if pairs.y is None else _interleave(pairs.y, pairs.y, m),
-        train=True,
-        rngs=streams(key),
-        mutable=["batch_stats"],
-        method=method,
-    )
+    y = None if pairs.y is None else _interleave(pairs.y, pairs.y, m)
+    inputs = (_interleave(pairs.x, pairs.x_tilde, m), _interleave(pairs.z_hat, pairs.z, m), y)
+    logits, stats = run_training(ali.discriminator, params, batch_stats, inputs, key, method)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     logits = logits.reshape(-1, 2, *logits.shape[1:])
-    return Logits(logits[:, 0], logits[:, 1]), stats.get("batch_stats", {})
+    return Logits(logits[:, 0], logits[:, 1]), stats
 
 
 def instance_noise(pairs: Pairs, key: Array, step: Array, *, std: float, num_steps: int) -> Pairs:

@@ -5,13 +5,13 @@ differentiated in the parameters of encoder and decoder and in the pairs. Its di
 differentiated in the parameters of D alone.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from ali_jax import losses, model
-from ali_jax.types import ALI, Array, Batch, Logits, Losses, Metrics, Pairs, PyTree, Variables
+from ali_jax.types import ALI, Array, Batch, Logits, Losses, Metrics, Pairs, Variables
 
 Weight: TypeAlias = float | Array
 Placement = Literal["encoder", "decoder", "both", "prior"]
@@ -128,7 +128,7 @@ def cycle_z(
     del step
     key_epsilon, key = jax.random.split(key)
     epsilon = jax.random.normal(key_epsilon, pairs.z.shape) if sampled else jnp.zeros_like(pairs.z)
-    z_hat = _run(
+    z_hat, _ = model.run_training(
         ali.encoder,
         variables.params.encoder,
         variables.batch_stats.encoder,
@@ -203,7 +203,10 @@ def elbo(
         raise ValueError("elbo needs a Gaussian encoder: set config.encoder.posterior = 'gaussian'.")
     key_encoder, key_decoder = jax.random.split(key)
     params, stats = variables.params.encoder, variables.batch_stats.encoder
-    mu, log_sigma = _run(ali.encoder, params, stats, (pairs.x, pairs.y), key_encoder, method="moments")
+    moments, _ = model.run_training(
+        ali.encoder, params, stats, (pairs.x, pairs.y), key_encoder, method="moments"
+    )
+    mu, log_sigma = moments
     x_hat = _decoded(ali, variables, pairs.z_hat, pairs.y, key_decoder)
     error = _squared_distance(pairs.x, x_hat) / (2 * sigma**2)
     kl = jnp.sum(jnp.square(mu) + jnp.exp(2 * log_sigma) - 1 - 2 * log_sigma) / (2 * len(mu))
@@ -211,18 +214,9 @@ def elbo(
 
 
 def _decoded(ali: ALI, variables: Variables, z: Array, y: Array | None, key: Array) -> Array:
-    return _run(ali.decoder, variables.params.decoder, variables.batch_stats.decoder, (z, y), key)
-
-
-def _run(
-    module: Any, params: PyTree, batch_stats: PyTree, inputs: tuple, key: Array, method: str | None = None
-) -> Any:
-    """Run encoder or decoder in training mode; the batch statistics that change are dropped."""
-    flax_variables = model.collections(params, batch_stats)
-    rngs = model.streams(key)
-    return module.apply(
-        flax_variables, *inputs, train=True, rngs=rngs, mutable=["batch_stats"], method=method
-    )[0]
+    """Decode in training mode; the batch statistics that change are dropped: those of the game are kept."""
+    params, batch_stats = variables.params.decoder, variables.batch_stats.decoder
+    return model.run_training(ali.decoder, params, batch_stats, (z, y), key)[0]
 
 
 def _scores(ali: ALI, variables: Variables, pairs: Pairs, key: Array, method: str) -> Logits:

@@ -35,7 +35,7 @@ class Ours:
         self.config = config
         self.unit = config.steps_per_call
         self._mesh = Mesh(jax.devices()[:1], (compile.AXIS,))
-        platform = self._mesh.devices.flat[0].platform
+        platform = compile.platform_of(self._mesh)
         self._ali = networks.build(config, platform=platform)
         self._tx = parts.make_optimizer(config, platform=platform)
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
@@ -66,7 +66,7 @@ class Ours:
 
     def compile(self) -> None:
         """Compile the call in advance; on a CPU it may be several programs, which the warm-up compiles."""
-        if self._mesh.devices.flat[0].platform == "cpu":
+        if compile.platform_of(self._mesh) == "cpu":
             return
         state = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),

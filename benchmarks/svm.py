@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits
 
 from ali_jax import data, model
 from ali_jax.game import initial_state, prepare
+from ali_jax.game.compile import platform_of
 from ali_jax.metrics import svm
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.networks.convolutions import compiler_options
@@ -226,7 +227,7 @@ def _untrained(name: str, overrides: Sequence[str]) -> tuple[np.ndarray, ...]:
     config.evaluators = ("l2_svm",)  # so that data without labels are refused
     game = prepare(config)
     ali, variables = game.ali, initial_state(game).variables
-    options = compiler_options(game.mesh.devices.flat[0].platform)
+    options = compiler_options(platform_of(game.mesh))
 
     @jax.jit
     def settle(stats: Any, params: Any, x: jax.Array, epsilon: jax.Array) -> Any:

@@ -32,7 +32,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "range": [0.0, 1.0] if is_image else None,
         "resize": "none",
         "num_classes": dataset.num_classes,
-        "class_names": list(map(str, getattr(dataset, "class_names", ()))),
+        "class_names": list(dataset.class_names),
         "attributes": list(dataset.attributes),
         "train": _describe_split(dataset.train, dataset.splits[0]),
         "test": _describe_split(dataset.test, dataset.splits[1]),

@@ -80,7 +80,7 @@ def make_call(game: Game, feed: data.Feed, steps: int) -> Any:
 
 
 def _population(game: Game, feed: Any) -> compile.Population:
-    config, platform = game.config, game.mesh.devices.flat[0].platform
+    config, platform = game.config, compile.platform_of(game.mesh)
 
     def make(values: dict[str, Array]) -> tuple[Any, Any]:
         member = configs.with_values(config, values)

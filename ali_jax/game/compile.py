@@ -105,7 +105,7 @@ def make_train_step(
 
     compiled = on_pmap(mesh) if parallel == "pmap" else on_mesh(mesh, members=population is not None)
     scanned = compiled(scan_steps(step, steps, summarise))
-    if mesh.devices.flat[0].platform != "cpu":
+    if platform_of(mesh) != "cpu":
         return scanned
     single = step_by_step(compiled(step), steps, summarise, wait=mesh.size > 1)
 
@@ -213,7 +213,7 @@ def on_mesh(mesh: Mesh, *, members: bool = False) -> Compile:
         jax.jit,
         donate_argnums=0,
         out_shardings=(members_split if members else whole) if mesh.size > 1 else None,
-        compiler_options=convolutions.compiler_options(mesh.devices.flat[0].platform),
+        compiler_options=convolutions.compiler_options(platform_of(mesh)),
     )
 
 
@@ -236,6 +236,11 @@ def on_pmap(mesh: Mesh) -> Compile:
         return partial(mapped, np.arange(mesh.size))
 
     return compiled
+
+
+def platform_of(mesh: Mesh) -> str:
+    """Return the platform of a mesh's devices, for which its programs are compiled."""
+    return mesh.devices.flat[0].platform
 
 
 def summary(metrics: Metrics) -> Metrics:

@@ -70,7 +70,7 @@ def _prepare_one(
     """Prepare a single run on some devices; `checked` means that its parts are known to fit together."""
     mesh = make_mesh(config.batch_size, devices)
     axis_name = compile.AXIS if config.parallel == "pmap" else None
-    platform = mesh.devices.flat[0].platform
+    platform = compile.platform_of(mesh)
     ali = networks.build(config, dataset.train.shape, platform=platform, axis_name=axis_name)
     for name in config.evaluators:
         evaluators.check_applicable(name, dataset, ali)
