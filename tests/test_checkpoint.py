@@ -156,8 +156,9 @@ class Failing:
             raise ValueError("the save failed") from error
 
 
-def test_a_process_that_is_gone_during_a_save_is_not_blamed_on_the_disk(tmp_path, monkeypatch):
-    lost = jax.errors.JaxRuntimeError("Gloo AllGather failed: connection closed by peer")
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError, RuntimeError])
+def test_a_process_that_is_gone_during_a_save_is_not_blamed_on_the_disk(tmp_path, monkeypatch, kind):
+    lost = kind("UNKNOWN: Gloo AllGather failed: connection closed by peer")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     caught = pytest.raises(workdir.RunError, match=r"lost another process of the run.*Gloo")
     with caught as error, hosts.device_errors():
@@ -165,3 +166,11 @@ def test_a_process_that_is_gone_during_a_save_is_not_blamed_on_the_disk(tmp_path
     assert "disk" not in str(error.value)
     with pytest.raises(checkpoint.CheckpointError, match="check the disk"), hosts.device_errors():
         checkpoint.wait(Failing(tmp_path, OSError("No space left on device")))
+
+
+def test_a_result_that_another_process_never_sent_is_no_error_of_a_value(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(workdir.RunError, match="lost another process of the run"), hosts.device_errors():
+        raise ValueError("UNKNOWN: Gloo AllReduce failed: connection closed by peer")
+    with pytest.raises(ValueError, match="a wrong value"), hosts.device_errors():
+        raise ValueError("a wrong value")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
+from ali_jax.records.checkpoint import is_device_error
 from ali_jax.records.workdir import RunError
 
 AUTO = "auto"  # as coordinator: TPU pods, Slurm, Open MPI and Kubernetes tell JAX themselves
@@ -86,7 +87,9 @@ def device_errors() -> Iterator[None]:
     """Turn errors of devices, and of the connections between processes, into a RunError."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if not is_device_error(error):
+            raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         cause = "The device failed"
         if jax.process_count() > 1:

@@ -12,6 +12,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ from ali_jax.types import PyTree, TrainState
 
 CHECKSUMS = "checksums.json"  # {file: [bytes, sha256]}
 _UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a checkpoint that is being written
+_COLLECTIVE = re.compile(r"\b(Gloo|NCCL|coordination service)\b")  # what connects processes
 _NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes these after the checksums
 
 
@@ -108,8 +110,8 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # TensorStore raises ValueErrors, threads raise anything
-        if device_error := _device_error(error):
-            raise device_error from error
+        if device_errors := [cause for cause in _causes(error) if is_device_error(cause)]:
+            raise jax.errors.JaxRuntimeError(str(device_errors[0])) from error
         steps = checkpoint_steps(Path(manager.directory).parent)
         stays = f"The last good one, of step {steps[-1]}, stays" if steps else "There is none yet"
         raise CheckpointError(
@@ -118,12 +120,22 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def _device_error(error: BaseException) -> BaseException | None:
-    """Return the error of a device or of another process that led to an error, or None."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, jax.errors.JaxRuntimeError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+def is_device_error(error: BaseException) -> bool:
+    """Whether an error comes from a device, or from the connection to another process of the run.
+
+    Most are JaxRuntimeErrors. When a program is dispatched and fails later, reading its result may raise a
+    ValueError with the same text.
+    """
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(_COLLECTIVE.search(str(error)))
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """Return an error and those that led to it, the last one first."""
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return causes
 
 
 def _seal(directory: Path) -> None:
