@@ -109,3 +109,9 @@ def test_the_random_search_is_the_same_for_ali_and_gan_and_within_its_ranges():
     assert all(1e-5 <= rate <= 1e-3 for rate in draws["optimizer.generator.learning_rate"])
     assert draws["optimizer.generator.b1"] == draws["optimizer.discriminator.b1"]
     assert len(set(draws["encoder.init_std"])) == 10
+
+
+def test_a_source_that_is_no_run_is_named_by_its_key(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.init_from is '.*/nowhere', which holds no run .*: name"):
+        loop.run(config_of("posthoc", init_from=str(tmp_path / "nowhere")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

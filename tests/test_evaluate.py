@@ -250,7 +250,7 @@ def test_stale_running_statistics_are_warned_of(digits, key):
             variables.batch_stats._replace(decoder=stats),
         )
         found = evaluate.frechet_distance(ali, held, key, digits, num_samples=300).scalars
-        assert found["warn_fid_batch_norm"] == warns
+        assert found["warn_fid_classifier_batch_norm"] == warns
         assert (found["fid_classifier"] > 2 * found["fid_classifier_batch_norm"]) == bool(warns)
     extractor = evaluate.Extractor("pixels", "none", lambda x: x.reshape(len(x), -1))
     measured = evaluate.frechet_measurements(ali, held, key, digits, extractor, num_samples=50, weights="ema")
@@ -403,7 +403,7 @@ def test_coverage_of_recalled_modes_and_classes_is_known(mixture, digits, key):
     some = digits.train.x[digits.train.label < 7][:700] / np.float32(16)
     found = evaluate.mode_coverage(*recaller(digits, some), key, digits).scalars
     assert found["coverage_frequent_low"] <= 7 <= found["coverage_frequent_high"] <= 10
-    assert found["n_samples"] == 20_000
+    assert found["n_coverage"] == 20_000
 
 
 def test_a_model_that_recalls_fifty_images_has_an_effective_support_of_fifty(digits, key):

@@ -47,6 +47,14 @@ def test_an_evaluator_is_unknown_before_it_is_planted():
         evaluate.named("darkness")
 
 
+def test_a_number_that_several_evaluators_have_means_the_same_in_each():
+    meanings = {}
+    for name, numbers in evaluate.declared().items():
+        for number in numbers:
+            said_by, meaning = meanings.setdefault(number.name, (name, number.meaning))
+            assert number.meaning == meaning, f"{number.name} of {said_by} and of {name}"
+
+
 def test_a_planted_evaluator_is_in_the_lookups_and_in_the_table_of_the_docs(planted):
     assert evaluate.darkness is evaluate.named("darkness")
     assert evaluate.glossary()["darkness"]["darkness_floor"] == "the same of a lamp"

@@ -188,7 +188,7 @@ def test_recalled_stacks_are_the_modes_that_are_counted(stacks, key):
     assert found["stacked_kl"] == pytest.approx(np.log(1000) + np.sum(shares * np.log(shares)), abs=0.01)
     assert found["stacked_kl_floor"] == pytest.approx(0.0192, abs=1e-4)
     assert found["classifier_error"] == pytest.approx(1 - accuracy)
-    assert (found["n_stacked"], found["n_stacked_real"], found["n_test_labelled"]) == (26_000, 26_000, 397)
+    assert (found["n_stacked"], found["n_stacked_real"], found["n_test_single"]) == (26_000, 26_000, 397)
     assert found["stacked_modes_strict_real"] <= found["stacked_modes_real"] == 1000
     assert found["stacked_modes_strict_real"] > 990
     assert found["stacked_kl_floor"] < found["stacked_kl_real"] < 2 * found["stacked_kl_floor"]

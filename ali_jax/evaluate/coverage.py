@@ -6,7 +6,7 @@ import numpy as np
 from ali_jax import model
 from ali_jax.data import Dataset, stacked_label, unit
 from ali_jax.evaluate.declare import SINGLE_IMAGES, STACKS, Need, evaluator
-from ali_jax.evaluate.numbers import N_SAMPLES, N_TEST, Number, count, with_interval
+from ali_jax.evaluate.numbers import N_TEST, Number, count, with_interval
 from ali_jax.evaluate.rows import (
     cached_by_data,
     is_given_y,
@@ -119,12 +119,12 @@ def modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repor
         Number(
             "classifier_error",
             "share of single test images that the reference classifier labels wrongly",
-            share_of="n_test_labelled",
+            share_of="n_test_single",
             control=True,
         ),
         count("n_stacked", "samples drawn"),
         count("n_stacked_real", "test rows, all of them"),
-        count("n_test_labelled", "single test images that the classifier is tested on"),
+        count("n_test_single", "single test images that the classifier is tested on"),
     ),
 )
 def stacked_modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
@@ -143,7 +143,7 @@ def stacked_modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) 
         "classifier_error": 1 - accuracy,
         "n_stacked": float(STACKED_SAMPLES),
         "n_stacked_real": float(len(dataset.test)),
-        "n_test_labelled": float(len(labelled(test_rows(dataset.parts)).x)),
+        "n_test_single": float(len(labelled(test_rows(dataset.parts)).x)),
     }
     return Report(scalars, {})
 
@@ -166,7 +166,7 @@ def stacked_modes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) 
             ),
             "see metrics.coverage",
         ),
-        N_SAMPLES,
+        count("n_coverage", "samples drawn"),
     ),
 )
 def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
@@ -192,7 +192,7 @@ def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) 
     scalars = {
         **_with_ends("coverage_expected", coverage.expected_modes(counts)),
         **_with_ends("coverage_frequent", frequent),
-        "n_samples": float(len(x_tilde)),
+        "n_coverage": float(len(x_tilde)),
     }
     return Report(scalars, {})
 

@@ -36,7 +36,7 @@ def _frechet_numbers(extractor: str, features: str) -> tuple[Number, ...]:
         Number(
             f"{fid}_batch_norm", f"{fid} where the decoder normalises by batches of 100, if it has batch norm"
         ),
-        Number("warn_fid_batch_norm", f"1 where {fid} and {fid}_batch_norm disagree, else 0"),
+        Number(f"warn_{fid}_batch_norm", f"1 where {fid} and {fid}_batch_norm disagree, else 0"),
         Number(
             f"warn_{fid}_raw_ema", f"1 where {fid} of the raw and of the averaged weights disagree, else 0"
         ),
@@ -196,7 +196,7 @@ def _frechet_report(
     fid = f"fid_{extractor.name}"
     if (by_batch := scalars.get(f"{fid}_batch_norm")) is not None:
         unlike = frechet.disagree(scalars[fid], by_batch, scalars[f"{fid}_floor"])
-        scalars["warn_fid_batch_norm"] = float(unlike)
+        scalars[f"warn_{fid}_batch_norm"] = float(unlike)
     return Report({**scalars, "n_fid": float(measurements[fid].provenance.count)}, {})
 
 

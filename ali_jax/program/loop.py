@@ -95,7 +95,7 @@ def run(config: Config, workdir: Path, *, started: float | None = None, verbosit
                     print(f"The run in {workdir} is finished: nothing to do. {_where(workdir)}")
                 return 0
         if config.init_from and not checkpoint_steps(workdir):
-            read_config(Path(config.init_from).expanduser())
+            _check_source(Path(config.init_from).expanduser())
         game = prepare(config, check=functools.partial(known_data.check_resumed, workdir, config))
         if not exists:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,16 @@ def run(config: Config, workdir: Path, *, started: float | None = None, verbosit
     if status == 0 and jax.process_index() == 0 and verbosity >= logging.INFO:
         print(f"Trained {config.num_steps} steps. {_where(workdir)}")
     return status
+
+
+def _check_source(folder: Path) -> None:
+    """Raise a ValueError if config.init_from names no run."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"config.init_from is {str(folder)!r}, which holds no run (no config.json there): name the "
+            "folder of a trained run, or leave it empty."
+        )
+    read_config(folder)
 
 
 def _lock(workdir: Path) -> contextlib.AbstractContextManager[None]:
