@@ -7,23 +7,16 @@ import gc
 import os
 import signal
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
+
+import quick
 
 # Before JAX starts. NPROC: steps queued on more devices than cores must not starve each other.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
-# Most programs run for a few small steps: compiling them takes longer than that. So LLVM does not optimise,
-# and XLA's older emitters write the fused operations, in a third of the time. XLA's own passes all run. Flags
-# of one's own come later and win: XLA_FLAGS=--xla_backend_optimization_level=3.
+# Flags of one's own come later and win: XLA_FLAGS=--xla_backend_optimization_level=3.
 os.environ["XLA_FLAGS"] = " ".join(
-    (
-        "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1",
-        # A flag that a later version lacks would end the process.
-        "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith(("0.10.", "0.11.")) else "",
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-    )
+    (quick.XLA_FLAGS, os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8")
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "ali_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

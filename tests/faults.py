@@ -35,6 +35,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import quick
 from test_loop import tiny
 
 from ali_jax import config as configs
@@ -209,7 +210,7 @@ def together(processes: int, folder: Path, **changes: Any) -> list[subprocess.Po
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+            env={**os.environ, "XLA_FLAGS": quick.XLA_FLAGS},
             cwd=Path(__file__).parent.parent,
         )
         for i in range(processes)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick
 from PIL import Image
 from small import ROOT
 from test_checkpoint import abstract, assert_same_bits, make_state, saved
@@ -39,7 +40,7 @@ def largest(folder: Path) -> Path:
 def script(name: str, *arguments: str) -> None:
     """Run a script of this folder with these arguments; it must find nothing wrong."""
     command = [sys.executable, str(ROOT / "tests" / name), *arguments]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": quick.XLA_FLAGS}
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
     assert found.returncode == 0, found.stdout + found.stderr
 

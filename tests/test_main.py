@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick
 from PIL import Image
 from small import ROOT
 from test_loop import contents, signalling, tiny
@@ -404,7 +405,7 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", **environment},
+        env={**os.environ, "XLA_FLAGS": quick.XLA_FLAGS, **environment},
     )
 
 
