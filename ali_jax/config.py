@@ -261,6 +261,9 @@ TABLE = (
     Key("evaluation.num_interpolation_steps", 11, rules.count, "Images in a row of interpolations."),
     Key("evaluation.num_codes", 10, rules.count,
         "Codes sampled per image, over which `label_error_sampled` averages."),
+    Key("evaluation.controls", True, rules.flag,
+        "Whether `probes` and `hidden_probe` also probe pixels, principal components and the untrained "
+        "encoder."),
     Key("evaluation.svm_labels", 1000, rules.count,
         "Labelled examples of `l2_svm`, the same number of each class."),
     Key("evaluation.svm_draws", 100, rules.count,

@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import logging as absl_logging
 
+from ali_jax import cache
 from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.names import printable
@@ -297,12 +298,8 @@ def set_up_jax(*, on_cpu: bool = False) -> None:
 
     if on_cpu:
         jax.config.update("jax_platforms", "cpu")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        with contextlib.suppress(OSError, RuntimeError):  # no home, or not writable
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ali_jax"
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK | os.X_OK):
-                jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (folder := cache.folder()):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 

@@ -18,7 +18,8 @@ os.environ.setdefault("NPROC", "16")
 os.environ["XLA_FLAGS"] = " ".join(
     (quick.XLA_FLAGS, os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8")
 )
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "ali_jax_test_cache"))
+os.environ.setdefault("ALI_JAX_CACHE", str(Path(tempfile.gettempdir()) / "ali_jax_test_cache"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["ALI_JAX_CACHE"])
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax

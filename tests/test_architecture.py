@@ -12,7 +12,7 @@ import pytest
 import small
 
 LAYERS = [
-    ["types", "names", "rules", "bits"],
+    ["types", "names", "rules", "bits", "cache"],
     ["config", "losses", "data"],
     ["networks"],
     ["model", "metrics"],

@@ -241,6 +241,7 @@ EVALUATION = {
     "evaluation.num_pairs": 2,
     "evaluation.num_interpolation_steps": 5,
     "evaluation.num_codes": 3,
+    "evaluation.controls": False,
     "evaluation.svm_labels": 20,
     "evaluation.svm_draws": 2,
     "evaluation.ladder_rows": 8,

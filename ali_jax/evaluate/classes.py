@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from ali_jax import model
+from ali_jax import cache, model
 from ali_jax.data import Dataset, Split, unit
 from ali_jax.evaluate.declare import CLASS_CONDITIONS, CLASSES, CODES_OF_CLASSES, Need, evaluator
 from ali_jax.evaluate.numbers import (
@@ -34,6 +35,8 @@ from ali_jax.metrics import classes, svm
 from ali_jax.metrics.intervals import wilson_interval
 from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
 from ali_jax.types import ALI, Array, Report, Variables
+
+T = TypeVar("T")
 
 CLASS_LOGITS = Need(
     "a discriminator of K classes, as for the loss 'semi_supervised'",
@@ -220,18 +223,17 @@ def label_error(
         N_TEST_LABELLED,
     ),
 )
-def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, controls: bool = True) -> Report:
     """Measure how well mean codes separate the classes: probes are fitted to train and scored on test.
 
-    The same probes of pixels, of principal components and of the untrained encoder's codes are the controls.
+    The same probes of pixels, of principal components and of the untrained encoder's codes are the
+    `controls`. They do not depend on the trained weights, and are kept in the user's cache.
     Only labelled rows are used: at most 60,000 of train and 10,000 of test. `key` is not used.
     """
     del key
     scalars = {
         **_code_accuracies(ali, variables, dataset),
-        **_with_suffix(_pixel_accuracies(dataset), "pixels"),
-        **_with_suffix(_pca_accuracies(dataset, model.latent_dim(ali)), "pca"),
-        **_with_suffix(_untrained_accuracies(dataset, ali), "untrained"),
+        **(_control_accuracies(ali, dataset) if controls else {}),
         "n_train_labelled": float(len(labelled(train_rows(dataset)).x)),
         "n_test_labelled": float(len(labelled(test_rows(dataset)).x)),
     }
@@ -260,11 +262,13 @@ def probes(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Repo
         N_TEST_LABELLED,
     ),
 )
-def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+def hidden_probe(
+    ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, controls: bool = True
+) -> Report:
     """Measure how well the encoder's last hidden layer separates the classes; `probes` does so for codes.
 
-    The layer is taken before its nonlinearity, as in `model.features`. The rows are those of `probes`. `key`
-    is not used.
+    The layer is taken before its nonlinearity, as in `model.features`. The rows and the `controls` are those
+    of `probes`. `key` is not used.
     """
     del key
     accuracy = _hidden_knn_accuracy(ali, variables, dataset)
@@ -274,8 +278,7 @@ def hidden_probe(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
         "hidden_knn_accuracy": accuracy,
         "hidden_knn_accuracy_low": low,
         "hidden_knn_accuracy_high": high,
-        "hidden_knn_accuracy_untrained": _untrained_hidden_knn_accuracy(dataset, ali),
-        "knn_accuracy_pixels": _pixel_accuracies(dataset)["knn_accuracy"],
+        **(_hidden_controls(ali, dataset) if controls else {}),
         "n_train_labelled": float(len(labelled(train_rows(dataset)).x)),
         "n_test_labelled": float(number),
     }
@@ -372,26 +375,57 @@ def _code_accuracies(ali: ALI, variables: Variables, dataset: Dataset) -> dict[s
     return _accuracies(dataset, train, test)
 
 
+def _control_accuracies(ali: ALI, dataset: Dataset) -> dict[str, float]:
+    return {
+        **_with_suffix(_pixel_accuracies(dataset), "pixels"),
+        **_with_suffix(_component_accuracies(dataset, model.latent_dim(ali)), "pca"),
+        **_with_suffix(_untrained_accuracies(dataset, ali), "untrained"),
+    }
+
+
+def _hidden_controls(ali: ALI, dataset: Dataset) -> dict[str, float]:
+    return {
+        "hidden_knn_accuracy_untrained": _untrained_hidden_knn_accuracy(dataset, ali),
+        "knn_accuracy_pixels": _pixel_accuracies(dataset)["knn_accuracy"],
+    }
+
+
 @cached_by_data(maxsize=2)
 def _pixel_accuracies(dataset: Dataset) -> dict[str, float]:
-    return _accuracies(dataset, *_pixels(dataset))
+    return _kept(lambda: _accuracies(dataset, *_pixels(dataset)), dataset, "pixels")
 
 
 @cached_by_data(maxsize=2)
-def _pca_accuracies(dataset: Dataset, size: int) -> dict[str, float]:
-    train, test = _pixels(dataset)
-    mean, components = pca(train, min(size, train.shape[1]))
-    return _accuracies(dataset, (train - mean[None]) @ components, (test - mean[None]) @ components)
+def _component_accuracies(dataset: Dataset, size: int) -> dict[str, float]:
+    def compute() -> dict[str, float]:
+        train, test = _pixels(dataset)
+        mean, components = pca(train, min(size, train.shape[1]))
+        return _accuracies(dataset, (train - mean[None]) @ components, (test - mean[None]) @ components)
+
+    return _kept(compute, dataset, "components", size)
 
 
 @cached_by_data(maxsize=2)
 def _untrained_accuracies(dataset: Dataset, ali: ALI) -> dict[str, float]:
-    return _code_accuracies(ali, _untrained(dataset, ali), dataset)
+    def compute() -> dict[str, float]:
+        return _code_accuracies(ali, _untrained(dataset, ali), dataset)
+
+    return _kept(compute, dataset, "untrained", repr(ali))
 
 
 @cached_by_data(maxsize=2)
 def _untrained_hidden_knn_accuracy(dataset: Dataset, ali: ALI) -> float:
-    return _hidden_knn_accuracy(ali, _untrained(dataset, ali), dataset)
+    def compute() -> float:
+        return _hidden_knn_accuracy(ali, _untrained(dataset, ali), dataset)
+
+    return _kept(compute, dataset, "hidden", repr(ali))
+
+
+def _kept(compute: Callable[[], T], dataset: Dataset, *about: Any) -> T:
+    """Keep a control in the user's cache: it depends on the labelled rows, and on `about`."""
+    train, test = _labelled_rows(dataset)
+    rows = (train.x, train.label, test.x, test.label)
+    return cache.kept(compute, *about, *rows, dataset.divisor, dataset.num_classes, platform_of())
 
 
 def _untrained(dataset: Dataset, ali: ALI) -> Variables:

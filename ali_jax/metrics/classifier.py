@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ali_jax import cache
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.networks.convolutions import Lowering, compiler_options, conv, lowering_for, platform_of
 from ali_jax.types import Array, PyTree
@@ -106,9 +107,8 @@ def fit_classifier(
     def standardise(x: Array) -> Array:
         return (x - mean.astype(np.float32)) / np.maximum(std, 1e-6).astype(np.float32)
 
-    params = _train(
-        recipe, jit, jnp.asarray(x), jnp.asarray(labels), divisor, standardise, jax.random.key(seed)
-    )
+    about = ("classifier", recipe, x, labels, divisor, seed, platform)
+    params = cache.kept(lambda: _trained(recipe, jit, x, labels, divisor, standardise, seed), *about)
     predict = jit(lambda params, x: jnp.argmax(_logits(recipe, params, standardise(x)), axis=-1))
     probabilities = jit(lambda params, x: jax.nn.softmax(_logits(recipe, params, standardise(x))))
     features = jit(lambda params, x: jax.nn.relu(_last_hidden(recipe, params, standardise(x))))
@@ -116,18 +116,18 @@ def fit_classifier(
     return Classifier(*(functools.partial(map_blocks, f) for f in functions))
 
 
-def _train(
+def _trained(
     recipe: _Recipe,
     jit: Callable[..., Callable[..., PyTree]],
-    data: Array,
-    labels: Array,
+    x: np.ndarray,
+    labels: np.ndarray,
     divisor: float,
     standardise: Callable[[Array], Array],
-    key: Array,
+    seed: int,
 ) -> PyTree:
-    """Return the averaged parameters after training."""
+    """Return the averaged parameters after training, on the host."""
     optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps))
-    key_init, key_steps = jax.random.split(key)
+    key_init, key_steps = jax.random.split(jax.random.key(seed))
 
     def step(progress: _Progress, data: Array, labels: Array, i: Array) -> _Progress:
         key_rows, key_shift, key_dropout = jax.random.split(jax.random.fold_in(key_steps, i), 3)
@@ -144,12 +144,13 @@ def _train(
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, progress.average, params)
         return _Progress(params, average, opt_state)
 
+    data, data_labels = jnp.asarray(x), jnp.asarray(labels)
     params = jit(functools.partial(_init, recipe, shape=data.shape[1:]))(key_init)
     progress = _Progress(params, params, optimizer.init(params))
     run = jit(step)  # called in a loop: XLA:CPU runs gradients of convolutions slowly inside a scan
     for i in range(recipe.steps):
-        progress = run(progress, data, labels, i)
-    return progress.average
+        progress = run(progress, data, data_labels, i)
+    return jax.device_get(progress.average)
 
 
 def _recipe_for(shape: tuple[int, ...], num_classes: int, lowering: Lowering) -> _Recipe:
