@@ -124,7 +124,13 @@ TABLE = (
         "Factor on vectors and points, and on the pixels of your own images; what gets brighter than white "
         "becomes white."),
     Key("dataset.background", "white", rules.grey,
-        "What is behind the transparent pixels of images."),
+        "What is behind the transparent pixels of images, and beside images that `fit` pads."),
+    Key("dataset.resize", (), rules.size,
+        "Height and width to which images are brought, (H, W), or one number for squares; () = all have "
+        "one size, and keep it."),
+    Key("dataset.fit", "crop", rules.one_of("crop", "pad", "stretch"),
+        "How `resize` treats images of another shape: it crops them about the centre, pads them with "
+        "`background`, or stretches them."),
 
     Group("The encoder",
           "`name` is a class of `ali_jax.networks`, the other keys are its fields. A class of your own "

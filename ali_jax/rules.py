@@ -70,9 +70,11 @@ def _is_layer(layer: Any) -> bool:
     if not isinstance(layer, tuple):
         return _is_positive_integer(layer)
     return (
-        len(layer) in (3, 4)
-        and all(map(_is_positive_integer, layer[:3]))
-        and all(map(_is_integer, layer[3:]))
+        len(layer) in (3, 4, 5)
+        and (_is_positive_integer(layer[0]) or _all_of(_is_positive_integer, 2)(layer[0]))
+        and all(map(_is_positive_integer, layer[1:3]))
+        and all(map(_is_integer, layer[3:4]))
+        and all(map(_all_of(lambda odd: _is_integer(odd, 0, 2), 2), layer[4:]))
     )
 
 
@@ -115,6 +117,7 @@ seed = Rule(lambda value: _is_integer(value, 0, 2**32), "in [0, 2^32)")
 stack = Rule(lambda value: _is_integer(value) and value in (0, 3), "3, one image per channel, or 0")
 
 grid = Rule(_all_of(_is_positive_integer, 2), "two positive numbers, rows and columns")
+size = Rule(_all_of(_is_positive_integer, 0, 1, 2), "(), (S,) or (H, W) of positive numbers")
 shape = Rule(_all_of(_is_positive_integer, 0, 1, 3), "(), (D,) or (H, W, C) of positive numbers")
 roles = Rule(_all_of(lambda role: role in ROLES), f"a tuple of names among {', '.join(ROLES)}")
 some_roles = Rule(
@@ -128,7 +131,9 @@ variations = Rule(
 layers = Rule(
     _all_of(_is_layer),
     "layers, each a positive width, (kernel, stride, maps) or (kernel, stride, maps, padding) of positive "
-    "numbers, where the padding may be 0; for example ((4, 2, 64), (4, 1, 128, 1), 256)",
+    "numbers, where the padding may be 0; for example ((4, 2, 64), (4, 1, 128, 1), 256). For images "
+    "that are not square a kernel may be (rows, columns) and span the whole map, and a fifth entry (rows, "
+    "columns), 0 or 1 each, evens odd sides",
 )
 widths = Rule(_all_of(_is_positive_integer), "positive widths, for example (512, 512)")
 clip = Rule(_is_clip, "(), or (low, high) with low < high")

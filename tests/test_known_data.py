@@ -168,7 +168,11 @@ def test_a_conditional_model_refuses_other_classes_and_every_model_another_shape
         known_data.check_used(whole, conditional, dataset())
     assert "classes were 10; now 2" in known_data.check_used(whole, tiny(), dataset())  # said, not refused
     with pytest.raises(
-        ValueError, match=r"takes data of shape 8x8x1; the data are 4x4x3\. Resize them to 8x8x1"
+        ValueError,
+        match=(
+            r"takes data of shape 8x8x1; the data are 4x4x3: set config\.dataset\.resize=\(8, 8\) and "
+            "convert the images to grey"
+        ),
     ):
         known_data.check_used(whole, tiny(), dataset(np.zeros((9, 4, 4, 3), np.uint8)))
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ali_jax import config as configs
 from ali_jax import data, evaluate, game, networks
-from ali_jax.data import DataError, files, images, survey
+from ali_jax.data import DataError, files, images, sizes, survey
 from ali_jax.evaluate import figures
 from ali_jax.report import svg
 
@@ -261,6 +261,136 @@ class TestFolders:
             load(tmp_path)
 
 
+def ramp(height, width):
+    """Return an image whose red rises from left to right and whose green rises from top to bottom."""
+    down, across = np.meshgrid(np.linspace(0, 255, height), np.linspace(0, 255, width), indexing="ij")
+    return np.stack([across, down, np.zeros_like(down)], axis=-1).astype(np.uint8)
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("fit", "left", "right", "top", "bottom"),
+        [  # of 60 x 120 to 30 x 30: the colours in the middle of the four sides of the result
+            ("crop", 64, 191, 0, 255),  # the middle half of the width
+            ("stretch", 0, 255, 0, 255),
+            ("pad", 0, 255, 255, 255),  # 7 or 8 white rows above and below
+        ],
+    )
+    def test_an_image_is_cropped_stretched_or_padded_about_its_centre(self, fit, left, right, top, bottom):
+        x = sizes.fitted(ramp(60, 120), sizes.Sizing((30, 30), fit)).astype(int)
+        assert x.shape == (30, 30, 3)
+        found = x[15, 0, 0], x[15, -1, 0], x[0, 15, 1], x[-1, 15, 1]
+        assert np.abs(np.subtract(found, (left, right, top, bottom))).max() <= 6
+        white = (x == 255).all(axis=(1, 2))
+        assert list(np.flatnonzero(white)) == ([*range(7), *range(22, 30)] if fit == "pad" else [])
+
+    @pytest.mark.parametrize("size", [(7, 20), (1, 1), (90, 31)])
+    @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+    def test_every_size_is_reached_grey_or_in_colour(self, size, fit):
+        for pixels in (ramp(9, 33), ramp(33, 9)[..., :1]):
+            x = sizes.fitted(pixels, sizes.Sizing(size, fit, background=7))
+            assert (x.shape, x.dtype) == ((*size, pixels.shape[-1]), np.uint8)
+
+    def test_a_shrunk_image_is_antialiased(self):
+        stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))[..., None]
+        assert sizes.fitted(stripes, sizes.Sizing((16, 16))).std() < 30  # every fourth pixel: 0 or 255 alone
+
+    def photographs(self, folder):
+        for i, (height, width) in enumerate([(60, 80), (80, 60), (60, 80), (40, 40), (20, 20)]):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(ramp(height, width)).save(folder / f"{i}.png")
+        return folder
+
+    def test_a_folder_of_several_sizes_names_the_key_and_is_accepted_with_it(self, tmp_path):
+        folder = self.photographs(tmp_path / "photos")
+        with pytest.raises(
+            DataError, match=r"80x60 pixels \(height x width\).*set config.dataset.resize, such"
+        ):
+            load(folder)
+        dataset = load(folder, resize=(30, 40))
+        assert dataset.train.shape == dataset.test.shape == (30, 40, 3)
+        assert texts(dataset)[0] == (
+            "5 images of 4 sizes (20x20 to 80x60, height x width) are resized to 30x40 by crop: on average "
+            "19 % of an image is cut off, at most 44 % (enlarged: 1)."
+        )
+        assert load(folder, resize=32).train.shape == (32, 32, 3)
+        assert data.facts.describe(dataset)["resize"] == "crop"
+        assert data.facts.describe(load(tmp_path / "photos", resize=8, fit="pad"))["resize"] == "pad"
+
+    @pytest.mark.parametrize(
+        ("fit", "loss"),
+        [
+            ("crop", "25 % of an image is cut off"),
+            ("pad", "25 % of the result is background"),
+            ("stretch", "one side is stretched by up to 1.33 times the other"),
+        ],
+    )
+    def test_what_is_lost_is_said(self, fit, loss):
+        (note,) = sizes.fit_notes([(90, 120)] * 3, sizes.Sizing((32, 32), fit))
+        assert note.text == f"3 images of 90x120 (height x width) are resized to 32x32 by {fit}: {loss}."
+        (note,) = sizes.fit_notes([(90, 120)] * 3, sizes.Sizing((30, 40), fit))
+        assert note.text.endswith(": nothing is cut off or distorted.")
+        assert not sizes.fit_notes([(30, 40)] * 3, sizes.Sizing((30, 40), fit))
+
+    def test_padding_has_the_background_of_the_config(self, tmp_path):
+        dataset = load(self.photographs(tmp_path), resize=(20, 80), fit="pad", background="77")
+        x = dataset.train.rows(np.arange(1)).x[0]
+        assert (x[:, 0] == 77).all()
+
+    def test_images_that_lie_on_their_side_have_their_upright_shape(self, tmp_path):
+        for i in range(4):
+            exif = Image.Exif()
+            exif[0x0112] = 6  # rotate by a quarter
+            Image.fromarray(ramp(20, 30)).save(tmp_path / f"{i}.jpg", exif=exif, quality=95)
+        dataset = load(tmp_path)
+        x = dataset.train.rows(np.arange(1)).x[0].astype(int)
+        assert x.shape == (30, 20, 3)
+        assert np.abs(x - np.rot90(ramp(20, 30), -1)).mean() < 12
+        Image.fromarray(ramp(30, 20)).save(tmp_path / "4.jpg")
+        assert load(tmp_path).train.shape == (30, 20, 3)
+
+    def test_arrays_and_data_sets_by_name_are_resized_too(self, tmp_path):
+        np.savez(tmp_path / "a.npz", train_image=np.stack([ramp(9, 12)] * 4), test_image=ramp(9, 12)[None])
+        dataset = load(tmp_path / "a.npz", resize=(6, 8), fit="stretch")
+        expected = sizes.fitted(ramp(9, 12), sizes.Sizing((6, 8), "stretch"))
+        np.testing.assert_array_equal(dataset.train.rows(np.arange(4)).x, np.stack([expected] * 4))
+        assert texts(dataset)[0].startswith("5 images of 9x12 (height x width) are resized to 6x8 by stretch")
+        digits = data.load("digits", resize=16)
+        assert (digits.train.shape, digits.divisor) == ((16, 16, 1), 16.0)
+        assert digits.train.x.max() == 16  # resampling overshoots, but not beyond white
+        padded = data.load("digits", resize=(8, 16), fit="pad", background="black").train.x
+        assert not padded[:, :, [0, -1]].any()
+        assert (data.load("digits", resize=(8, 16), fit="pad").train.x[:, :, [0, -1]] == 16).all()
+        np.testing.assert_array_equal(digits.train.label, data.load("digits").train.label)
+        with pytest.raises(DataError, match="mixture has vectors, which have no height"):
+            data.load("mixture", resize=8)
+
+    def test_train_and_test_of_two_sizes_are_told_the_key(self, tmp_path):
+        np.savez(tmp_path / "a.npz", train_image=X, test_image=np.stack([ramp(5, 4)] * 2)[..., :1])
+        with pytest.raises(DataError, match=r"must agree; set config.dataset.resize=\(4, 4\)"):
+            load(tmp_path / "a.npz")
+
+    @pytest.mark.parametrize(
+        ("given", "wanted", "cure"),
+        [
+            ((8, 9, 3), (4, 5, 3), "set config.dataset.resize=(4, 5)"),
+            ((4, 5, 1), (4, 5, 3), "convert the images to colour"),
+            ((8, 8, 3), (4, 4, 1), "set config.dataset.resize=(4, 4) and convert the images to grey"),
+            ((7,), (4, 4, 1), "give data of shape 4x4x1"),
+        ],
+    )
+    def test_the_cure_names_only_what_differs(self, given, wanted, cure):
+        assert sizes.cure(given, wanted) == cure
+
+    def test_the_frames_that_are_not_read_are_counted(self, tmp_path):
+        save(tmp_path, 10, 20, 30)
+        frames = [Image.new("L", (SIZE, SIZE), level) for level in (40, 50, 60)]
+        frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+        assert texts(load(tmp_path))[0] == (
+            f"{tmp_path.name} has 4 images. Skipped: all but the first frame of an animated image."
+        )
+
+
 class TestTransparency:
     def black_logo(self, folder, count=4):
         """Save black squares on transparency, as grey with alpha."""
@@ -495,6 +625,32 @@ class TestArrays:
         np.testing.assert_array_equal(np.bincount(dataset.test.label), [2, 2])
         np.savez(tmp_path / "b.npz", **{name: X})
         assert load(tmp_path / "b.npz").num_classes == 0
+
+    @pytest.mark.parametrize(
+        ("low", "high", "line"),
+        [
+            (0, 1, "np.rint(255 * x).astype(np.uint8)"),
+            (-1, 1, "np.rint(127.5 * (x + 1)).astype(np.uint8)"),
+            (0, 255, "np.rint(x).astype(np.uint8)"),
+            (-40, 700, "np.rint(255 * (x - x.min()) / np.ptp(x)).astype(np.uint8)"),
+        ],
+    )
+    def test_floats_are_told_their_range_and_the_line_that_converts_them(self, tmp_path, low, high, line):
+        x = np.linspace(low, high, 4 * SIZE * SIZE).reshape(4, SIZE, SIZE)
+        np.savez(tmp_path / "a.npz", train_image=x, test_image=x)
+        with pytest.raises(DataError) as error:
+            load(tmp_path / "a.npz")
+        assert f"Its values run from {low} to {high}: write {line} in its place" in str(error.value)
+        converted = eval(line, {"np": np, "x": x})
+        np.savez(tmp_path / "a.npz", train_image=converted, test_image=converted)
+        rows = load(tmp_path / "a.npz").train.rows(np.arange(4)).x
+        assert (rows.min(), rows.max()) == (0, 255)
+
+    def test_channels_that_come_first_are_told_how_to_move(self, tmp_path):
+        x = np.zeros((4, 3, 9, 8), np.uint8)
+        np.savez(tmp_path / "a.npz", train_image=x, test_image=x)
+        with pytest.raises(DataError, match=r"channels last; write np.moveaxis\(x, 1, -1\) in its place"):
+            load(tmp_path / "a.npz")
 
     def test_arrays_that_are_not_used_are_named(self, tmp_path):
         np.savez(tmp_path / "a.npz", train_image=X, test_image=X, train_lable=X, test_lable=X)

@@ -123,6 +123,15 @@ BASES: dict[str, tuple[dict[str, Any], Any]] = {
         },
         None,
     ),
+    "resized": (
+        {
+            "dataset.name": "digits",
+            "decoder.output": "sigmoid",
+            "dataset.train_split": "train",
+            "dataset.resize": (4, 6),
+        },
+        None,
+    ),
 }
 
 PROGRAM = (
@@ -160,6 +169,9 @@ PROGRAM = (
     Row("dataset.dequantize", 0.3, STEP),
     Row("dataset.scale", 0.3, TRAIN | TEST, "loaded"),
     Row("dataset.scale", 0.3, refused="scale is 0.3, but digits has images", base="loaded images"),
+    Row("dataset.resize", (4,), TRAIN | TEST | start(*ROLES) | STEP, "loaded images"),
+    Row("dataset.resize", (4, 4), refused="mixture has vectors", base="loaded"),
+    Row("dataset.fit", "pad", TRAIN | TEST | start(DECODER), "resized"),
     *(
         row
         for role in ROLES

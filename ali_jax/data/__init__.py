@@ -4,9 +4,11 @@
 endless shuffled stream of batches. Only `python -m ali_jax.data.prepare` downloads anything.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ali_jax.data import facts, files, sources, survey, tfds
+from ali_jax.data import facts, files, sizes, sources, survey, tfds
 from ali_jax.data.dataset import (
     ArraySplit,
     DataError,
@@ -75,6 +77,8 @@ def load(
     conditional: bool = False,
     stack: int = 0,
     background: str = "white",
+    resize: int | Sequence[int] = (),
+    fit: str = "crop",
 ) -> Dataset:
     """Load a data set by its name, or from `path` if given.
 
@@ -88,15 +92,22 @@ def load(
         scale: factor on vectors and points; of the user's own images on their pixels, which end at white.
         conditional: whether rows have y: the attributes of the data or, without any, the one-hot class.
         stack: the number of images that form one x, one per channel; 0 for no stacks. See `stacked`.
-        background: what is behind transparent pixels: white, black, or a grey level such as "128".
+        background: what is behind transparent pixels and beside padded images: white, black, or a grey level
+            such as "128".
+        resize: the size of images, (H, W) or one number for squares; () for the size that they have.
+        fit: how images of another shape are resized: `crop` about the centre, `pad` or `stretch`.
 
     Raises:
         DataError: the name is unknown, the data are missing, a file is unusable, or the data cannot be
             conditional or stacked.
     """
     grey = survey.GREY_LEVELS[background] if background in survey.GREY_LEVELS else int(background)
-    options = LoadOptions(directory, train_split, test_split, seed, scale, conditional, grey)
+    size = sizes.size_of(resize)
+    options = LoadOptions(directory, train_split, test_split, seed, scale, conditional, grey, size, fit)
     dataset = files.load(path, options) if path else _by_name(name, options)
+    if size and dataset.train.shape[:2] != size:
+        dataset = sizes.resized(dataset, sizes.Sizing(size, fit, grey))
+    dataset = dataset._replace(resize=fit if size else "none")
     if scale != 1.0 and not path and dataset.train.dtype == np.uint8:
         raise DataError(
             f"scale is {scale:g}, but {dataset.name} has images, whose range is always [0, 1]: leave it at 1"

@@ -10,22 +10,15 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from ali_jax.data import images, survey
-from ali_jax.data.dataset import ArraySplit, DataError, Note, class_order
+from ali_jax.data.dataset import ArraySplit, DataError, LoadOptions, Note, class_order
 from ali_jax.data.folders import FEWEST, HELD_OUT, PART_OF, held_out_tenth
+from ali_jax.data.pictures import Contents
 
 KINDS = {
     **dict.fromkeys(("image", "images", "x"), "image"),
     **dict.fromkeys(("label", "labels", "y"), "label"),
 }
 MAX_CLASSES = 10_000  # matrices of classes by classes are made
-
-
-class Arrays(NamedTuple):
-    """What an .npz file holds."""
-
-    parts: dict[str, ArraySplit]
-    class_names: tuple[str, ...]
-    notes: list[Note]
 
 
 class _Part(NamedTuple):
@@ -35,7 +28,7 @@ class _Part(NamedTuple):
     label: str | None
 
 
-def read_npz(path: Path, *, background: int, scale: float) -> Arrays:
+def read_npz(path: Path, options: LoadOptions) -> Contents:
     """Read images or vectors and, where there are, labels, of the parts train, validation and test.
 
     Their names are train_image and train_label, or Keras' or MedMNIST's. A single array without a part is
@@ -44,7 +37,7 @@ def read_npz(path: Path, *, background: int, scale: float) -> Arrays:
     Raises:
         DataError: the file is damaged, or its arrays are not usable.
     """
-    del background  # arrays have no alpha channel
+    scale = options.scale
     shapes = _shapes(path)
     names = _names(path, shapes)
     arrays = _arrays(path, [name for part in names.values() for name in part if name])
@@ -69,7 +62,7 @@ def read_npz(path: Path, *, background: int, scale: float) -> Arrays:
     if stored[0].dtype == np.uint8:
         low, high = min(int(a.min()) for a in stored), max(int(a.max()) for a in stored)
         notes += survey.range_notes(low, high, 255, scale)
-    return Arrays(parts, class_names, notes)
+    return Contents(parts, class_names, notes)
 
 
 def _names(path: Path, shapes: Mapping[str, str]) -> dict[str, _Part]:
@@ -221,12 +214,31 @@ def _check_x(what: str, x: np.ndarray, scale: float) -> np.ndarray:
     if x.dtype != np.uint8 or x.ndim not in (3, 4):
         raise DataError(
             f"{what} is {x.dtype} {list(x.shape)}; images must be uint8 [N, H, W, C] or [N, H, W] from 0 to "
-            "255, vectors floats [N, D]"
+            f"255, vectors floats [N, D]{_as_bytes(x)}"
         )
     x = x[..., None] if x.ndim == 3 else x
-    if x.shape[1] != x.shape[2] or x.shape[3] not in (1, 3):
-        raise DataError(f"{what} is {list(x.shape)}; images must be square, with 1 or 3 channels last")
+    if x.shape[3] not in (1, 3):
+        first = x.shape[1] in (1, 3)
+        cure = "; write np.moveaxis(x, 1, -1) in its place" if first else ""
+        raise DataError(f"{what} is {list(x.shape)}; images must have 1 or 3 channels last{cure}")
     return images.scaled_bytes(x, scale)
+
+
+def _as_bytes(x: np.ndarray) -> str:
+    """Say which values numbers of images [N, H, W(, C)] have, and the line of NumPy that makes them uint8."""
+    if x.ndim not in (3, 4) or x.dtype.kind not in "iufb":
+        return ""
+    low, high = float(x.min()), float(x.max())
+    ranges = f". Its values run from {low:.4g} to {high:.4g}"
+    if not np.isfinite([low, high]).all():
+        return f"{ranges}: remove those that are not finite"
+    if x.dtype.kind in "fb" and low >= 0 and high <= 1:
+        return f"{ranges}: write np.rint(255 * x).astype(np.uint8) in its place"
+    if -1 <= low < 0 and high <= 1:
+        return f"{ranges}: write np.rint(127.5 * (x + 1)).astype(np.uint8) in its place"
+    if low >= 0 and high <= 255:
+        return f"{ranges}: write np.rint(x).astype(np.uint8) in its place"
+    return f"{ranges}: write np.rint(255 * (x - x.min()) / np.ptp(x)).astype(np.uint8) in its place"
 
 
 def _check_labels(what: str, label: np.ndarray, count: int) -> np.ndarray:

@@ -32,7 +32,9 @@ class LoadOptions(NamedTuple):
     seed: int = 0  # of synthetic points
     scale: float = 1.0  # factor on vectors and points, and on the pixels of the user's own images
     conditional: bool = False  # whether rows of data with attributes have them as y
-    background: int = 255  # grey level behind transparent pixels
+    background: int = 255  # grey level behind transparent pixels and beside padded images
+    resize: tuple[int, int] | None = None  # height and width to which images are brought
+    fit: str = "crop"  # crop, pad or stretch
 
 
 class Note(NamedTuple):
@@ -87,6 +89,7 @@ class Dataset(NamedTuple):
     parts: "Dataset | None" = None  # the single images, if x is a stack of them
     class_names: tuple[str, ...] = ()  # of the K classes, where known
     notes: tuple[Note, ...] = ()  # what a user should know about the data
+    resize: str = "none"  # how images were brought to one size: none, crop, pad or stretch
 
 
 @dataclass(frozen=True)

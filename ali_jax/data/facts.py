@@ -19,9 +19,9 @@ LISTED = 12  # the most names that a message lists
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Return the facts about a data set, as a JSON object.
 
-    A model's input is x = stored / `divisor`, of this `shape`; images are in `range`. `resize` is "none":
-    images of another size are refused. A split has its number of rows, digests of the x and of the labels of
-    up to 32 rows at equal distances, and some of their values. Only these rows are read.
+    A model's input is x = stored / `divisor`, of this `shape`; images are in `range`. `resize` says how they
+    were brought to one size: none, crop, pad or stretch. A split has its number of rows, digests of the x and
+    of the labels of up to 32 rows at equal distances, and some of their values. Only these rows are read.
     """
     is_image = np.issubdtype(dataset.train.dtype, np.integer)
     return {
@@ -30,7 +30,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "dtype": str(dataset.train.dtype),
         "divisor": float(dataset.divisor),
         "range": [0.0, 1.0] if is_image else None,
-        "resize": "none",
+        "resize": dataset.resize,
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
         "attributes": list(dataset.attributes),

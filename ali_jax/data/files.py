@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ali_jax.data import archives, folders, survey
+from ali_jax.data import archives, folders, sizes, survey
 from ali_jax.data.dataset import (
     ArraySplit,
     DataError,
@@ -51,11 +51,14 @@ def load(path: str, options: LoadOptions) -> Dataset:
         parts, class_names = {name: _read_mat(root / (name + _MAT_SUFFIX)) for name in names}, _DIGITS
     else:
         reader = archives.read_npz if root.is_file() else folders.read_folder
-        parts, class_names, notes = reader(root, background=options.background, scale=options.scale)
+        parts, class_names, notes = reader(root, options)
     splits, train, test, of_splits = _selected(root, parts, splits)
     notes += of_splits
     if train.shape != test.shape:
-        raise DataError(f"{root}: x is {train.shape} in train but {test.shape} in test; they must agree")
+        raise DataError(
+            f"{root}: x is {train.shape} in train but {test.shape} in test; they must agree; "
+            f"{sizes.cure(test.shape, train.shape)}"
+        )
     notes += survey.class_notes(class_names, train, test)
     divisor = 255.0 if train.dtype == np.uint8 else 1.0
     return Dataset(

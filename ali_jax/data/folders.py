@@ -2,25 +2,14 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from ali_jax.data import images, survey
-from ali_jax.data.dataset import (
-    THREADS,
-    DataError,
-    Note,
-    SourceSplit,
-    class_order,
-    host_batch,
-    joined,
-    stratified,
-)
-from ali_jax.types import Batch
+from ali_jax.data import images, pictures, survey
+from ali_jax.data.dataset import DataError, LoadOptions, Note, class_order, stratified
+from ali_jax.data.pictures import Contents, ImageFile
 
 # fmt: off
 IMAGE_SUFFIXES = (
@@ -43,22 +32,7 @@ FEWEST = 4  # images of a directory without parts: two to train on and two to te
 Names = tuple[str, ...]  # of the folders that lead to an image, and of the image
 
 
-class ImageFile(NamedTuple):
-    """An image on disk and its class."""
-
-    path: Path
-    label: int  # -1 for none
-
-
-class Contents(NamedTuple):
-    """What a file or a directory of the user's holds."""
-
-    parts: dict[str, SourceSplit]
-    class_names: tuple[str, ...]
-    notes: list[Note]
-
-
-def read_folder(root: Path, *, background: int, scale: float) -> Contents:
+def read_folder(root: Path, options: LoadOptions) -> Contents:
     """Read a directory of images: its folders of parts or, without them, a random tenth as test.
 
     The images are not decoded. Labels are the folders in which all images of a part lie, if there are two or
@@ -68,48 +42,35 @@ def read_folder(root: Path, *, background: int, scale: float) -> Contents:
         DataError: there are no images, or they are unusable.
     """
     found, skipped = find_images(root)
+    return arranged(root, {path.relative_to(root).parts: path for path in found}, skipped, options)
+
+
+def arranged(
+    root: Path, found: Mapping[Names, images.Source], skipped: Counter[str], options: LoadOptions
+) -> Contents:
+    """Read images whose folders say their part and their class, as `read_folder` does.
+
+    Args:
+        root: the directory or the archive that holds them.
+        found: the images, by the names that lead to them.
+        skipped: how many other files there are, by reason.
+        options: of `load`.
+    """
     if not found:
         suffixes = ", ".join(IMAGE_SUFFIXES)
-        reasons = f"; skipped: {_counted(skipped)}" if skipped else ""
+        reasons = f"; skipped: {pictures.counted(skipped)}" if skipped else ""
         raise DataError(f"{root}: has no images; their names must end in {suffixes}{reasons}")
-    of_part = _parts(root, _named(root, found))
+    of_part = _parts(root, dict(zip(_looked_through(list(found)), found.values(), strict=True)))
     held_out = [name for name in HELD_OUT if name in of_part]
     if held_out:
         skipped.update({f"image outside the folders {', '.join(of_part)}": len(found) - _total(of_part)})
     classes = _classes(of_part)
     rows = {name: _labelled(part, classes) for name, part in of_part.items()}
     if not held_out:
-        rows = _divided(root, rows["train"])
-    notes = [
-        *_skipped_note(root, skipped, len(found)),
-        *_unlabelled_notes(rows, classes),
-        *_no_classes_note(of_part, classes),
-    ]
-    every = sorted(row.path for part in rows.values() for row in part)
-    shape, with_alpha = _common_shape(every)
-
-    def decode(row: ImageFile) -> Batch:
-        with images.opened(row.path) as image:
-            upright = images.upright(image)
-            x = images.to_uint8(upright, shape[-1], background=background, scale=scale)
-        if x.shape != shape:
-            raise DataError(f"{row.path} changed after the start: it is now {x.shape}, not {shape}")
-        return host_batch(x, label=row.label)
-
-    parts = {
-        name: SourceSplit(
-            part,
-            decode,
-            shape,
-            np.dtype(np.uint8),
-            len(classes),
-            label=np.array([row.label for row in part], np.int32) if classes else None,
-        )
-        for name, part in rows.items()
-    }
-    notes += survey.transparency_notes(with_alpha, shape[-1], background, scale)
-    notes += survey.file_range_notes(every, background, scale)
-    return Contents(parts, tuple(classes), notes)
+        rows = divided(root, rows["train"])
+    notes = [*_unlabelled_notes(rows, classes), *_no_classes_note(of_part, classes)]
+    shelf = pictures.Shelf(root.name, len(found), skipped)
+    return pictures.contents(shelf, rows, classes, options, notes)
 
 
 def find_images(root: Path) -> tuple[list[Path], Counter[str]]:
@@ -182,14 +143,14 @@ def _looked_through(names: Sequence[Names]) -> list[Names]:
     return list(names)
 
 
-def _parts(root: Path, found: dict[Names, Path]) -> dict[str, dict[Names, Path]]:
+def _parts(root: Path, found: dict[Names, images.Source]) -> dict[str, dict[Names, images.Source]]:
     """Return the images by part, their names without its folder; without parts all are of train.
 
     Raises:
         DataError: there is a part, but nothing to train or to test on; two folders are the same part.
     """
     folders = sorted({names[0] for names in found if len(names) > 1 and _part_of(names[0])})
-    of_part: dict[str, dict[Names, Path]] = {}
+    of_part: dict[str, dict[Names, images.Source]] = {}
     for folder in folders:
         part = PART_OF[folder.strip().lower()]
         if part in of_part:
@@ -207,30 +168,26 @@ def _parts(root: Path, found: dict[Names, Path]) -> dict[str, dict[Names, Path]]
     return {part: of_part[part] for part in ("train", "validation", "test") if part in of_part}
 
 
-def _named(root: Path, found: Sequence[Path]) -> dict[Names, Path]:
-    names = _looked_through([path.relative_to(root).parts for path in found])
-    return dict(zip(names, found, strict=True))
-
-
-def _total(of_part: dict[str, dict[Names, Path]]) -> int:
+def _total(of_part: dict[str, dict[Names, images.Source]]) -> int:
     return sum(map(len, of_part.values()))
 
 
-def _classes(of_part: dict[str, dict[Names, Path]]) -> list[str]:
+def _classes(of_part: dict[str, dict[Names, images.Source]]) -> list[str]:
     """Return the folders that name classes: those of every part that has two or more."""
     folders = [{names[0] for names in part if len(names) > 1} for part in of_part.values()]
     names = {name for part in folders if len(part) > 1 for name in part}
     return sorted(names, key=class_order)
 
 
-def _labelled(part: dict[Names, Path], classes: Sequence[str]) -> list[ImageFile]:
+def _labelled(part: dict[Names, images.Source], classes: Sequence[str]) -> list[ImageFile]:
     number = {name: i for i, name in enumerate(classes)}
     return [
         ImageFile(path, number.get(names[0], -1) if len(names) > 1 else -1) for names, path in part.items()
     ]
 
 
-def _divided(root: Path, rows: list[ImageFile]) -> dict[str, list[ImageFile]]:
+def divided(root: Path, rows: list[ImageFile]) -> dict[str, list[ImageFile]]:
+    """Hold out a tenth of image files as test, with equal class proportions."""
     if len(rows) < FEWEST:
         raise DataError(f"{root}: too few images ({len(rows)}); training and testing need {FEWEST}")
     train, test = held_out_tenth(np.array([row.label for row in rows]))
@@ -242,27 +199,6 @@ def held_out_tenth(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return stratified(label, max(2, len(label) // 10))
 
 
-def _skipped_note(root: Path, skipped: Counter[str], images_used: int) -> list[Note]:
-    skipped = +skipped
-    if not skipped:
-        return []
-    return [Note(f"{root.name} has {images_used} images. Skipped: {_counted(skipped)}.")]
-
-
-def _counted(skipped: Counter[str]) -> str:
-    """Return the reasons with their numbers, the most frequent first: "50 .heic files, 1 hidden file"."""
-    return ", ".join(f"{number} {_plural(what, number)}" for what, number in skipped.most_common())
-
-
-def _plural(what: str, number: int) -> str:
-    first, _, rest = what.partition(" ")
-    if number == 1:
-        return what
-    if first in ("link", "file", "image", "device"):
-        return f"{first}s {rest}".rstrip()
-    return f"{what}s"
-
-
 def _unlabelled_notes(rows: dict[str, list[ImageFile]], classes: Sequence[str]) -> Iterable[Note]:
     for name, part in rows.items() if classes else ():
         number = sum(row.label < 0 for row in part)
@@ -270,7 +206,7 @@ def _unlabelled_notes(rows: dict[str, list[ImageFile]], classes: Sequence[str]) 
             yield Note(f"{number} of {len(part)} images of {name} lie in no class folder: no label.", True)
 
 
-def _no_classes_note(of_part: dict[str, dict[Names, Path]], classes: Sequence[str]) -> list[Note]:
+def _no_classes_note(of_part: dict[str, dict[Names, images.Source]], classes: Sequence[str]) -> list[Note]:
     """Warn that images lie in several folders, none of which names a class."""
     folders = {"/".join(names[:-1]) for part in of_part.values() for names in part if len(names) > 1}
     if classes or len(folders) < 2:
@@ -282,52 +218,3 @@ def _no_classes_note(of_part: dict[str, dict[Names, Path]], classes: Sequence[st
             True,
         )
     ]
-
-
-def _common_shape(paths: Sequence[Path]) -> tuple[tuple[int, int, int], list[Path]]:
-    """Read the common shape (S, S, C) of all images from their headers; C is 1 if all are grey.
-
-    Returns:
-        The shape, and the images that may be transparent.
-
-    Raises:
-        DataError: images are unreadable, not square, or differ in size from the first.
-    """
-    with ThreadPoolExecutor(THREADS) as pool:
-        headers = list(pool.map(_header, paths))
-    if errors := [header for header in headers if isinstance(header, DataError)]:
-        raise joined(errors)
-    good = [header for header in headers if not isinstance(header, DataError)]
-    width, height = good[0].size
-    if width != height:
-        others = sum(header.size[0] != header.size[1] for header in good[1:])
-        raise _wrong_size(paths[0], good[0].size, "square", others)
-    wrong = [i for i, header in enumerate(good) if header.size != (width, height)]
-    if wrong:
-        wanted = f"{width}x{height} like {paths[0]}"
-        raise _wrong_size(paths[wrong[0]], good[wrong[0]].size, wanted, len(wrong) - 1)
-    with_alpha = [path for path, header in zip(paths, good, strict=True) if header.has_alpha]
-    return (height, width, 1 if all(header.is_grey for header in good) else 3), with_alpha
-
-
-def _wrong_size(path: Path, size: tuple[int, int], wanted: str, others: int) -> DataError:
-    too = f" ({others} other images are of a wrong size too)" if others else ""
-    return DataError(
-        f"{path} is {size[0]}x{size[1]} pixels but must be {wanted}{too}; crop and resize all to one square "
-        "size"
-    )
-
-
-class _Header(NamedTuple):
-    size: tuple[int, int]  # width and height
-    is_grey: bool
-    has_alpha: bool
-
-
-def _header(path: Path) -> _Header | DataError:
-    """Read what can be known of an image without decoding it; return the error if that fails."""
-    try:
-        with images.opened(path) as image:
-            return _Header(image.size, images.is_grey(image), image.has_transparency_data)
-    except DataError as error:
-        return error

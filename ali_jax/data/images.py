@@ -1,9 +1,10 @@
 """Read image files safely and convert their pixels to uint8."""
 
 import contextlib
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,16 +14,33 @@ from ali_jax.data.dataset import DataError
 MAX_PIXELS = 2**26  # of one image file; a larger one is damaged or malicious
 
 
+_ORIENTATION = 0x0112  # EXIF tag
+_LIES = (5, 6, 7, 8)  # its values for images that are stored with rows and columns exchanged
+
+
+class Stored(NamedTuple):
+    """An encoded image inside another file, such as an archive."""
+
+    name: str
+    read: Callable[[], bytes]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source: TypeAlias = Path | Stored
+
+
 @contextlib.contextmanager
-def opened(file: Path | IO[bytes], name: object = None) -> Iterator[Image.Image]:
-    """Open an image, given as a path or a binary file.
+def opened(file: Source | IO[bytes], name: object = None) -> Iterator[Image.Image]:
+    """Open an image, given as a path, a binary file, or stored in another file.
 
     Raises:
         DataError: anything failed before the image was closed; it names the file, or `name` if given.
     """
     name = file if name is None else name
     try:
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(file.read()) if isinstance(file, Stored) else file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
             yield image
@@ -37,6 +55,16 @@ def opened(file: Path | IO[bytes], name: object = None) -> Iterator[Image.Image]
 def is_grey(image: Image.Image) -> bool:
     """Tell whether the mode of the image has no colours."""
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+
+
+def size(image: Image.Image) -> tuple[int, int]:
+    """Return the height and width of an image after its rotation by `upright`."""
+    width, height = image.size
+    if width != height:
+        with contextlib.suppress(Exception):  # damaged metadata, as in `upright`
+            if image.getexif().get(_ORIENTATION) in _LIES:
+                return width, height
+    return height, width
 
 
 def upright(image: Image.Image) -> Image.Image:

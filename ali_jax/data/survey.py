@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -16,11 +15,11 @@ CLASSES_NAMED = 20  # at most, in one sentence
 GREY_LEVELS = {"black": 0, "white": 255}
 
 
-def file_range_notes(paths: Sequence[Path], background: int, scale: float) -> list[Note]:
+def file_range_notes(paths: Sequence[images.Source], background: int, scale: float) -> list[Note]:
     """Warn where image files are all but black or constant, or where `scale` clips them."""
     chosen = _spread(paths)
 
-    def look(path: Path) -> tuple[int, int, int]:
+    def look(path: images.Source) -> tuple[int, int, int]:
         try:
             with images.opened(path) as image:
                 return images.stored_range(image, background)
@@ -58,11 +57,13 @@ def range_notes(low: int, high: int, full: int, scale: float) -> list[Note]:
     return []
 
 
-def transparency_notes(paths: Sequence[Path], channels: int, background: int, scale: float) -> list[Note]:
+def transparency_notes(
+    paths: Sequence[images.Source], channels: int, background: int, scale: float
+) -> list[Note]:
     """Say that transparent images are composited, and warn where that makes them constant."""
     chosen = _spread(paths)
 
-    def look(path: Path) -> tuple[bool, bool]:
+    def look(path: images.Source) -> tuple[bool, bool]:
         try:
             with images.opened(path) as image:
                 if images.opacity(image) is None:
@@ -119,6 +120,6 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:CLASSES_NAMED]) + more
 
 
-def _spread(paths: Sequence[Path]) -> list[Path]:
+def _spread(paths: Sequence[images.Source]) -> list[images.Source]:
     number = min(len(paths), LOOKED_AT)
     return [paths[i * len(paths) // number] for i in range(number)]

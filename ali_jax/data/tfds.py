@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ali_jax.data import images
+from ali_jax.data import images, sizes
 from ali_jax.data.dataset import DataError, Dataset, LoadOptions, SourceSplit, host_batch
 from ali_jax.names import did_you_mean
 from ali_jax.types import Batch
@@ -88,11 +88,11 @@ def unknown(name: str, known: Sequence[str]) -> DataError:
     )
 
 
-def check_images(name: str, builder: Any) -> tuple[int, ...]:
-    """Return the shape of x for a data set of images.
+def check_images(name: str, builder: Any) -> tuple[int | None, ...]:
+    """Return the shape of x for a data set of images; height and width are None where images differ in size.
 
     Raises:
-        DataError: the data set has no images, or they differ in size or are not square.
+        DataError: the data set has no images.
     """
     if name == "celeb_a":
         return (64, 64, 3)
@@ -101,12 +101,25 @@ def check_images(name: str, builder: Any) -> tuple[int, ...]:
         raise DataError(f"{name} has no feature 'image' but {', '.join(features)}")
     feature = features["image"]
     shape = feature.shape
-    if len(shape) != 3 or None in shape or shape[0] != shape[1] or feature.np_dtype != np.uint8:
+    if len(shape) != 3 or shape[2] not in (1, 3) or feature.np_dtype != np.uint8:
         raise DataError(
-            f"{name} has images {shape} of {feature.np_dtype}; they must be uint8 of one square size: resize "
-            "them and give the result by --config.dataset.path"
+            f"{name} has images {shape} of {feature.np_dtype}; they must be uint8, grey or in colour"
         )
     return shape
+
+
+def _check_size(name: str, shape: tuple[int | None, ...], resize: sizes.Size | None) -> tuple[int, ...]:
+    """Return a shape of images in full: those that differ in size have that of `resize`."""
+    height, width, channels = shape
+    assert channels is not None
+    if height is not None and width is not None:
+        return height, width, channels
+    if resize is None:
+        raise DataError(
+            f"{name} has images of different sizes; set config.dataset.resize, such as 64, to bring all to "
+            "one size"
+        )
+    return (*resize, channels)
 
 
 def is_prepared(builder: Any) -> bool:
@@ -124,7 +137,7 @@ def load(name: str, builder: Any, options: LoadOptions) -> Dataset:
     Raises:
         DataError: the data are not prepared, or the split does not exist.
     """
-    shape = check_images(name, builder)
+    shape = _check_size(name, check_images(name, builder), options.resize)
     if not is_prepared(builder):
         raise DataError(_not_prepared(name, builder.data_path, options.directory))
     available = list(builder.info.splits)
@@ -133,7 +146,7 @@ def load(name: str, builder: Any, options: LoadOptions) -> Dataset:
         held_out = "validation"
     attributes = CELEBA_ATTRIBUTES if name == "celeb_a" and options.conditional else ()
     splits = (options.train_split, held_out)
-    train, test = (_split(name, builder, text, shape, len(attributes), options.background) for text in splits)
+    train, test = (_split(name, builder, text, shape, len(attributes), options) for text in splits)
     classes = tuple(getattr(_label(builder), "names", ())) if train.num_classes else ()
     return Dataset(
         name,
@@ -152,7 +165,7 @@ def _label(builder: Any) -> Any:
 
 
 def _split(
-    name: str, builder: Any, text: str, shape: tuple[int, ...], num_attributes: int, background: int
+    name: str, builder: Any, text: str, shape: tuple[int, ...], num_attributes: int, options: LoadOptions
 ) -> SourceSplit:
     undecoded = {
         "image": _library().decode.SkipDecoding()
@@ -172,11 +185,13 @@ def _split(
     if name == "celeb_a":
         return SourceSplit(source, _decode_celeba, shape, np.dtype(np.uint8), 0, num_attributes)
     num_classes = getattr(_label(builder), "num_classes", None) or 0
+    is_mixed = None in check_images(name, builder)  # others are resized by `data.load`
+    sizing = sizes.Sizing(options.resize, options.fit, options.background)
 
     def decode(record: dict[str, Any]) -> Batch:
         with images.opened(io.BytesIO(record["image"]), f"an image of {name}") as image:
-            x = images.to_uint8(image, shape[-1], background=background)
-            return host_batch(x, label=record.get("label"))
+            x = images.to_uint8(image, shape[-1], background=options.background)
+        return host_batch(sizes.fitted(x, sizing) if is_mixed else x, label=record.get("label"))
 
     return SourceSplit(source, decode, shape, np.dtype(np.uint8), num_classes)
 

@@ -175,6 +175,8 @@ def load_data(config: Config) -> data.Dataset:
         conditional=source.conditional,
         stack=source.stack,
         background=source.background,
+        resize=source.resize,
+        fit=source.fit,
     )
 
 

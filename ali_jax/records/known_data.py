@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ali_jax.config import Config
-from ali_jax.data import Dataset
+from ali_jax.data import Dataset, sizes
 from ali_jax.data import facts as data_facts
 from ali_jax.records.workdir import checkpoint_steps, start_from, write_text
 
@@ -76,13 +76,11 @@ def check_used(workdir: Path, config: Config, dataset: Dataset) -> list[str]:
       ValueError: the model cannot be given these data: their shape or, if it uses them, their classes differ.
     """
     old, new = read(workdir), data_facts.describe(dataset)
-    shape, given = (
-        "x".join(map(str, sizes)) for sizes in (config.dataset.shape or new["shape"], new["shape"])
-    )
+    shape, given = tuple(config.dataset.shape or new["shape"]), tuple(new["shape"])
     if shape != given:
         raise ValueError(
-            f"The model in {workdir} takes data of shape {shape}; the data are {given}. Resize them to "
-            f"{shape}."
+            f"The model in {workdir} takes data of shape {sizes.by(shape)}; the data are {sizes.by(given)}: "
+            f"{sizes.cure(given, shape)}."
         )
     if _uses_classes(config) and (changes := data_facts.kind_differences(old, new)):
         raise ValueError(

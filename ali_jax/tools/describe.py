@@ -79,7 +79,14 @@ def data_shape(config: Config) -> tuple[int, ...]:
     if source.shape:
         return tuple(source.shape)
     try:
-        loaded = data.load(source.name, path=source.path, directory=source.directory, stack=source.stack)
+        loaded = data.load(
+            source.name,
+            path=source.path,
+            directory=source.directory,
+            stack=source.stack,
+            resize=source.resize,
+            fit=source.fit,
+        )
         return loaded.train.shape
     except data.DataError as error:
         raise ValueError(
