@@ -2,9 +2,11 @@
 
     python -m ali_jax.main --config experiments/images.py --workdir runs/mine --config.dataset.path=DIR
 
-DIR is a directory of square images (8, 16, 32, 64 or 128 pixels a side, grey or colour), or an .npz with
-`train_image` and `test_image`. `images.py:SIZE` or `images.py:SIZExCHANNELS` states the shape in advance, for
-`--mode describe`. The discriminator has a gradient penalty instead of batch norm; parameters are averaged.
+DIR is a directory, a zip or a tar of images, a Parquet file, or an .npz with `train_image` and `test_image`.
+Images are grey or in colour, 8 to 256 pixels a side, the longer side at most four times the shorter;
+`config.dataset.resize` brings others to one size. `images.py:SIZE`, `images.py:SIZExCHANNELS` or
+`images.py:HEIGHTxWIDTHxCHANNELS` states the shape in advance, for `--mode describe`. The discriminator has a
+gradient penalty instead of batch norm; parameters are averaged.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +15,7 @@ from ali_jax import config as defaults
 
 
 def get_config(shape: str = "") -> ConfigDict:
-    """Return the configuration for a shape such as "64" or "32x1", or for the shape of the data."""
+    """Return the configuration for a shape such as "64", "32x1" or "90x120x3", or for that of the data."""
     config = defaults.base()
     defaults.stable_recipe(config)
     config.batch_size = 64
@@ -26,12 +28,7 @@ def get_config(shape: str = "") -> ConfigDict:
 
     config.dataset.name = "images"
     if shape:
-        size, _, channels = shape.partition("x")
-        if not size.isdigit() or not (channels or "3").isdigit():
-            raise ValueError(
-                f"images.py:{shape}: the shape must be SIZE or SIZExCHANNELS, such as 64 or 32x1."
-            )
-        config.dataset.shape = (int(size), int(size), int(channels or 3))
+        config.dataset.shape = _shape(shape)
 
     config.encoder.width = config.discriminator.width = config.decoder.width = 32
     config.discriminator.z_layers = (256, 256)
@@ -51,3 +48,17 @@ def get_config(shape: str = "") -> ConfigDict:
         "memorisation",
     )
     return config
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Return the shape that SIZE, SIZExCHANNELS or HEIGHTxWIDTHxCHANNELS states; colour if not said."""
+    parts = text.split("x")
+    if len(parts) > 3 or not all(part.isdigit() for part in parts):
+        raise ValueError(
+            f"images.py:{text}: the shape must be SIZE, SIZExCHANNELS or HEIGHTxWIDTHxCHANNELS, such as 64, "
+            "32x1 or 90x120x3."
+        )
+    numbers = tuple(map(int, parts))
+    if len(numbers) == 3:
+        return numbers
+    return numbers[0], numbers[0], numbers[1] if len(numbers) > 1 else 3

@@ -219,10 +219,75 @@ def test_features_are_the_code_beside_hidden_layers_before_the_nonlinearity(name
     assert jax.eval_shape(run, jax.random.PRNGKey(0), x).shape == (2, last)
 
 
-@pytest.mark.parametrize("size", [8, 16, 32, 64, 128])
-def test_pyramids_mirror_each_other(size):
-    assert layers.output_size(size, networks.pyramid(size, 8, what="")) == 1
-    assert layers.output_size(1, networks.inverted_pyramid(size, 8, what=""), transpose=True) == size
+@pytest.mark.parametrize(
+    ("size", "down", "up"),
+    [
+        (8, [8], [8, 8]),
+        (16, [8, 16], [16, 8, 8]),
+        (32, [8, 16, 32], [32, 16, 8, 8]),
+        (64, [8, 16, 32, 64], [64, 32, 16, 8, 8]),
+        (128, [8, 16, 32, 64, 64], [64, 64, 32, 16, 8, 8]),
+        (256, [8, 16, 32, 64, 64, 64], [64, 64, 64, 32, 16, 8, 8]),
+    ],
+)
+def test_layers_of_square_powers_of_two_are_those_of_runs_made_before(size, down, up):
+    of_encoder = (*((4, 2, maps, 1) for maps in down), (4, 1, 2 * down[-1]))
+    of_decoder = ((4, 1, up[0]), *((4, 2, maps, 1) for maps in up[1:]))
+    for shape in (size, (size, size)):
+        assert networks.pyramid(shape, 8, what="") == of_encoder
+        assert networks.inverted_pyramid(shape, 8, what="") == of_decoder
+
+
+SIDES = (8, 9, 13, 16, 28, 31, 60, 64, 65, 90, 120, 127, 200, 255, 256)
+
+
+@pytest.mark.parametrize("height", SIDES)
+def test_pyramids_mirror_each_other_at_every_size(height):
+    """There are floor(log2(min / 4)) halvings, and the grid that is left has a short side of 4 to 8."""
+    for width in (side for side in SIDES if max(side, height) <= 4 * min(side, height)):
+        size = (height, width)
+        down, up = networks.pyramid(size, 8, what=""), networks.inverted_pyramid(size, 8, what="")
+        for axis, side in enumerate(size):
+            assert layers.output_size(side, down, axis=axis) == 1
+            assert layers.output_size(1, up, transpose=True, axis=axis) == side
+        assert 4 * 2 ** (len(down) - 1) <= min(size) < 8 * 2 ** (len(down) - 1)
+        grid = [layers.output_size(side, down[:-1], axis=axis) for axis, side in enumerate(size)]
+        assert grid == [-(-side // 2 ** (len(down) - 1)) for side in size]
+        assert 4 <= min(grid) <= 8
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 1), (90, 120, 3), (256, 64, 3), (100, 100, 1)])
+def test_networks_that_follow_the_size_have_its_shape(shape):
+    config = edited("images", dataset__shape=())
+    ali = networks.build(config, shape)
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+
+    def run(key, x):
+        variables = model.init(ali, key, x)
+        x_hat = model.reconstruct(ali, variables, x)
+        return x_hat, model.discriminate(ali, variables, x_hat, jnp.zeros((2, config.latent_dim)))
+
+    x_hat, logits = jax.eval_shape(run, jax.random.PRNGKey(0), x)
+    assert (x_hat.shape, logits.shape) == ((2, *shape), (2,))
+
+
+def test_every_pixel_of_an_odd_image_is_seen_and_made(key):
+    """A row that a stride leaves over would have no gradient in the code, or not change with it."""
+    config = edited("images", dataset__shape=(), latent_dim=3)
+    for role in ("encoder", "decoder", "discriminator"):
+        config[role].width, config[role].activation = 2, "leaky_relu"  # no unit is off
+    ali = networks.build(config, (11, 17, 1))
+    x = jax.random.uniform(key, (1, 11, 17, 1))
+
+    @jax.jit
+    def slopes(x):
+        variables = model.init(ali, key, x)
+        seen = jax.grad(lambda x: model.encode(ali, variables, x).sum())(x)
+        a, b = (model.decode(ali, variables, z * jnp.ones((1, 3))) for z in (1.0, 0.5))
+        return seen, a - b
+
+    for slope in slopes(x):
+        assert (np.abs(slope) > 0).all()
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state(key):
@@ -254,8 +319,15 @@ def build_and_initialise(config, shape):
     ("config", "shape", "message"),
     [
         (edited("svhn"), (28, 28, 1), "28x28x1.*experiments/images.py"),
-        (edited("images", dataset__shape=()), (24, 24, 3), "8, 16, 32, 64 or 128"),
-        (edited("images", dataset__shape=()), (16, 32, 3), "square images"),
+        (
+            edited("images", dataset__shape=()),
+            (7, 9, 3),
+            r"8 to 256 pixels.* are 7x9: set config.dataset.resize",
+        ),
+        (edited("images", dataset__shape=()), (300, 257, 3), r"8 to 256 pixels a side"),
+        (edited("images", dataset__shape=()), (33, 8, 3), r"at most 4 times the shorter"),
+        (edited("svhn"), (32, 32, 1), "data are 32x32x1: convert the images to colour, or"),
+        (edited("svhn"), (30, 32, 3), r"data are 30x32x3: set config.dataset.resize=\(32, 32\), or"),
         (edited("svhn", dataset__shape=()), (64, 64, 3), "make images of 32x32; the data are 64x64x3"),
         (
             edited("svhn", encoder__layers=((5, 1, 8), (40, 1, 8))),

@@ -1,8 +1,9 @@
 """Whether the layers of a config fit its data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from ali_jax.data.sizes import by, cure
 from ali_jax.networks.layers import is_convolutional, output_size
 
 
@@ -19,19 +20,16 @@ def check_fit(sections: Mapping[str, dict[str, Any]], shape: tuple[int, ...]) ->
     decoder = sections["decoder"]["layers"]
     if not convolutional and not is_convolutional(decoder):
         return
-    if len(shape) != 3 or shape[0] != shape[1]:
-        raise ValueError(f"Convolutional networks need square images; the data are {by(shape)}.")
-    made = output_size(1, decoder, transpose=True) if is_convolutional(decoder) else shape[0]
-    if made != shape[0]:
+    if len(shape) != 3:
+        raise ValueError(f"Convolutional networks need images; the data are {by(shape)}.")
+    made = shape
+    if is_convolutional(decoder):
+        made = *(output_size(1, decoder, transpose=True, axis=axis) for axis in (0, 1)), shape[2]
+    if made != shape:
         raise ValueError(
-            f"The decoder's layers make images of {made}x{made}; the data are {by(shape)}. Resize them "
-            f"to {made}x{made}, or use experiments/images.py, whose networks follow the size."
+            f"The decoder's layers make images of {by(made[:2])}; the data are {by(shape)}: "
+            f"{cure(shape, made)}, or use experiments/images.py, whose networks follow the size."
         )
     for role in convolutional:
-        if output_size(shape[0], tables[role]) < 1:
+        if min(output_size(shape[axis], tables[role], axis=axis) for axis in (0, 1)) < 1:
             raise ValueError(f"The images, {by(shape)}, are smaller than the layers of config.{role} need.")
-
-
-def by(shape: Sequence[int]) -> str:
-    """Return a shape as 32x32x3."""
-    return "x".join(str(n) for n in shape)

@@ -5,6 +5,7 @@ the keys beside `name` are its fields.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ali_jax.config import Config, base, check_value
+from ali_jax.data.sizes import by, cure
 from ali_jax.names import did_you_mean, public_classes
 from ali_jax.networks import convolutions, decoder, discriminator, encoder
-from ali_jax.networks.fit import by, check_fit
+from ali_jax.networks.fit import check_fit
 from ali_jax.networks.layers import Layer, is_convolutional
 from ali_jax.types import ALI, Networks
 
 MODULES = (encoder, decoder, discriminator)  # whose public classes a config may name
+SIDES = (8, 256)  # the least and the largest side of images whose size the layers follow
+LONGEST = 4  # times the shorter side
 
 
 def build(
@@ -72,7 +76,7 @@ def _data_shape(config: Config, x_shape: Sequence[int] | None) -> tuple[int, ...
     if stated and shape != stated:
         raise ValueError(
             f"The networks of this config take data of shape {by(stated)} (config.dataset.shape); the data "
-            f"are {by(shape)}. Resize them to {by(stated)}, or start from experiments/images.py, whose new "
+            f"are {by(shape)}: {cure(shape, stated)}, or start from experiments/images.py, whose new "
             "networks follow the size."
         )
     if not shape:
@@ -121,9 +125,9 @@ def _follow_size(sections: Mapping[str, dict[str, Any]], shape: tuple[int, ...])
             continue
         if sections[role][key]:
             raise ValueError(f"config.{role} sets both width and {key}: give one of them.")
-        if len(shape) != 3 or shape[0] != shape[1]:
-            raise ValueError(f"config.{role}.width is for square images; the data are {by(shape)}.")
-        sections[role][key] = table(shape[0], width, what=role)
+        if len(shape) != 3:
+            raise ValueError(f"config.{role}.width is for images; the data are {by(shape)}.")
+        sections[role][key] = table(shape[:2], width, what=role)
 
 
 def _make(role: str, section: dict[str, Any], **given: Any) -> nn.Module:
@@ -157,22 +161,54 @@ def has_convolutions(config: Config) -> bool:
     return bool(config.decoder.width) or is_convolutional(config.decoder.layers)
 
 
-def pyramid(size: int, width: int, *, what: str) -> tuple[Layer, ...]:
-    """Return encoder layers that follow the image size: 4x4 convolutions of stride 2 to 4x4, then one to 1x1.
+def pyramid(size: int | Sequence[int], width: int, *, what: str) -> tuple[Layer, ...]:
+    """Return encoder layers that follow the image size: 4x4 convolutions of stride 2, then one to a vector.
 
-    `width` maps at first, doubled per layer up to eightfold. Sizes are powers of two from 8 to 128.
+    There are n = max(1, floor(log2(min(H, W) / 4))) of them. Each halves both sides, rounded up, so that the
+    last layer spans a grid whose shorter side is 4 to 8. `width` maps at first, doubled per layer up to
+    eightfold.
+
+    Args:
+      size: H and W, 8 to 256 each, the longer at most four times the shorter; one number for squares.
+      width: maps of the first layer.
+      what: the network, for messages.
     """
-    if size not in (8, 16, 32, 64, 128):
+    sides = _sides(size, what)
+    maps = [width * min(2**i, 8) for i in range(len(sides) - 1)]
+    halvings = [(4, 2, m, 1, *_odd(before)) for before, m in zip(sides, maps, strict=False)]
+    return (*halvings, (_spanning(sides[-1]), 1, 2 * maps[-1]))
+
+
+def inverted_pyramid(size: int | Sequence[int], width: int, *, what: str) -> tuple[Layer, ...]:
+    """Return the decoder layers that mirror `pyramid`: a vector to the grid, then stride 2 up to the size."""
+    sides = _sides(size, what)
+    maps = [width * min(2**i, 8) for i in range(len(sides) - 1)]
+    doublings = zip(sides[-2::-1], (*maps[-2::-1], width), strict=True)
+    return ((_spanning(sides[-1]), 1, maps[-1]), *((4, 2, m, 1, *_odd(after)) for after, m in doublings))
+
+
+def _sides(size: int | Sequence[int], what: str) -> list[tuple[int, int]]:
+    """Return the sides of the maps before each halving, and those of the grid at the end."""
+    height, width = (size, size) if isinstance(size, int) else size
+    short, long = sorted((height, width))
+    if not (SIDES[0] <= short and long <= SIDES[1] and long <= LONGEST * short):
         raise ValueError(
-            f"The layers of config.{what} follow the image size, which must be 8, 16, 32, 64 or 128; "
-            f"the images are {size}x{size}. Resize them, or state layers that fit."
+            f"The layers of config.{what} follow the image size: {SIDES[0]} to {SIDES[1]} pixels a side, the "
+            f"longer at most {LONGEST} times the shorter. The images are {height}x{width}: set "
+            "config.dataset.resize, such as 64 or (96, 128), or state layers that fit."
         )
-    maps = [width * min(2**i, 8) for i in range(size.bit_length() - 3)]
-    return (*((4, 2, m, 1) for m in maps), (4, 1, 2 * maps[-1]))
+    sides = [(height, width)]
+    for _ in range(max(1, int(math.log2(short / 4)))):
+        height, width = -(-height // 2), -(-width // 2)
+        sides.append((height, width))
+    return sides
 
 
-def inverted_pyramid(size: int, width: int, *, what: str) -> tuple[Layer, ...]:
-    """Return the decoder layers that mirror `pyramid`: 1x1 to 4x4, then stride 2 up to the image size."""
-    down = pyramid(size, width, what=what)
-    maps = [layer[2] for layer in down if isinstance(layer, tuple)]
-    return ((4, 1, maps[-2]), *((4, 2, m, 1) for m in (*maps[-3::-1], width)))
+def _odd(sides: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Return the entry of a layer that halves these sides, where one of them is odd."""
+    odd = sides[0] % 2, sides[1] % 2
+    return (odd,) if any(odd) else ()
+
+
+def _spanning(sides: tuple[int, int]) -> int | tuple[int, int]:
+    return sides[0] if sides[0] == sides[1] else sides

@@ -1,6 +1,9 @@
 """Layers of the paper's tables: one stack for convolutional, transposed and dense layers.
 
-A layer is `(kernel, stride, maps[, padding])`, or a width. A 1x1 convolution on 1x1 maps is a width.
+A layer is `(kernel, stride, maps[, padding[, odd]])`, or a width. A 1x1 convolution on 1x1 maps is a width.
+A kernel (rows, columns) spans the whole map, and joins it to a vector. `odd` is (rows, columns), 0 or 1 each:
+so many are added to the input of a convolution, or cut off the output of a transposed one, so that a side
+that is halved need not be even.
 This module says what a layer does, and in which order; the networks say which layers they have.
 """
 
@@ -17,7 +20,7 @@ from ali_jax.bits import mix
 from ali_jax.networks import convolutions
 from ali_jax.types import Array
 
-Layer: TypeAlias = int | tuple[int, ...]
+Layer: TypeAlias = int | tuple[Any, ...]
 T = TypeVar("T")
 
 EMBEDDING_STD = 0.01  # of the embedding of conditions, in the authors' code
@@ -62,19 +65,28 @@ def per_layer(value: T | Sequence[T], count: int, what: str) -> tuple[T, ...]:
     return values  # pyright: ignore[reportReturnType]
 
 
-def output_size(size: int, layers: Sequence[Layer], *, transpose: bool = False) -> int:
-    """Return the side of the maps after `layers`, or a number below 1 if a kernel exceeds its input."""
+def output_size(size: int, layers: Sequence[Layer], *, transpose: bool = False, axis: int = 0) -> int:
+    """Return a side of the maps after `layers`, or a number below 1 if a kernel exceeds its input.
+
+    Args:
+      size: that side before them.
+      layers: the table.
+      transpose: whether the convolutions are transposed.
+      axis: 0 for the height, 1 for the width; only kernels (rows, columns) and odd sides tell them apart.
+    """
     for layer in layers:
         if isinstance(layer, int):
             size = 1
             continue
-        kernel, stride, _, padding = (*layer, 0)[:4]
+        entries: tuple[Any, ...] = (*layer, *(0, (0, 0))[len(layer) - 3 :])
+        kernel, stride, _, padding, odd = entries
+        kernel = kernel if isinstance(kernel, int) else kernel[axis]
         if transpose:
-            size = stride * (size - 1) + kernel - 2 * padding
-        elif size + 2 * padding < kernel:
+            size = stride * (size - 1) + kernel - 2 * padding - odd[axis]
+        elif size + odd[axis] + 2 * padding < kernel:
             return 0
         else:
-            size = (size + 2 * padding - kernel) // stride + 1
+            size = (size + odd[axis] + 2 * padding - kernel) // stride + 1
     return size
 
 
@@ -105,12 +117,17 @@ def _unit(v: Array) -> Array:
 
 
 class Convolution(nn.Module):
-    """A (transposed) convolution without bias: [B, H, W, C] -> [B, H', W', maps]."""
+    """A (transposed) convolution without bias: [B, H, W, C] -> [B, H', W', maps].
 
-    kernel: int
+    A kernel (rows, columns) is of a map's own size. The layer is then a linear map of all of it to [B, 1, 1,
+    maps] or, transposed, one from [B, 1, 1, C] to it.
+    """
+
+    kernel: int | tuple[int, int]
     stride: int
     maps: int
     padding: int = 0
+    odd: tuple[int, int] = (0, 0)
     transpose: bool = False
     init_std: float = 0.01
     lowering: convolutions.Lowering = "native"
@@ -119,18 +136,41 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, *, train: bool = False) -> Array:
-        shape = (self.kernel, self.kernel, h.shape[-1], self.maps)
-        kernel = self.param("kernel", initializer(self.init_std), shape)
+        sides = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
+        kernel = self.param("kernel", initializer(self.init_std), (*sides, h.shape[-1], self.maps))
         if self.spectral_norm:
             kernel = SpectralNorm(name="spectral")(kernel, train=train)
-        apply = convolutions.conv_transpose if self.transpose else convolutions.conv
-        return apply(
-            h.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            padding=self.padding,
-            lowering=self.lowering,
+        h, kernel = h.astype(self.dtype), kernel.astype(self.dtype)
+        if not isinstance(self.kernel, int):
+            return _from_vector(h, kernel) if self.transpose else _to_vector(h, kernel)
+        rows, columns = self.odd
+        form: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "lowering": self.lowering}
+        if self.transpose:
+            h = convolutions.conv_transpose(h, kernel, **form)
+            return h[:, : h.shape[1] - rows, : h.shape[2] - columns] if any(self.odd) else h
+        if any(self.odd):
+            h = jnp.pad(h, ((0, 0), (0, rows), (0, columns), (0, 0)))
+        return convolutions.conv(h, kernel, **form)
+
+
+def _to_vector(h: Array, kernel: Array) -> Array:
+    """Map all of h [B, H, W, C] with a kernel [H, W, C, F] to [B, 1, 1, F]."""
+    if h.shape[1:] != kernel.shape[:3]:
+        raise ValueError(
+            f"A kernel of {kernel.shape[:2]} must span maps of its own size, not {h.shape[1:3]}."
         )
+    return (h.reshape(h.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1]))[:, None, None]
+
+
+def _from_vector(h: Array, kernel: Array) -> Array:
+    """Map h [B, 1, 1, C] with a kernel [H, W, C, F] to [B, H, W, F]."""
+    if h.shape[1:3] != (1, 1):
+        raise ValueError(
+            f"A transposed kernel of {kernel.shape[:2]} takes a vector, not maps {h.shape[1:3]}."
+        )
+    rows, columns, channels, maps = kernel.shape
+    matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+    return (h[:, 0, 0] @ matrix).reshape(h.shape[0], rows, columns, maps)
 
 
 class Dense(nn.Module):
