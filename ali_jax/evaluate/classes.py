@@ -24,6 +24,7 @@ from ali_jax.evaluate.rows import (
     cached_by_data,
     is_given_y,
     labelled,
+    over_x,
     read_rows,
     reference_classifier,
     reference_predict,
@@ -107,14 +108,15 @@ def class_balance(
     predict, accuracy = reference_predict(dataset)
     test = labelled(test_rows(dataset))
     frequencies = classes.class_histogram(labelled(train_rows(dataset)).label, dataset.num_classes)
-    samples = draw_samples(ali, variables, key_samples, num_samples, dataset)
-    of_samples = reference_classifier(dataset).probabilities(samples)
+    probabilities = reference_classifier(dataset).probabilities
+    of_samples = draw_samples(ali, variables, key_samples, num_samples, dataset, read=probabilities)
     sampled = of_samples.argmax(axis=-1)
     shares = classes.class_histogram(sampled, dataset.num_classes)
 
     def share_kept(key: Array | None) -> float:
-        x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.divisor, key=key)
-        return float(np.mean(predict(x_hat) == test.label))
+        label_of = lambda _, x_hat: predict(x_hat)  # noqa: E731
+        label = over_rows(model.reconstruct, ali, variables, test, dataset.divisor, key=key, read=label_of)
+        return float(np.mean(label == test.label))
 
     scalars = {
         "class_kl": classes.class_kl(sampled, frequencies),
@@ -151,8 +153,8 @@ def condition_agreement(
     predict, accuracy = reference_predict(dataset)
     label = np.arange(num_samples) % dataset.num_classes
     z = np.asarray(jax.random.normal(key, (num_samples, model.latent_dim(ali))))
-    x_tilde = decode(ali, variables, z, np.eye(dataset.num_classes, dtype=np.float32)[label])
-    agrees = predict(x_tilde) == label
+    y = np.eye(dataset.num_classes, dtype=np.float32)[label]
+    agrees = decode(ali, variables, z, y, read=predict) == label
     scalars = {
         "condition_agreement": float(agrees.mean()),
         "condition_agreement_min": float(min(agrees[label == k].mean() for k in np.unique(label))),
@@ -359,8 +361,8 @@ def l2_svm(
 
 @cached_by_data(maxsize=2)
 def _class_score_data(dataset: Dataset) -> float:
-    x = unit(labelled(test_rows(dataset)).x, dataset.divisor)
-    return classes.class_score(reference_classifier(dataset).probabilities(x))
+    probabilities = reference_classifier(dataset).probabilities
+    return classes.class_score(over_x(probabilities, labelled(test_rows(dataset)), dataset.divisor))
 
 
 def _class_probabilities(

@@ -11,6 +11,7 @@ from ali_jax.evaluate.rows import (
     cached_by_data,
     is_given_y,
     labelled,
+    over_x,
     read_rows,
     reference_predict,
     test_rows,
@@ -175,24 +176,25 @@ def mode_coverage(ali: ALI, variables: Variables, key: Array, dataset: Dataset) 
     A sample hits a known mode within three standard deviations of it. Without known modes it hits the class
     that the reference classifier gives it.
     """
-    x_tilde = draw_samples(ali, variables, key, COVERAGE_BATCHES * MODE_SAMPLES, dataset)
-    confusion = None
+    number, confusion = COVERAGE_BATCHES * MODE_SAMPLES, None
     if dataset.modes is not None:
+        x_tilde = draw_samples(ali, variables, key, number, dataset)
         batches = x_tilde.reshape(COVERAGE_BATCHES, MODE_SAMPLES, -1)
         counts = np.stack([mode_counts(batch, dataset.modes, dataset.mode_std) for batch in batches])
     else:
         predict, _ = reference_predict(dataset)
         test = labelled(test_rows(dataset))
         confusion = np.zeros((dataset.num_classes, dataset.num_classes), int)
-        np.add.at(confusion, (test.label, predict(unit(test.x, dataset.divisor))), 1)
-        batches = predict(x_tilde).reshape(COVERAGE_BATCHES, MODE_SAMPLES)
+        np.add.at(confusion, (test.label, over_x(predict, test, dataset.divisor)), 1)
+        read = draw_samples(ali, variables, key, number, dataset, read=predict)
+        batches = read.reshape(COVERAGE_BATCHES, MODE_SAMPLES)
         counts = np.stack([np.bincount(labels, minlength=dataset.num_classes) for labels in batches])
     fair_fifth = 0.2 / counts.shape[1]
-    frequent = coverage.frequent_modes(counts.sum(axis=0), len(x_tilde), fair_fifth, confusion=confusion)
+    frequent = coverage.frequent_modes(counts.sum(axis=0), number, fair_fifth, confusion=confusion)
     scalars = {
         **_with_ends("coverage_expected", coverage.expected_modes(counts)),
         **_with_ends("coverage_frequent", frequent),
-        "n_coverage": float(len(x_tilde)),
+        "n_coverage": float(number),
     }
     return Report(scalars, {})
 
@@ -250,10 +252,12 @@ def _stacked_statistics(x: np.ndarray, dataset: Dataset) -> dict[str, float]:
 @cached_by_data(maxsize=2)
 def _real_support(dataset: Dataset) -> tuple[float, float]:
     """Return the distance below which rows are near duplicates, and the effective support of real data."""
-    train, test = (unit(rows.x, dataset.divisor) for rows in (train_rows(dataset), test_rows(dataset)))
-    test = test[np.arange(min(len(test), SUPPORT_SAMPLES)) * len(test) // min(len(test), SUPPORT_SAMPLES)]
-    threshold = coverage.duplicate_threshold(test, train)
-    return threshold, coverage.cross_support(coverage.twins(test, threshold, train), len(train)).estimate
+    train, test, divisor = train_rows(dataset).x, test_rows(dataset).x, dataset.divisor
+    number = min(len(test), SUPPORT_SAMPLES)
+    test = unit(test[np.arange(number) * len(test) // number], divisor)
+    threshold = coverage.duplicate_threshold(test, train, divisor=divisor)
+    twins = coverage.twins(test, threshold, train, divisor=divisor)
+    return threshold, coverage.cross_support(twins, len(train)).estimate
 
 
 def _with_ends(name: str, interval: coverage.Interval) -> dict[str, float]:

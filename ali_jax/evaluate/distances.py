@@ -13,6 +13,7 @@ from ali_jax.evaluate.numbers import Number, count
 from ali_jax.evaluate.rows import (
     TEST_ROWS,
     cached_by_data,
+    over_x,
     reference_classifier,
     test_rows,
     train_rows,
@@ -100,11 +101,11 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
 
     The ratio is about 1 for samples that are as far from train as unseen rows are, and near 0 for copies.
     Test rows that also occur in train are left out; where all do, train rows are compared with each other. At
-    most 60,000 rows of train and 2,000 of test are used.
+    most 60,000 rows of train, of images above 77x77 pixels fewer (1 GiB), and 2,000 of test are used.
     """
     train = train_rows(dataset)
     x_tilde = draw_samples(ali, variables, key, MEMORISATION_ROWS, dataset)
-    distance = reconstruction.median_distance(x_tilde, unit(train.x, dataset.divisor))
+    distance = reconstruction.median_distance(x_tilde, train.x, divisor=dataset.divisor)
     scalars = {
         "memorisation": reconstruction.distance_ratio(distance, _test_distance(dataset)),
         "n_memorisation": float(MEMORISATION_ROWS),
@@ -159,7 +160,7 @@ def frechet_measurements(
         weights=weights,
         batch_norm="running" if has_batch_norm else "none",
     )
-    sampled = extractor.features(draw_samples(ali, variables, key, n, dataset))
+    sampled = draw_samples(ali, variables, key, n, dataset, read=extractor.features)
     fid, kid = f"fid_{extractor.name}", f"kid_{extractor.name}"
     kernel, kernel_floor = (_kernel_distance(rows, real.train) for rows in (sampled, real.test[:n]))
     floor = frechet.frechet_distance(frechet.moments(real.test[:n]), real.moments)
@@ -172,7 +173,7 @@ def frechet_measurements(
         f"{kid}_floor": (kernel_floor.value, of_real),
     }
     if has_batch_norm:
-        by_batch = extractor.features(draw_samples_by_batch(ali, variables, key, n, dataset))
+        by_batch = draw_samples_by_batch(ali, variables, key, n, dataset, read=extractor.features)
         distance = frechet.frechet_distance(frechet.moments(by_batch), real.moments)
         pairs[f"{fid}_batch_norm"] = (distance, provenance._replace(batch_norm="batch"))
     return {name: frechet.Measurement(*pair) for name, pair in pairs.items()}
@@ -208,9 +209,9 @@ class _RealFeatures(NamedTuple):
 
 @cached_by_data(maxsize=2)
 def _real_features(dataset: Dataset, extractor: Extractor) -> _RealFeatures:
-    divisor = dataset.divisor
     train, test = (
-        extractor.features(unit(rows.x, divisor)) for rows in (train_rows(dataset), test_rows(dataset))
+        over_x(extractor.features, rows, dataset.divisor)
+        for rows in (train_rows(dataset), test_rows(dataset))
     )
     blocks = np.array_split(train, 1 + len(train) // TEST_ROWS)
     return _RealFeatures(train, test, frechet.stream(blocks))
@@ -226,5 +227,5 @@ def _kernel_distance(rows: np.ndarray, reference: np.ndarray) -> frechet.KernelD
 
 @cached_by_data(maxsize=2)
 def _test_distance(dataset: Dataset) -> float:
-    train, test = (unit(rows.x, dataset.divisor) for rows in (train_rows(dataset), test_rows(dataset)))
-    return reconstruction.unseen_distance(test[:MEMORISATION_ROWS], train)
+    test = unit(test_rows(dataset).x[:MEMORISATION_ROWS], dataset.divisor)
+    return reconstruction.unseen_distance(test, train_rows(dataset).x, divisor=dataset.divisor)

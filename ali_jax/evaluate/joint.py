@@ -1,5 +1,7 @@
 """Evaluators of the joints q(x, z) and p(x, z): their divergence, q(z) against p(z), q(z | x), and D."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from ali_jax.metrics.divergence import joint_divergence as divergence_of_pairs
 from ali_jax.types import ALI, Array, Batch, Report, Variables
 
 CRITIC_PAIRS = 20_000  # of each kind, to train the critic; from fewer train rows some are used repeatedly
+CRITIC_BYTES = 2**30  # of x of these pairs, at most: fewer pairs of images above 66x66 pixels in colour
 BATCH_NORM_ROWS = 100  # of the batch whose statistics are compared with the running ones
 
 
@@ -36,7 +39,8 @@ def joint_divergence(ali: ALI, variables: Variables, key: Array, dataset: Datase
     train, test = train_rows(dataset), test_rows(dataset)
     is_validation = np.arange(len(train.x)) % 5 == 0
     fit = np.flatnonzero(~is_validation)
-    index = fit[np.arange(CRITIC_PAIRS) * len(fit) // CRITIC_PAIRS]
+    number = max(1, min(CRITIC_PAIRS, CRITIC_BYTES // (4 * math.prod(train.x.shape[1:]))))
+    index = fit[np.arange(number) * len(fit) // number]
     parts = (
         jax.tree.map(lambda array, at=at: array[at], train) for at in (index, np.flatnonzero(is_validation))
     )

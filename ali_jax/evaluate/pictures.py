@@ -18,9 +18,10 @@ from ali_jax.evaluate.declare import (
 from ali_jax.evaluate.numbers import N_TEST, Number
 from ali_jax.evaluate.rows import is_given_y, picture_rows, test_rows, train_rows
 from ali_jax.evaluate.running import compiled, decode, draw_samples, over_rows, platform_of
-from ali_jax.metrics.blocks import ROWS_PER_BLOCK
+from ali_jax.metrics.blocks import ROWS_PER_BLOCK, rows_per_block
 from ali_jax.metrics.neighbors import nearest_few
 from ali_jax.metrics.probes import pca
+from ali_jax.metrics.reconstruction import row_errors
 from ali_jax.types import ALI, Array, Report, Variables
 
 SCATTER_POINTS = 2_500  # as in the authors' mixture plots
@@ -132,25 +133,30 @@ def error_extremes(ali: ALI, variables: Variables, key: Array, dataset: Dataset)
     """
     del key
     test = test_rows(dataset)
-    x = unit(test.x, dataset.divisor)
-    x_hat = over_rows(model.reconstruct, ali, variables, test, dataset.divisor)
-    errors = np.mean(np.square(x - x_hat), axis=tuple(range(1, x.ndim)))
+    errors = over_rows(model.reconstruct, ali, variables, test, dataset.divisor, read=row_errors)
     order = np.argsort(errors, kind="stable")
-    columns, middle = min(PICTURE_COLUMNS, len(x)), len(x) // 2
-    first = min(max(middle - columns // 2, 0), len(x) - columns)
+    columns, middle = min(PICTURE_COLUMNS, len(order)), len(order) // 2
+    first = min(max(middle - columns // 2, 0), len(order) - columns)
     chosen = {
         "best": order[:columns],
         "median": order[first : first + columns],
-        "worst": order[len(x) - columns :],
+        "worst": order[len(order) - columns :],
     }
+    shown = np.concatenate(list(chosen.values()))
+    size = min(len(order), rows_per_block(test.x.shape[1:]))  # that of a compiled program
+    some = jax.tree.map(lambda array: array[np.resize(shown, max(size, len(shown)))], test)
+    both = over_rows(
+        *(model.reconstruct, ali, variables, some, dataset.divisor),
+        read=lambda x, x_hat: np.stack([x, x_hat], axis=1),
+    )
     pictures = {
-        f"error_{name}": figures.image_grid(np.concatenate([x[rows], x_hat[rows]]), 2, columns)
-        for name, rows in chosen.items()
+        f"error_{name}": figures.image_grid(np.concatenate([pair[:, 0], pair[:, 1]]), 2, columns)
+        for name, pair in zip(chosen, np.split(both[: len(shown)], 3), strict=True)
     }
     ranked = errors[order]
     scalars = {"best": ranked[0], "median": ranked[middle], "worst": ranked[-1]}
     named_scalars = {f"reconstruction_error_{name}": float(value) for name, value in scalars.items()}
-    return Report({**named_scalars, "n_test": float(len(x))}, pictures)
+    return Report({**named_scalars, "n_test": float(len(order))}, pictures)
 
 
 @evaluator(needs=(IMAGES,))
@@ -186,12 +192,13 @@ def neighbours(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> 
     Of 500 samples the 10 that are nearest to a training image are shown, the nearest first. Below each are
     its 3 nearest training images, by Euclidean distance between pixels, from at most 60,000 rows of train.
     """
-    train = unit(train_rows(dataset).x, dataset.divisor)
+    train, divisor = train_rows(dataset).x, dataset.divisor
     x_tilde = draw_samples(ali, variables, key, ROWS_PER_BLOCK, dataset)
     few = min(NEIGHBOURS, len(train))
-    index, distance = nearest_few(x_tilde.reshape(len(x_tilde), -1), train.reshape(len(train), -1), few)
+    flat_x_tilde, flat_train = (x.reshape(len(x), -1) for x in (x_tilde, train))
+    index, distance = nearest_few(flat_x_tilde, flat_train, few, divisor=divisor)
     chosen = np.argsort(distance[:, 0], kind="stable")[:PICTURE_COLUMNS]
-    rows = [x_tilde[chosen], *(train[index[chosen, i]] for i in range(few))]
+    rows = [x_tilde[chosen], *(unit(train[index[chosen, i]], divisor) for i in range(few))]
     return Report({}, {"neighbours": figures.image_grid(np.concatenate(rows), len(rows), len(chosen))})
 
 

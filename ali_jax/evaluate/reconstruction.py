@@ -43,13 +43,16 @@ LADDER_STARTS = 2  # random codes of each row from which a better one is sought
 def reconstruction_error(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
     """Measure the error of reconstructions of at most 10,000 test rows."""
     test = test_rows(dataset)
-    x = unit(test.x, dataset.divisor)
-    reconstruct = functools.partial(over_rows, model.reconstruct, ali, variables, test, dataset.divisor)
+    errors = functools.partial(
+        over_rows,
+        *(model.reconstruct, ali, variables, test, dataset.divisor),
+        read=reconstruction.row_errors,
+    )
     scalars = {
-        "reconstruction_mse": reconstruction.mean_squared_error(x, reconstruct()),
-        "reconstruction_mse_sampled": reconstruction.mean_squared_error(x, reconstruct(key=key)),
-        "reconstruction_mse_random_pair": reconstruction.random_pair_error(x),
-        "n_test": float(len(x)),
+        "reconstruction_mse": float(np.mean(errors())),
+        "reconstruction_mse_sampled": float(np.mean(errors(key=key))),
+        "reconstruction_mse_random_pair": reconstruction.random_pair_error(test.x, divisor=dataset.divisor),
+        "n_test": float(len(test.x)),
     }
     return Report(scalars, {})
 
@@ -99,7 +102,7 @@ def reconstruction_ladder(
     errors, code = map_blocks(on_block, np.arange(len(test.x)), test.x, test.y, size=LADDER_ROWS_PER_BLOCK)
     scalars = {f"ladder_{name}": float(np.mean(error)) for name, error in errors._asdict().items()}
     scalars |= {
-        "ladder_random_pair": reconstruction.random_pair_error(unit(test.x, dataset.divisor)),
+        "ladder_random_pair": reconstruction.random_pair_error(test.x, divisor=dataset.divisor),
         "ladder_decoder_gap": float(np.mean(np.asarray(errors.decoder_gap))),
         "ladder_code": float(np.mean(code)),
         "n_ladder": float(len(test.x)),

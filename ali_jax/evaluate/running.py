@@ -10,7 +10,7 @@ import numpy as np
 from ali_jax import model
 from ali_jax.data import Dataset, unit
 from ali_jax.evaluate.rows import Rows, test_rows
-from ali_jax.metrics.blocks import ROWS_PER_BLOCK, map_blocks
+from ali_jax.metrics.blocks import map_blocks, rows_per_block
 from ali_jax.networks.convolutions import compiler_options, platform_of
 from ali_jax.types import ALI, Array, Pairs, PyTree, Variables
 
@@ -25,48 +25,90 @@ def over_rows(
     divisor: float,
     *,
     key: Array | None = None,
+    read: Callable[[np.ndarray, PyTree], PyTree] | None = None,
 ) -> PyTree:
-    """Apply a function (ali, variables, x, y) to rows in blocks; with a key, each block has its own noise."""
+    """Apply a function (ali, variables, x, y) to rows in blocks; with a key, each block has its own noise.
+
+    With `read`, a function of x and of the result on the host, return what it makes of each block: many large
+    images need not be in memory at once.
+    """
     run = compiled(function, platform_of(variables))
 
     def on_block(index: np.ndarray, x: np.ndarray, y: np.ndarray | None) -> PyTree:
         noise = {} if key is None else {"key": jax.random.fold_in(key, index[0])}
-        return run(ali, variables, unit(x, divisor), y, **noise)
+        x = unit(x, divisor)
+        result = run(ali, variables, x, y, **noise)
+        return result if read is None else read(x, jax.tree.map(np.asarray, result))
 
-    return map_blocks(on_block, np.arange(len(rows.x)), rows.x, rows.y)
+    return map_blocks(on_block, np.arange(len(rows.x)), rows.x, rows.y, size=rows_per_block(rows.x.shape[1:]))
 
 
 def decode(
-    ali: ALI, variables: Variables, z: np.ndarray, y: np.ndarray | None, *, key: Array | None = None
-) -> np.ndarray:
-    """Decode in blocks; with a key, a decoder that draws noise draws it anew in each block."""
+    ali: ALI,
+    variables: Variables,
+    z: np.ndarray,
+    y: np.ndarray | None,
+    *,
+    key: Array | None = None,
+    read: Callable[[np.ndarray], PyTree] | None = None,
+) -> PyTree:
+    """Decode in blocks; with a key, a decoder that draws noise draws it anew in each block.
+
+    With `read`, a function of the decoded x on the host, return what it makes of each block.
+    """
     run = compiled(model.decode, platform_of(variables))
 
-    def on_block(index: np.ndarray, z: np.ndarray, y: np.ndarray | None) -> Array:
+    def on_block(index: np.ndarray, z: np.ndarray, y: np.ndarray | None) -> PyTree:
         noise = {} if key is None else {"key": jax.random.fold_in(key, index[0])}
-        return run(ali, variables, z, y, **noise)
+        x = run(ali, variables, z, y, **noise)
+        return x if read is None else read(np.asarray(x))
 
-    return map_blocks(on_block, np.arange(len(z)), z, y)
+    size = rows_per_block(getattr(ali.decoder, "x_shape", ()))
+    return map_blocks(on_block, np.arange(len(z)), z, y, size=size)
 
 
-def draw_samples(ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset) -> np.ndarray:
-    """Draw x_tilde [number, *X] in blocks; conditions are those of the test rows in order, repeated."""
+def draw_samples(
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    number: int,
+    dataset: Dataset,
+    *,
+    read: Callable[[np.ndarray], PyTree] | None = None,
+) -> PyTree:
+    """Draw x_tilde [number, *X] in blocks; conditions are those of the test rows in order, repeated.
+
+    `read` is as that of `decode`.
+    """
     y = test_rows(dataset).y
     z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
     y = None if y is None else y[np.arange(number) % len(y)]
-    return decode(ali, variables, z, y, key=jax.random.fold_in(key, 1))
+    return decode(ali, variables, z, y, key=jax.random.fold_in(key, 1), read=read)
 
 
 def draw_samples_by_batch(
-    ali: ALI, variables: Variables, key: Array, number: int, dataset: Dataset
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    number: int,
+    dataset: Dataset,
+    *,
+    read: Callable[[np.ndarray], np.ndarray] = lambda x: x,
 ) -> np.ndarray:
-    """Decode the codes of `draw_samples` in full batches, with the batch statistics of each."""
+    """Decode the codes of `draw_samples` in full batches, with the batch statistics of each.
+
+    Return what `read` makes of the samples of each batch.
+    """
     z = np.asarray(jax.random.normal(key, (number, model.latent_dim(ali))))
     rows = np.arange(-(-number // BATCH_STATISTICS_ROWS) * BATCH_STATISTICS_ROWS)
     y = test_rows(dataset).y
     run = functools.partial(compiled(_decode_by_batch, platform_of(variables)), ali, variables, key)
     conditions = None if y is None else y[rows % number % len(y)]
-    return map_blocks(run, z[rows % number], conditions, size=BATCH_STATISTICS_ROWS)[:number]
+
+    def on_batch(z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
+        return read(np.asarray(run(z, y)))
+
+    return map_blocks(on_batch, z[rows % number], conditions, size=BATCH_STATISTICS_ROWS)[:number]
 
 
 def _decode_by_batch(ali: ALI, variables: Variables, key: Array, z: Array, y: Array | None) -> Array:
@@ -96,7 +138,7 @@ def judge(ali: ALI, variables: Variables, x: Any, z: Any, y: Any) -> np.ndarray:
     m = model.packing(ali)
     packs = jax.tree.map(lambda array: array[: len(x) // m * m].reshape(-1, m, *array.shape[1:]), (x, z, y))
     run = functools.partial(compiled(_judge_packs, platform_of(variables)), ali, variables)
-    return map_blocks(run, *packs, size=max(ROWS_PER_BLOCK // m, 1))
+    return map_blocks(run, *packs, size=max(rows_per_block(x.shape[1:]) // m, 1))
 
 
 def _judge_packs(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None) -> Array:

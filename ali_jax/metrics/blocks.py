@@ -1,6 +1,7 @@
 """Apply a function to many rows in blocks of bounded size."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,12 @@ import numpy as np
 from ali_jax.types import PyTree
 
 ROWS_PER_BLOCK = 500
+BLOCK_BYTES = 2**27  # of the rows of a block as float32, at most
+
+
+def rows_per_block(shape: Sequence[int]) -> int:
+    """Return the number of rows in a block: 500, or as many rows of this shape as `BLOCK_BYTES` hold."""
+    return max(1, min(ROWS_PER_BLOCK, BLOCK_BYTES // (4 * math.prod(shape))))
 
 
 def map_blocks(function: Callable[..., PyTree], *arrays: Any, size: int = ROWS_PER_BLOCK) -> PyTree:

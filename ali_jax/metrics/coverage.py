@@ -11,6 +11,7 @@ Intervals have at least the nominal coverage `level`. A percentile bootstrap wou
 truth, since it cannot draw modes that were not seen.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import beta, chi2, norm
 
-from ali_jax.metrics.blocks import map_blocks
-from ali_jax.metrics.neighbors import nearest
+from ali_jax.metrics.blocks import map_blocks, rows_per_block
+from ali_jax.metrics.neighbors import nearest, parts
 from ali_jax.types import Array
 
 LEVEL = 0.95
@@ -132,27 +133,35 @@ def chao(counts: np.ndarray, *, level: float = LEVEL) -> Interval:
     return Interval(seen + unseen, float(seen + unseen / factor), float(seen + unseen * factor))
 
 
-def duplicate_threshold(test: np.ndarray, train: np.ndarray, *, share: float = 0.01) -> float:
+def duplicate_threshold(
+    test: np.ndarray, train: np.ndarray, *, share: float = 0.01, divisor: float = 1.0
+) -> float:
     """Return the distance below which two rows count as duplicates.
 
     It is the quantile `share` of the Euclidean distances from test [N, *X] to the nearest row of train
-    [M, *X]: that share of test has a twin in train.
+    [M, *X]: that share of test has a twin in train. Rows of train of an integer type are first divided by
+    `divisor`.
     """
-    _, distances = nearest(test.reshape(len(test), -1), train.reshape(len(train), -1))
+    _, distances = nearest(test.reshape(len(test), -1), train.reshape(len(train), -1), divisor=divisor)
     return float(np.quantile(distances, share))
 
 
-def twins(rows: np.ndarray, threshold: float, references: np.ndarray | None = None) -> np.ndarray:
+def twins(
+    rows: np.ndarray, threshold: float, references: np.ndarray | None = None, *, divisor: float = 1.0
+) -> np.ndarray:
     """Count the rows of references [M, *X] within the threshold of each row [N, *X].
 
-    Without references, count the other rows. Rows that are not finite have no twin.
+    Without references, count the other rows. Rows that are not finite have no twin. References of an integer
+    type are first divided by `divisor`.
     """
     others = rows if references is None else references
-    flat = jnp.asarray(others.reshape(len(others), -1))
-    half_squares = jnp.sum(flat**2, axis=1) / 2
-    counts = map_blocks(
-        lambda block: _close(flat, half_squares, block, threshold), rows.reshape(len(rows), -1)
-    )
+    queries, counts = rows.reshape(len(rows), -1), np.zeros(len(rows), int)
+    for _, part in parts(others.reshape(len(others), -1), divisor):
+        flat = jnp.asarray(part)
+        half_squares = jnp.sum(flat**2, axis=1) / 2
+        close = functools.partial(_close, flat, half_squares)
+        size = rows_per_block(queries.shape[1:])
+        counts += map_blocks(lambda block, close=close: close(block, threshold), queries, size=size)
     return np.maximum(counts - 1, 0) if references is None else counts
 
 
