@@ -17,7 +17,7 @@ from ali_jax import data, evaluate, model
 from ali_jax.config import base
 from ali_jax.data import ArraySplit, Dataset
 from ali_jax.evaluate import rows, running
-from ali_jax.metrics import divergence
+from ali_jax.metrics import blocks, divergence, neighbors
 from ali_jax.names import public_functions
 from ali_jax.networks import Encoder
 from ali_jax.types import Networks, Report, Variables
@@ -133,6 +133,44 @@ def faces():
 def lonely(faces):
     """Give a data set with one test image."""
     return faces._replace(test=faces.test.part(0, 1))
+
+
+BLOCKWISE = ("reconstruction_error", "error_extremes", "memorisation", "neighbours", "effective_support")
+
+
+def test_images_in_small_blocks_give_the_numbers_and_pictures_of_all_at_once(faces, key, monkeypatch):
+    """Blocks of 20 rows of x and parts of 25 rows of train; sampled codes depend on the block."""
+    dataset = faces._replace(attributes=())
+    dataset = dataset._replace(train=ArraySplit(faces.train.x), test=ArraySplit(faces.test.x))
+    of_row = 4 * 8 * 8 * 3
+    found = []
+    for block, part in ((2**27, 2**28), (20 * of_row, 25 * of_row)):
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", block)
+        monkeypatch.setattr(neighbors, "PART_BYTES", part)
+        fresh = dataset._replace(train=ArraySplit(faces.train.x))  # results are cached by data set
+        ali, variables = recaller(fresh, faces.test.x[:10] / np.float32(255))
+        found.append([getattr(evaluate, name)(ali, variables, key, fresh) for name in BLOCKWISE])
+    for whole, parted in zip(*found, strict=True):
+        for name in whole.scalars.keys() - {"reconstruction_mse_sampled"}:
+            assert parted.scalars[name] == pytest.approx(whole.scalars[name], rel=1e-5), name
+        for name, picture in whole.images.items():
+            np.testing.assert_array_equal(parted.images[name], picture)
+
+
+def test_large_images_have_blocks_of_128_mib_and_a_gibibyte_of_train():
+    assert blocks.rows_per_block((32, 32, 3)) == blocks.rows_per_block((128, 128, 3)) == 500
+    assert blocks.rows_per_block((256, 256, 3)) == 170
+    assert 170 * 4 * 256 * 256 * 3 <= 2**27 < 171 * 4 * 256 * 256 * 3
+
+    class Large(ArraySplit):
+        """A split that says it has 60,000 large rows."""
+
+        shape = (256, 256, 3)
+        __len__ = lambda self: 60_000  # noqa: E731
+        rows = lambda self, indices: data.dataset.host_batch(np.zeros((len(indices), 1)))  # noqa: E731
+
+    large = Large(np.zeros((1, 1), np.uint8))
+    assert len(rows.train_rows(Dataset("large", large, large, 255.0)).x) == 2**30 // (256 * 256 * 3) == 5461
 
 
 def test_a_lossless_code_reconstructs_up_to_its_noise(digits, key):
