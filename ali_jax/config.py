@@ -100,7 +100,8 @@ TABLE = (
     Key("dataset.name", "digits", rules.named_in("ali_jax.data"),
         "The data set: one of this package's or of TFDS."),
     Key("dataset.path", "", rules.text,
-        "Your own data: an `.npz`, a folder of images, or a folder of SVHN's `.mat` files."),
+        "Your own data: a folder, zip or tar of images, a Parquet file or a folder of them, an `.npz`, a "
+        "folder of SVHN's `.mat` files, or `hf:NAME`, a data set of the Hugging Face hub."),
     Key("dataset.directory", "", rules.text, 'Where TFDS keeps its data; "" = its default.'),
     Key("dataset.train_split", "train", rules.text,
         "The training split, such as `extra` or `train[:45000]`. Your own files have train, test and perhaps "

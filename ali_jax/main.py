@@ -102,7 +102,8 @@ def _run(options: Options) -> int:
     if trained:
         _check_trained(config, options)
     path = config.dataset.path
-    if path and _needs_data(config, options) and not os.path.exists(os.path.expanduser(path)):
+    is_file = path and not path.startswith("hf:")
+    if is_file and _needs_data(config, options) and not os.path.exists(os.path.expanduser(path)):
         raise UsageError(f"config.dataset.path is {path!r}: there is no such file or folder.")
 
     set_up_jax(on_cpu=options.mode in UNTRAINED)

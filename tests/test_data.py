@@ -334,8 +334,8 @@ class TestNpz:
 
     def test_wrong_places(self, tmp_path):
         refuse(tmp_path / "absent.npz", "no such file")
-        (tmp_path / "a.tar").write_text("")
-        refuse(tmp_path / "a.tar", "unsupported file type")
+        (tmp_path / "a.rar").write_text("")
+        refuse(tmp_path / "a.rar", "unsupported file type; give a directory, a zip or a tar of images, ")
 
 
 class TestFolder:

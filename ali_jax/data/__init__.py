@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ali_jax.data import facts, files, sizes, sources, survey, tfds
+from ali_jax.data import facts, files, hub, sizes, sources, survey, tfds
 from ali_jax.data.dataset import (
     ArraySplit,
     DataError,
@@ -83,8 +83,10 @@ def load(
     """Load a data set by its name, or from `path` if given.
 
     Args:
-        name: a public function of `ali_jax.data.sources` or a TensorFlow Datasets name; unused with `path`.
-        path: an .npz file, a directory of images, or a directory of SVHN's `*_32x32.mat` files.
+        name: a public function of `ali_jax.data.sources`, a TensorFlow Datasets name, or hf:NAME for a data
+            set of the Hugging Face hub; unused with `path`.
+        path: a directory, a zip or a tar of images, a Parquet file or a directory of them, an .npz file, a
+            directory of SVHN's `*_32x32.mat` files; or hf:NAME.
         directory: where TensorFlow Datasets keeps its data; empty for its default.
         train_split: the part to train on, such as `extra` or `train[:45000]`; for files see `files.load`.
         test_split: the part to test on.
@@ -104,6 +106,7 @@ def load(
     grey = survey.GREY_LEVELS[background] if background in survey.GREY_LEVELS else int(background)
     size = sizes.size_of(resize)
     options = LoadOptions(directory, train_split, test_split, seed, scale, conditional, grey, size, fit)
+    path = path or (name if name.startswith(hub.PREFIX) else "")
     dataset = files.load(path, options) if path else _by_name(name, options)
     if size and dataset.train.shape[:2] != size:
         dataset = sizes.resized(dataset, sizes.Sizing(size, fit, grey))

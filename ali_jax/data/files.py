@@ -1,4 +1,4 @@
-"""The user's own data: an .npz file, a directory of images, or a directory of SVHN's .mat files.
+"""The user's own data: a directory, zip or tar of images, Parquet files, an .npz, or SVHN's .mat files.
 
 Any problem with a file raises a `DataError` that names the file.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ali_jax.data import archives, folders, sizes, survey
+from ali_jax.data import archives, folders, hub, packed, sizes, survey, tables
 from ali_jax.data.dataset import (
     ArraySplit,
     DataError,
@@ -21,9 +21,11 @@ from ali_jax.data.dataset import (
     parse_split,
     select,
 )
+from ali_jax.data.pictures import Contents
 
 EAGER_BYTES = 2**30  # directories with more decoded bytes are decoded on request, row by row
 NAME = "images"  # the data set name in configs for the user's own images
+KINDS = "a directory, a zip or a tar of images, a Parquet file or a directory of them, or an .npz file"
 _MAT_SUFFIX = "_32x32.mat"
 Rows = ArraySplit | SourceSplit
 Parts = Mapping[str, Rows]
@@ -33,26 +35,18 @@ _DIGITS = tuple(str(digit) for digit in range(10))
 def load(path: str, options: LoadOptions) -> Dataset:
     """Load the data set at `path`; its kind follows from the files.
 
-    An .npz file or a directory of images has the parts train and test, and may have validation; the splits
-    of `options` select from them. Two things are understood: test is validation where there is no other; and
+    Every kind but SVHN's has the parts train and test, and may have validation; the splits of `options`
+    select from them. Two things are understood: test is validation where there is no other; and
     train stands for SVHN's extra, which only SVHN has.
 
     Raises:
         DataError: there is nothing at `path`, something in it is unusable, or a split does not exist.
     """
-    root = Path(path).expanduser()
-    if not root.exists():
-        raise DataError(f"{root}: no such file or directory; give an .npz file or a directory of images")
-    if root.is_file() and root.suffix.lower() != ".npz":
-        raise DataError(f"{root}: unsupported file type; give an .npz file or a directory of images")
-    splits, notes = (options.train_split, options.test_split), []
-    if any(root.glob("*" + _MAT_SUFFIX)):
-        names = list(dict.fromkeys(parse_split(split)[0] for split in splits))
-        parts, class_names = {name: _read_mat(root / (name + _MAT_SUFFIX)) for name in names}, _DIGITS
-    else:
-        reader = archives.read_npz if root.is_file() else folders.read_folder
-        parts, class_names, notes = reader(root, options)
+    splits = options.train_split, options.test_split
+    root = Path(path.removeprefix(hub.PREFIX)).expanduser()
+    parts, class_names, notes = _contents(path, root, options)
     splits, train, test, of_splits = _selected(root, parts, splits)
+    notes = list(notes)
     notes += of_splits
     if train.shape != test.shape:
         raise DataError(
@@ -70,6 +64,27 @@ def load(path: str, options: LoadOptions) -> Dataset:
         class_names=class_names,
         notes=tuple(notes),
     )
+
+
+def _contents(path: str, root: Path, options: LoadOptions) -> Contents:
+    """Read what is at a path, by the reader of its kind."""
+    if path.startswith(hub.PREFIX):
+        return hub.read_hub(path.removeprefix(hub.PREFIX), options)
+    if not root.exists():
+        raise DataError(f"{root}: no such file or directory; give {KINDS}")
+    if any(root.glob("*" + _MAT_SUFFIX)):
+        asked_for = (options.train_split, options.test_split)
+        names = list(dict.fromkeys(parse_split(split)[0] for split in asked_for))
+        return Contents({name: _read_mat(root / (name + _MAT_SUFFIX)) for name in names}, _DIGITS, [])
+    if tables.find_tables(root) and not (root.is_dir() and folders.find_images(root)[0]):
+        return tables.read_tables(root, options)
+    if root.is_dir():
+        return folders.read_folder(root, options)
+    if packed.is_archive(root):
+        return packed.read_archive(root, options)
+    if root.suffix.lower() == ".npz":
+        return archives.read_npz(root, options)
+    raise DataError(f"{root}: unsupported file type; give {KINDS}")
 
 
 def _selected(

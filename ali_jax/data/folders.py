@@ -121,6 +121,11 @@ def _unusable(entry: os.DirEntry[str], suffix: str) -> str:
     """Return why a file is no image, or "" if its name says that it is one."""
     if not os.path.isfile(entry.path):
         return "link to nothing" if entry.is_symlink() and not os.path.exists(entry.path) else "device"
+    return no_image(suffix)
+
+
+def no_image(suffix: str) -> str:
+    """Return what a file with this suffix is, or "" for an image."""
     if suffix.lower() in IMAGE_SUFFIXES:
         return ""
     return f"{suffix.lower()} file" if suffix else "file without a suffix"
