@@ -133,6 +133,22 @@ TABLE = (
         "How `resize` treats images of another shape: it crops them about the centre, pads them with "
         "`background`, or stretches them."),
 
+    Key("dataset.flip", False, rules.flag,
+        "Whether each image of a training batch is mirrored, left to right, half of the time."),
+
+    Group("Augmentation",
+          "Random changes of the x that D sees, of data and of samples alike; see `ali_jax.augmentation`. "
+          "Encoder and penalties see x as it is."),
+    Key("augment.translation", 0.0, rules.probability,
+        "Probability that an image is moved by up to an eighth of its sides. For equal joints to follow from "
+        "equal augmented ones, it must be below 0.5, as the two others."),
+    Key("augment.cutout", 0.0, rules.probability,
+        "Probability that a rectangle of half the sides becomes grey."),
+    Key("augment.colour", 0.0, rules.probability,
+        "Probability that brightness, saturation and contrast change."),
+    Key("augment.final", 1.0, rules.not_negative,
+        "Factor on these probabilities at `num_steps`; they change linearly."),
+
     Group("The encoder",
           "`name` is a class of `ali_jax.networks`, the other keys are its fields. A class of your own "
           "may have more keys."),
@@ -493,9 +509,15 @@ def schedules(config: Config) -> list[str]:
     uses = {
         "optimizer.constant_fraction": config.optimizer.constant_fraction < 1,
         "instance_noise": config.instance_noise > 0,
+        "augment.final": config.augment.final != 1 and augmented(config),
         "penalties.r1.gamma_final": penalised and annealed,
     }
     return [key for key, used in uses.items() if used]
+
+
+def augmented(config: Config) -> dict[str, float]:
+    """Return the probabilities of the augmentations that are on, by name."""
+    return {name: p for name, p in config.augment.items() if name != "final" and p > 0}
 
 
 def is_free(key: str, free: Iterable[str]) -> bool:

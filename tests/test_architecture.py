@@ -15,7 +15,7 @@ LAYERS = [
     ["types", "names", "rules", "bits", "cache"],
     ["config", "losses", "data"],
     ["networks"],
-    ["model", "metrics"],
+    ["model", "augmentation", "metrics"],
     ["penalties", "evaluate"],
     ["gradients", "records"],
     ["train"],
@@ -66,7 +66,18 @@ READERS_OF_CONFIG = {
     "main",
     "reproduce",
 }
-NUMERIC = {"types", "losses", "penalties", "model", "gradients", "train", "networks", "metrics", "data"}
+NUMERIC = {
+    "types",
+    "losses",
+    "penalties",
+    "model",
+    "augmentation",
+    "gradients",
+    "train",
+    "networks",
+    "metrics",
+    "data",
+}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -105,6 +105,8 @@ BASES: dict[str, tuple[dict[str, Any], Any]] = {
         {**CONVOLUTIONS, **WIDTHS, **{f"{role}.width": 1 for role in ROLES}},
         images,
     ),
+    "augmented": ({**CONVOLUTIONS, "augment.cutout": 0.3}, images),
+    "fading": ({**CONVOLUTIONS, "augment.cutout": 0.3, "augment.final": 0.5}, images),
     "semi": (
         {"loss": "semi_supervised", "dataset.labelled": 3, "discriminator.num_classes": 3},
         points,
@@ -171,6 +173,16 @@ PROGRAM = (
     Row("dataset.scale", 0.3, refused="scale is 0.3, but digits has images", base="loaded images"),
     Row("dataset.resize", (4,), TRAIN | TEST | start(*ROLES) | STEP, "loaded images"),
     Row("dataset.resize", (4, 4), refused="mixture has vectors", base="loaded"),
+    Row("dataset.flip", True, STEP, "images"),
+    Row(
+        "dataset.flip", True, refused="config.dataset.flip is True, and it changes images; points has vectors"
+    ),
+    Row("augment.translation", 0.3, STEP, "images"),
+    Row("augment.cutout", 0.3, STEP, "images"),
+    Row("augment.cutout", 0.3, refused="config.augment.cutout is 0.3, and it changes images"),
+    Row("augment.colour", 0.3, STEP, "images"),
+    Row("augment.final", 0.3, STEP, "augmented"),
+    Row("num_steps", 9, STEP, "fading"),
     Row("dataset.fit", "pad", TRAIN | TEST | start(DECODER), "resized"),
     *(
         row

@@ -19,6 +19,7 @@ from ali_jax.types import Array, Batch, PyTree
 
 PREFETCH_BYTES = 2**30  # of x, that a HostFeed reads ahead at most
 _NOISE = np.uint32(0x6E6F6973)  # separates the keys of dequantisation from others of the same seed
+_FLIP = np.uint32(0x666C6970)  # and those of mirroring
 
 Shard = tuple[Array | int, int]  # index and count
 
@@ -60,22 +61,31 @@ class Plan(NamedTuple):
     divisor: float  # x = stored / divisor
     dequantize: float  # half width of the uniform noise on x
     batch_sharding: NamedSharding | None  # over [steps, B]
+    flip: bool = False  # whether images are mirrored half of the time
 
     def finish(self, batch: Batch, words: Any, step: Array, shard: Shard | None) -> Batch:
-        """Shard a batch of stored values, scale it to floats and dequantise it."""
+        """Shard a batch of stored values, mirror images, scale them to floats and dequantise them."""
         if shard is None and self.batch_sharding is not None:
             layout = NamedSharding(
                 self.batch_sharding.mesh, PartitionSpec(*tuple(self.batch_sharding.spec)[1:])
             )
             batch = jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, layout), batch)
+        if self.flip:
+            mirrored = jax.random.bernoulli(_key(words ^ _FLIP, step, shard), 0.5, (len(batch.x), 1, 1, 1))
+            batch = batch._replace(x=jnp.where(mirrored, batch.x[:, :, ::-1], batch.x))
         batch = scaled(batch, self.divisor)
         if not self.dequantize:
             return batch
-        key = jax.random.wrap_key_data(mix(words ^ _NOISE), impl="threefry2x32")
-        key = jax.random.fold_in(key, step)
-        key = key if shard is None else jax.random.fold_in(key, shard[0])
+        key = _key(words ^ _NOISE, step, shard)
         noise = jax.random.uniform(key, batch.x.shape, minval=-self.dequantize, maxval=self.dequantize)
         return batch._replace(x=batch.x + noise)
+
+
+def _key(words: Any, step: Array, shard: Shard | None) -> Array:
+    """Return the key of a step, and of a shard, for a purpose that `words` [2] stand for."""
+    key = jax.random.wrap_key_data(mix(words), impl="threefry2x32")
+    key = jax.random.fold_in(key, step)
+    return key if shard is None else jax.random.fold_in(key, shard[0])
 
 
 class DeviceFeed:
@@ -260,6 +270,7 @@ def make_feed(
     seed: int,
     divisor: float,
     dequantize: float = 0.0,
+    flip: bool = False,
     kind: str = "auto",
     device_bytes: int = 4 * 2**30,
     sharding: Sharding | None = None,
@@ -271,9 +282,10 @@ def make_feed(
     Args:
         split: the rows.
         batch_size: of the global batch.
-        seed: of the order and of dequantisation.
+        seed: of the order, of dequantisation and of mirroring.
         divisor: x = stored / divisor where the split holds integers.
         dequantize: half width of uniform noise added to x.
+        flip: whether each image is mirrored, left to right, with probability 1/2.
         kind: "device" (resident), "host" (streamed), or "auto": resident if x has at most `device_bytes`.
         device_bytes: see `kind`.
         sharding: of resident arrays, replicated over all devices that use them; None is the default device.
@@ -290,7 +302,9 @@ def make_feed(
         raise ValueError(
             f"batch_size is {batch_size}, the split has {len(split)} rows; both must be positive"
         )
-    plan = Plan(Order(batch_size, len(split), seed), divisor, dequantize, batch_sharding)
+    if flip and len(split.shape) != 3:
+        raise ValueError(f"flip mirrors images, and the rows are {split.shape}: set it to False")
+    plan = Plan(Order(batch_size, len(split), seed), divisor, dequantize, batch_sharding, flip)
     if kind == "device" or (kind == "auto" and split.nbytes <= device_bytes):
         return DeviceFeed(split, plan, sharding, data=resident)
     return HostFeed(split, plan)

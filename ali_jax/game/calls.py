@@ -52,6 +52,7 @@ def _feed_of(
         seed=config.seed,
         divisor=game.dataset.divisor,
         dequantize=config.dataset.dequantize,
+        flip=config.dataset.flip,
         kind=config.dataset.feed if sharding is None else "device",
         device_bytes=config.dataset.device_bytes,
         sharding=sharding or game.replicated,

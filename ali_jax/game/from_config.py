@@ -75,6 +75,7 @@ def _prepare_one(
     for name in config.evaluators:
         evaluators.check_applicable(name, dataset, ali)
     _check_labels(config, dataset)
+    _check_images(config, dataset)
     game = Game(
         config,
         dataset,
@@ -158,6 +159,16 @@ def _check_labels(config: Config, dataset: data.Dataset) -> None:
     if classes > 1 and config.loss != "semi_supervised":
         raise ValueError(
             f"config.discriminator.num_classes is {classes}; with the loss {config.loss!r} it must be 1."
+        )
+
+
+def _check_images(config: Config, dataset: data.Dataset) -> None:
+    """Refuse keys that change images where the data are vectors."""
+    on = ["dataset.flip"] * config.dataset.flip + [f"augment.{name}" for name in configs.augmented(config)]
+    if on and len(dataset.train.shape) != 3:
+        raise ValueError(
+            f"config.{on[0]} is {configs.flat(config)[on[0]]}, and it changes images; {dataset.name} has "
+            "vectors: leave it at its default."
         )
 
 

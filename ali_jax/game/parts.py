@@ -1,4 +1,4 @@
-"""From a config to the parts of a game: optimiser, loss, penalties, instance noise."""
+"""From a config to the parts of a game: optimiser, loss, penalties, what D sees instead of the pairs."""
 
 import inspect
 from functools import partial
@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ali_jax import config as configs
 from ali_jax import losses as loss_functions
 from ali_jax import model
 from ali_jax import penalties as penalty_functions
+from ali_jax.augmentation import augment
 from ali_jax.config import Config
 from ali_jax.names import did_you_mean, public_functions
 from ali_jax.networks import convolutions
-from ali_jax.types import Augment, Loss, Networks, Penalty, PyTree
+from ali_jax.types import Array, Augment, Loss, Networks, Pairs, Penalty, PyTree
 
 WEIGHTS = ("gamma", "gamma_z", "weight")  # a penalty is on if one of these arguments is positive
 
@@ -134,7 +136,23 @@ def _is_positive(weight: Any) -> bool:
 
 
 def make_augment(config: Config) -> Augment | None:
-    """Make the instance noise of `config.instance_noise`, annealed over `config.num_steps`; None for 0."""
-    if not config.instance_noise:
-        return None
-    return partial(model.instance_noise, std=config.instance_noise, num_steps=config.num_steps)
+    """Make what D sees instead of the pairs: first `config.augment`, then `config.instance_noise`.
+
+    Both may change over `config.num_steps`. None where neither is on.
+    """
+    stages: list[Augment] = []
+    if probabilities := configs.augmented(config):
+        final, num_steps = config.augment.final, config.num_steps
+        stages.append(partial(augment, probabilities=probabilities, final=final, num_steps=num_steps))
+    if std := config.instance_noise:
+        stages.append(partial(model.instance_noise, std=std, num_steps=config.num_steps))
+    if len(stages) < 2:
+        return stages[0] if stages else None
+
+    def both(pairs: Pairs, key: Array, step: Array) -> Pairs:
+        keys = jax.random.split(key, len(stages))
+        for stage, key_stage in zip(stages, keys, strict=True):
+            pairs = stage(pairs, key_stage, step)
+        return pairs
+
+    return both
