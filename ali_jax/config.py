@@ -127,8 +127,8 @@ TABLE = (
     Key("dataset.background", "white", rules.grey,
         "What is behind the transparent pixels of images, and beside images that `fit` pads."),
     Key("dataset.resize", (), rules.size,
-        "Height and width to which images are brought, (H, W), or one number for squares; () = all have "
-        "one size, and keep it."),
+        "Height and width to which images are brought; (S,), or `--config.dataset.resize=S`, for squares; "
+        "() = all have one size, and keep it."),
     Key("dataset.fit", "crop", rules.one_of("crop", "pad", "stretch"),
         "How `resize` treats images of another shape: it crops them about the centre, pads them with "
         "`background`, or stretches them."),

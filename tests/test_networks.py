@@ -256,6 +256,17 @@ def test_pyramids_mirror_each_other_at_every_size(height):
         assert 4 <= min(grid) <= 8
 
 
+@pytest.mark.parametrize(
+    ("variant", "shape"), [("64", (64, 64, 3)), ("32x1", (32, 32, 1)), ("90x120x3", (90, 120, 3))]
+)
+def test_the_shape_of_images_may_be_stated_in_advance(variant, shape):
+    assert small.experiment(f"images:{variant}").dataset.shape == shape
+    with pytest.raises(
+        ValueError, match=f"images.py:{variant}x: the shape must be SIZE, SIZExCHANNELS or HEIGHT"
+    ):
+        small.experiment(f"images:{variant}x")
+
+
 @pytest.mark.parametrize("shape", [(9, 8, 1), (90, 120, 3), (256, 64, 3), (100, 100, 1)])
 def test_networks_that_follow_the_size_have_its_shape(shape):
     config = edited("images", dataset__shape=())

@@ -387,8 +387,12 @@ class TestSizes:
         frames = [Image.new("L", (SIZE, SIZE), level) for level in (40, 50, 60)]
         frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
         assert texts(load(tmp_path))[0] == (
-            f"{tmp_path.name} has 4 images. Skipped: all but the first frame of an animated image."
+            f"{tmp_path.name} has 4 images. Skipped: all but the first frame of 1 image."
         )
+        frames[0].save(
+            tmp_path / "phone.jpg", "MPO", save_all=True, append_images=frames[1:2]
+        )  # with a preview
+        assert texts(load(tmp_path))[0].endswith("5 images. Skipped: all but the first frame of 1 image.")
 
 
 class TestTransparency:

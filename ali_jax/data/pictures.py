@@ -20,6 +20,8 @@ from ali_jax.data.dataset import (
 )
 from ali_jax.types import Batch
 
+ONE_PICTURE = ("MPO", "ICO")  # formats whose other frames are the same picture: a preview, other sizes
+
 
 class ImageFile(NamedTuple):
     """An encoded image and its class."""
@@ -121,7 +123,7 @@ class _Header(NamedTuple):
     size: sizes.Size
     is_grey: bool
     has_alpha: bool
-    is_animated: bool
+    has_frames: bool  # beside the first
 
 
 def _headers(files: Sequence[images.Source]) -> list[_Header]:
@@ -136,10 +138,8 @@ def _headers(files: Sequence[images.Source]) -> list[_Header]:
 def _header(file: images.Source) -> _Header | DataError:
     try:
         with images.opened(file) as image:
-            is_animated = getattr(image, "is_animated", False)
-            return _Header(
-                images.size(image), images.is_grey(image), image.has_transparency_data, is_animated
-            )
+            has_frames = getattr(image, "is_animated", False) and image.format not in ONE_PICTURE
+            return _Header(images.size(image), images.is_grey(image), image.has_transparency_data, has_frames)
     except DataError as error:
         return error
 
@@ -159,11 +159,10 @@ def _common_size(files: Sequence[images.Source], headers: Sequence[_Header]) -> 
 
 
 def _skipped_note(shelf: Shelf, headers: Sequence[_Header]) -> list[Note]:
-    skipped, animated = +shelf.skipped, sum(header.is_animated for header in headers)
+    skipped, animated = +shelf.skipped, sum(header.has_frames for header in headers)
     reasons = [counted(skipped)] if skipped else []
     if animated:
-        which = "an animated image" if animated == 1 else f"{animated} animated images"
-        reasons.append(f"all but the first frame of {which}")
+        reasons.append(f"all but the first frame of {animated} {'image' if animated == 1 else 'images'}")
     if not reasons:
         return []
     return [Note(f"{shelf.name} has {shelf.number} images. Skipped: {', '.join(reasons)}.")]
