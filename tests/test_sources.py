@@ -297,6 +297,14 @@ class TestTables:
         with pytest.raises(DataError, match=problem):
             load(tmp_path / "a.parquet")
 
+    def test_a_broken_image_is_named_by_its_row_in_the_file(self, tmp_path):
+        rows = [picture(level) for level in range(10)]
+        parquet(
+            tmp_path, a=pa.table({"image": pa.chunked_array([rows[:7], [rows[7], b"no image", rows[9]]])})
+        )
+        with pytest.raises(DataError, match=r"a\.parquet row 8: not a readable image"):
+            load(tmp_path)
+
     def test_damaged_tables_are_one_sentence(self, tmp_path):
         whole = (parquet(tmp_path, a=table(range(9))) / "a.parquet").read_bytes()
         for broken in (b"", b"PAR1PAR1", whole[:-20], whole[:4] + bytes(200) + whole[204:]):

@@ -243,19 +243,22 @@ def _rows(path: Path, file: Any, image: Column, label: Column | None) -> Rows:
         raise DataError(f"{path}: lacks the column {missing[0]}, which other files have")
     is_struct = pyarrow.types.is_struct(file.schema_arrow.field(image.name).type)
     wanted = [f"{image.name}.bytes" if is_struct else image.name, *([label.name] if label else [])]
-    table = file.read(columns=wanted)
     images: list[Stored] = []
-    for chunk in table.column(image.name).chunks:
-        content = compute.struct_field(chunk, "bytes") if is_struct else chunk
-        if content.null_count:
-            row = len(images) + content.is_null().to_pylist().index(True)
-            raise DataError(f"{path}: row {row} has no bytes of an image; write the images into the file")
-        check_size(f"an image of {path}", compute.max(compute.binary_length(content)).as_py() or 0)
-        start = len(images)
-        images += [
-            Stored(f"{path} row {start + i}", partial(_encoded, content, i)) for i in range(len(content))
-        ]
-    return Rows(images, table.column(label.name).to_pylist() if label else ())
+    labels: list[Any] = []
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=wanted)
+        labels += table.column(label.name).to_pylist() if label else ()
+        for chunk in table.column(image.name).chunks:
+            content = compute.struct_field(chunk, "bytes") if is_struct else chunk
+            start = len(images)
+            if content.null_count:
+                row = start + content.is_null().to_pylist().index(True)
+                raise DataError(f"{path}: row {row} has no bytes of an image; write the images into the file")
+            check_size(f"an image of {path}", compute.max(compute.binary_length(content)).as_py() or 0)
+            images += [
+                Stored(f"{path} row {start + i}", partial(_encoded, content, i)) for i in range(len(content))
+            ]
+    return Rows(images, labels)
 
 
 def _encoded(content: Any, i: int) -> bytes:
