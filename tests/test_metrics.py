@@ -8,6 +8,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from ali_jax.metrics import classifier
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.metrics.classes import class_histogram, class_kl, class_kl_floor, class_score
 from ali_jax.metrics.classifier import train_classifier
@@ -293,3 +294,10 @@ def test_memorisation_leaves_out_what_test_repeats_of_train():
         assert memorisation_ratio(samples, np.array(test, float), train) == pytest.approx(0.5 / unseen)
     same = np.zeros((4, 2))
     assert np.isnan(memorisation_ratio(same + 1, same, same))
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((1100, 5), 0), ((1100, 4, 3, 1), None)])
+def test_the_classifier_standardises_by_the_moments_of_all_rows(rng, shape, axes):
+    for x in (rng.integers(0, 256, shape).astype(np.uint8), rng.normal(3, 2, shape)):
+        for found, of in zip(classifier._moments(x), (np.mean, np.std), strict=True):
+            np.testing.assert_allclose(found, of(x, axis=axes, keepdims=True), rtol=1e-9)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from ali_jax import cache
-from ali_jax.metrics.blocks import map_blocks
+from ali_jax.metrics.blocks import ROWS_PER_BLOCK, map_blocks
 from ali_jax.networks.convolutions import Lowering, compiler_options, conv, lowering_for, platform_of
 from ali_jax.types import Array, PyTree
 
@@ -100,9 +100,7 @@ def fit_classifier(
     recipe = recipe._replace(steps=round(recipe.steps * length))
     jit = functools.partial(jax.jit, compiler_options=compiler_options(platform))
 
-    axes = 0 if x.ndim == 2 else None  # features of a vector have units of their own
-    mean = np.mean(x, axis=axes, keepdims=True, dtype=np.float64) / divisor
-    std = np.std(x, axis=axes, keepdims=True, dtype=np.float64) / divisor
+    mean, std = (moment / divisor for moment in _moments(x))
 
     def standardise(x: Array) -> Array:
         return (x - mean.astype(np.float32)) / np.maximum(std, 1e-6).astype(np.float32)
@@ -114,6 +112,20 @@ def fit_classifier(
     features = jit(lambda params, x: jax.nn.relu(_last_hidden(recipe, params, standardise(x))))
     functions = (functools.partial(f, params) for f in (predict, probabilities, features))
     return Classifier(*(functools.partial(map_blocks, f) for f in functions))
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of vectors by feature, [1, D], or of all pixels, [1, 1, 1, 1]."""
+    if x.ndim == 2:
+        rows = x.astype(np.float64)
+        return np.asarray(rows.mean(axis=0, keepdims=True)), np.asarray(rows.std(axis=0, keepdims=True))
+    sums = np.zeros(2)
+    for start in range(0, len(x), ROWS_PER_BLOCK):  # all at once would take eight times their memory
+        block = x[start : start + ROWS_PER_BLOCK].astype(np.float64)
+        sums += block.sum(), np.square(block).sum()
+    mean, square = (float(total) / x.size for total in sums)
+    std = np.sqrt(max(square - mean**2, 0.0))
+    return np.full((1,) * x.ndim, mean), np.full((1,) * x.ndim, std)
 
 
 def _trained(
