@@ -43,6 +43,16 @@ def test_each_image_changes_with_the_probability_given_and_z_never(pairs, name):
     assert share_changed(seen.x, seen.x_tilde) > 0.8  # draws of their own
 
 
+def test_each_row_is_changed_by_itself(pairs):
+    """The one pass of `gradients` is exact only then."""
+    probabilities = dict.fromkeys(augmentation.TRANSFORMATIONS, 0.7)
+    other = pairs._replace(x=pairs.x.at[0].set(0.1), x_tilde=pairs.x_tilde.at[1].set(0.9))
+    a, b = (augmented(p, probabilities=probabilities) for p in (pairs, other))
+    np.testing.assert_array_equal(a.x[1:], b.x[1:])
+    np.testing.assert_array_equal(a.x_tilde[2:], b.x_tilde[2:])
+    np.testing.assert_array_equal(a.x_tilde[0], b.x_tilde[0])
+
+
 def test_the_probabilities_change_linearly_to_their_final_share(pairs):
     options = {"probabilities": {"cutout": 0.8}, "final": 0.25, "num_steps": 10}
     for step, share in ((0, 0.8), (5, 0.5), (10, 0.2), (20, 0.2)):
