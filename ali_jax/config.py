@@ -77,9 +77,10 @@ TABLE = (
         "one, evaluation uses it."),
     Key("parallel", "mesh", rules.one_of("mesh", "pmap"),
         "How several devices share a batch: one program over a mesh, or `jax.pmap`."),
-    Key("lowering", "auto", rules.one_of("auto", "native", "cpu", "gpu"),
+    Key("lowering", "auto", rules.lowering,
         "Form of the convolutions and of Adam: XLA's own, the one that is fast on a CPU or on a GPU, or "
-        "auto, which decides by platform. It changes the speed, not what is computed."),
+        "auto, which decides by platform. It changes the speed, not what is computed. gpu has further forms, "
+        "which `ali_jax.networks.convolutions` describes."),
     Key("gradient", "auto", rules.one_of("auto", "one_pass", "two_pullbacks"),
         "How both players' gradients go through D. auto takes one pass where that is exact."),
     Key("loss", "ali", rules.named_in("ali_jax.losses"), "The losses of both players."),

@@ -92,6 +92,11 @@ def _is_variation(entry: Any) -> bool:
     return is_pair and entry[1] != () and _all_of(_is_number)(entry[1])
 
 
+def _is_lowering(value: Any) -> bool:
+    """Whether a word is one of the lowerings; `networks.convolutions` knows the forms that may follow gpu."""
+    return _is_text(value) and (value in ("auto", "native", "cpu") or value.split("+")[0] == "gpu")
+
+
 def _is_grey(value: Any) -> bool:
     return value in ("white", "black") or (_is_text(value) and value in map(str, range(256)))
 
@@ -103,6 +108,9 @@ texts = Rule(_all_of(_is_text), "a tuple of names")
 flag = Rule(_is_flag, "True or False")
 flags = Rule(_each(_is_flag), "True or False: one for all layers, (True,), or one per layer")
 
+lowering = Rule(
+    _is_lowering, "auto, native, cpu, gpu, or gpu with further forms, such as 'gpu+kernel_phases'"
+)
 grey = Rule(_is_grey, "white, black, or a grey level from 0 to 255 as text, such as '128'")
 
 finite = Rule(_is_number, "finite")

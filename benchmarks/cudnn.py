@@ -2,7 +2,8 @@
 
     python -m benchmarks.cudnn --config experiments/svhn.py [--config.KEY=VALUE ...]
 
-prints them for a training step with plain `lax` convolutions and with those of `config.lowering = "gpu"`.
+prints them for a training step with plain `lax` convolutions, with those of `config.lowering = "gpu"`, and
+with each of its further forms.
 
 A program is lowered for CUDA, which needs no GPU, and XLA's rules are applied to its convolutions
 (openxla/xla, `conv_kind_assignment.cc`):
@@ -29,6 +30,7 @@ from jaxlib.mlir.dialects import stablehlo
 from ali_jax import networks, train
 from ali_jax.config import Config
 from ali_jax.game import parts
+from ali_jax.networks.convolutions import FORMS
 from ali_jax.program.command import load_config, override
 from ali_jax.tools.describe import abstract_batch, data_shape, training_step
 from ali_jax.types import ALI, Batch, TrainState
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="FILE or FILE:VARIANT")
     options, overrides = parser.parse_known_args(argv)
     print(f"| lowering | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
-    for lowering in ("native", "gpu"):
+    for lowering in ("native", "gpu", *(f"gpu+{form}" for form in FORMS)):
         config = load_config(options.config)
         override(config, overrides)
         config.lowering = lowering

@@ -1,6 +1,7 @@
 """The convolutions of CPU and GPU equal lax's, in value and in gradients of the first and second order."""
 
 import functools
+import json
 
 import jax
 import jax.extend.core
@@ -77,17 +78,22 @@ def up_to_second_order(f, x, kernel):
 
 @pytest.mark.parametrize(("function", "case"), PAIRS, ids=[f"{f.__name__}-{name(case)}" for f, case in PAIRS])
 def test_cpu_and_gpu_equal_native_up_to_second_order(function, case):
+    lowerings = ["native", "cpu", "gpu"]
+    if case[2] > 1:  # at stride 1 the phases change nothing
+        lowerings.append("+".join(("gpu", *convolutions.FORMS)))
+
     def each(x, kernel):
-        forms = (bind(function, case, lowering) for lowering in ("native", "cpu", "gpu"))
+        forms = (bind(function, case, lowering) for lowering in lowerings)
         return [up_to_second_order(form, x, kernel) for form in forms]
 
     with jax.enable_x64(True):
-        native, cpu, gpu = map(
+        native, *others = map(
             jax.tree.leaves, jax.jit(each, compiler_options=QUICK)(*operands(case, jnp.float64))
         )
-    for expected, on_cpu, on_gpu in zip(native, cpu, gpu, strict=True):
-        np.testing.assert_allclose(on_cpu, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
-        np.testing.assert_allclose(on_gpu, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+    for lowering, found in zip(lowerings[1:], others, strict=True):
+        for expected, value in zip(native, found, strict=True):
+            tolerance = 1e-12 * np.abs(expected).max()
+            np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance, err_msg=lowering)
 
 
 @pytest.mark.parametrize(("function", "case"), [(conv, CASES[9]), (conv_transpose, TRANSPOSED[3])])
@@ -153,6 +159,76 @@ def test_no_convolution_of_the_cpu_form_dilates_its_input():
     assert not [found for function, case in strided for found in dilated(function, case, "cpu")]
 
 
+def shapes_of(function, lowering, case, dtype=jnp.float32):
+    """Return (x, kernel, strides, dilations of both) of the convolutions of the value and its gradients."""
+    f = bind(function, case, lowering)
+    jaxpr = jax.make_jaxpr(lambda x, kernel: (f(x, kernel), gradients(f, x, kernel)))(*operands(case, dtype))
+    found = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated"]
+    numbers = ("window_strides", "lhs_dilation", "rhs_dilation")
+    return [(*(v.aval.shape for v in e.invars), *(e.params[n] for n in numbers)) for e in found]
+
+
+STRIDED = ((10, 9), 4, 2, 1, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("lowering", "kinds"),
+    [
+        ("gpu", ["forward", "of kernel", "of x"]),
+        ("gpu+kernel_phases", ["forward", "of x", "plain"]),
+        ("gpu+input_phases", ["forward", "of kernel", "plain"]),
+        ("gpu+input_phases+kernel_phases", ["forward", "plain", "plain"]),
+    ],
+)
+def test_phases_take_strides_out_of_gradients(lowering, kinds):
+    kind = {
+        ((2, 2), (1, 1), (1, 1)): "forward",
+        ((1, 1), (2, 2), (1, 1)): "of x",
+        ((1, 1), (1, 1), (2, 2)): "of kernel",
+        ((1, 1), (1, 1), (1, 1)): "plain",
+    }
+    found = set(shapes_of(conv, lowering, STRIDED))  # the value is there twice
+    assert sorted(kind[tuple(numbers)] for _, _, *numbers in found) == kinds
+
+
+@pytest.mark.parametrize(("dtype", "maps"), [(jnp.float32, 4), (jnp.bfloat16, 8)])
+def test_maps_are_filled_up_to_sixteen_bytes(dtype, maps):
+    """No other axis has three elements: two images of 10x9, a kernel of 4x4, and an output of 5x4x2."""
+    plain, filled = (shapes_of(conv, lowering, STRIDED, dtype) for lowering in ("gpu", "gpu+padded_maps"))
+    assert any(3 in x + w for x, w, *_ in plain)
+    assert not any(3 in x + w for x, w, *_ in filled)
+    assert filled[0][0] == (2, 10, 9, maps)
+
+
+def test_a_table_gives_forms_layer_by_layer(tmp_path, monkeypatch):
+    name = convolutions.layer_name((10, 9, 3), (4, 4, 3, 2), stride=2, padding=1, dtype=jnp.float32)
+    assert name == "10x9x3 k4 s2 p1 2 float32"
+    table = tmp_path / "forms.json"
+    monkeypatch.setattr(convolutions, "TABLE", table)
+    assert lowering_for("cuda") == "gpu"
+    with pytest.raises(ValueError, match=r"needs the file .*forms\.json, which is missing; use 'gpu'"):
+        shapes_of(conv, "gpu+table", STRIDED)
+    table.write_text(json.dumps({"device": "a card", "layers": {name: ["kernel_phases"]}}))
+    assert lowering_for("cuda") == "gpu+table"
+    assert shapes_of(conv, "gpu+table", STRIDED) == shapes_of(conv, "gpu+kernel_phases", STRIDED)
+    other = ((10, 9), 5, *STRIDED[2:])
+    assert shapes_of(conv, "gpu+table", other) == shapes_of(conv, "gpu", other)
+    # A transposed convolution has the name of its adjoint: that with the larger image as its input.
+    height, width = (2 * (n - 1) + 4 - 2 for n in (5, 4))
+    assert (height, width) == (10, 8)
+    up = ((5, 4), 4, 2, 1, 2, 3)
+    name = convolutions.layer_name((10, 8, 3), (4, 4, 3, 2), stride=2, padding=1, dtype=jnp.float32)
+    table = tmp_path / "another.json"
+    monkeypatch.setattr(convolutions, "TABLE", table)
+    table.write_text(json.dumps({"layers": {name: ["input_phases"]}}))
+    assert shapes_of(conv_transpose, "gpu+table", up) == shapes_of(conv_transpose, "gpu+input_phases", up)
+    table = tmp_path / "wrong.json"
+    monkeypatch.setattr(convolutions, "TABLE", table)
+    table.write_text(json.dumps({"layers": {name: ["winograd"]}}))
+    with pytest.raises(ValueError, match="has the forms winograd; known are kernel_phases"):
+        shapes_of(conv_transpose, "gpu+table", up)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_cpu_keeps_the_dtype_and_its_precision(dtype):
     case = ((9, 9), 4, 1, 0, 32, 32)
@@ -215,6 +291,8 @@ def test_compiler_options_leave_out_what_this_jaxlib_does_not_know(monkeypatch):
         (conv_transpose, (1, 5, 5, 2), (3, 3, 2, 1), {"padding": -1}, "padding >= 0"),
         (conv_transpose, (1, 1, 1, 2), (4, 4, 2, 1), {"padding": 2}, "use a smaller padding"),
         (conv_transpose, (1, 5, 5, 2), (3, 3, 2, 1), {"lowering": "tpu"}, "choose one of"),
+        (conv, (1, 5, 5, 2), (3, 3, 2, 1), {"lowering": "cpu+kernel_phases"}, "choose one of"),
+        (conv, (1, 5, 5, 2), (3, 3, 2, 1), {"lowering": "gpu+phases"}, "kernel_phases, input_phases"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(function, x, kernel, options, message):

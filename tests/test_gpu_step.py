@@ -69,15 +69,24 @@ def networks_of(config, ali, params):
     )
 
 
-def needed(config, ali, params):
-    """Return the multiply-adds of a step, from the tables of layers."""
-    encoder, decoder, judge = (
-        [la.multiply_adds for la in layers] for layers in networks_of(config, ali, params)
-    )
+def needed(config, ali, params, *, phases=False):
+    """Return the multiply-adds of a step, with or without gradients by phases, from the tables of layers."""
+
+    def work(layers):
+        """Return those of the forward pass, of one gradient of all layers, and of one of the first."""
+        plain = [layer.multiply_adds for layer in layers]
+        taps = [layer.stride * -(-layer.kernel // layer.stride) / layer.kernel for layer in layers]
+        gradients = [n * t**2 for n, t in zip(plain, taps, strict=True)] if phases else plain
+        return sum(plain), sum(gradients), gradients[0]
+
+    encoder, decoder, judge = map(work, networks_of(config, ali, params))
     # Forward, input gradients and kernel gradients. Nobody needs the encoder's gradient in the data.
-    generators = 3 * sum(encoder) - encoder[0] + 3 * sum(decoder)
+    generators = encoder[0] + 2 * encoder[1] - encoder[2]
+    generators += (
+        decoder[0] + 2 * decoder[1]
+    )  # its forward pass is an input gradient, and the other way about
     # With two pullbacks D's own ends at its first layer, and the generator's needs no kernel gradients.
-    judged = 4 * sum(judge) - judge[0] if model.couples(ali) else 3 * sum(judge)
+    judged = judge[0] + (3 * judge[1] - judge[2] if model.couples(ali) else 2 * judge[1])
     return config.batch_size * (generators + 2 * judged)
 
 
@@ -105,6 +114,37 @@ def test_nor_with_penalties_at_both_pairs_nor_in_half_precision(name, edit):
 def test_a_step_multiplies_no_more_than_its_layers_need(name):
     config, ali, params, found = step_on_gpu(name)
     assert sum(c.multiply_adds for c in found) == needed(config, ali, params)
+
+
+@pytest.mark.parametrize(
+    ("lowering", "edit", "dilated"),
+    [
+        ("gpu", None, {"base", "window"}),
+        ("gpu+kernel_phases", None, {"base"}),
+        ("gpu+input_phases", None, {"window"}),
+        ("gpu+kernel_phases+input_phases", both_pairs, set()),
+    ],
+)
+def test_phases_take_dilation_out_of_gradients(lowering, edit, dilated):
+    *_, found = step_on_gpu("images", edit, lowering=lowering)
+    assert not [c for c in found if c.is_on_zeros or c.grouped]
+    ways = {"base": "base_dilation", "window": "window_dilation"}
+    assert {way for way, name in ways.items() if any(max(getattr(c, name)) > 1 for c in found)} == dilated
+
+
+def test_gradients_by_phases_multiply_as_much_as_their_taps_say():
+    """CelebA has strided kernels of 7x7 and 5x5, which become 4x4 and 3x3 taps of four phases each."""
+    config, ali, params, found = step_on_gpu("celeba", lowering="gpu+kernel_phases+input_phases")
+    assert sum(c.multiply_adds for c in found) == needed(config, ali, params, phases=True)
+
+
+def test_maps_that_are_filled_up_are_those_of_the_images():
+    """Of CIFAR-10's: 3 maps become 4 in the first layer of the encoder and in that of D."""
+    config, ali, params, found = step_on_gpu("cifar10", lowering="gpu+padded_maps")
+    first, _, judge = (layers[0].multiply_adds for layers in networks_of(config, ali, params))
+    added = config.batch_size * (2 * first + 2 * 3 * judge) / 3  # D's with the generator's input gradient
+    assert sum(c.multiply_adds for c in found) == needed(config, ali, params) + added
+    assert not [c for c in found if c.is_on_zeros or c.grouped]
 
 
 def test_plain_convolutions_would_be_on_zeros():

@@ -150,6 +150,8 @@ PROGRAM = (
     Row("parallel", "pmap", STEP),
     Row("lowering", "native", STEP),
     Row("lowering", "native", STEP, "images"),
+    Row("lowering", "gpu", STEP, "images"),
+    Row("lowering", "gpu+phases", refused="unknown lowering 'gpu.phases'; choose one of .* kernel_phases"),
     Row("gradient", "two_pullbacks", STEP),
     Row("loss", "hinge", STEP),
     Row("labelled_weight", 0.3, STEP, "semi"),

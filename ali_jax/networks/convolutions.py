@@ -9,13 +9,19 @@ input) are several times slower than their forward pass.
 "gpu" gives cuDNN the three kinds of convolution that it has: forward, input gradient and kernel gradient.
 Much of what plain `lax` makes of a transposed convolution is none of them. XLA then computes it as a forward
 convolution of an input that is mostly zeros.
+
+"gpu" has further forms, `FORMS`, which multiply more and may yet be faster. "gpu+kernel_phases" and
+"gpu+kernel_phases+padded_maps" use them in all layers. With "gpu+table" each layer has the forms that
+`TABLE` gives it.
 """
 
 import functools
 import itertools
+import json
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.custom_batching
@@ -25,17 +31,81 @@ from jax import lax
 
 from ali_jax.types import Array, PyTree
 
-Lowering: TypeAlias = Literal["native", "cpu", "gpu"]
+Lowering: TypeAlias = str  # one of LOWERINGS; "gpu" also with forms or a table: "gpu+FORM+FORM", "gpu+table"
+
+LOWERINGS = ("native", "cpu", "gpu")
+FORMS = (
+    "kernel_phases",  # strided kernel gradients as one of stride 1, from the phases of x
+    "input_phases",  # strided input gradients as one of stride 1, to the phases of x
+    "padded_maps",  # the input maps of a convolution filled up with zeros to whole blocks of 16 bytes
+)
+TABLE = Path(__file__).with_name("forms.json")  # {"layers": {`layer_name`: [FORM, ...]}, ...}, if present
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def lowering_for(platform: str, choice: Lowering | Literal["auto"] = "auto") -> Lowering:
-    """Return `choice` or, for "auto", the lowering for programs on `platform`, as in `device.platform`."""
-    if choice != "auto":
-        return choice
-    by_platform: dict[str, Lowering] = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu"}
-    return by_platform.get(platform, "native")
+def lowering_for(platform: str, choice: Lowering = "auto") -> Lowering:
+    """Return `choice` or, for "auto", the lowering for programs on `platform`, as in `device.platform`.
+
+    Raises ValueError if there is no such lowering.
+    """
+    if choice == "auto":
+        gpu = "gpu+table" if TABLE.exists() else "gpu"
+        return {"cpu": "cpu", "gpu": gpu, "cuda": gpu, "rocm": gpu}.get(platform, "native")
+    _parts(choice)
+    return choice
+
+
+def layer_name(image: Sequence[int], kernel: Sequence[int], *, stride: int, padding: int, dtype: Any) -> str:
+    """Return the name of a layer in `TABLE`, such as "32x32x3 k4 s2 p1 64 float32".
+
+    Args:
+      image: (H, W, C) of the larger image: the input of a convolution, the output of a transposed one.
+      kernel: [k, k, C, F] of the convolution. Of a transposed one the last two axes are swapped.
+      stride, padding: the layer's.
+      dtype: in which it computes.
+    """
+    height, width, channels = image
+    size, features = kernel[0], kernel[3]
+    dtype = jnp.dtype(dtype).name
+    return f"{height}x{width}x{channels} k{size} s{stride} p{padding} {features} {dtype}"
+
+
+def forms_of(lowering: Lowering, layer: str) -> tuple[str, ...]:
+    """Return the forms that a lowering gives to the layer of this name."""
+    forms = _parts(lowering)[1:]
+    return _table(TABLE).get(layer, ()) if forms == ("table",) else forms
+
+
+def _parts(lowering: Lowering) -> tuple[str, ...]:
+    """Return a lowering's first word and its forms; raise a ValueError if it is none."""
+    first, *forms = lowering.split("+")
+    known = first in LOWERINGS and (
+        not forms or (first == "gpu" and (forms == ["table"] or {*forms} <= {*FORMS}))
+    )
+    if not known:
+        raise ValueError(
+            f"convolution: unknown lowering {lowering!r}; choose one of {', '.join(LOWERINGS)}, 'gpu+table', "
+            f"or gpu with any of its forms {', '.join(FORMS)}, as in 'gpu+{FORMS[0]}+{FORMS[1]}'."
+        )
+    return first, *forms
+
+
+@functools.cache
+def _table(path: Path) -> dict[str, tuple[str, ...]]:
+    """Read the forms of layers from a file; raise a ValueError for a form that does not exist."""
+    try:
+        layers = {name: tuple(forms) for name, forms in json.loads(path.read_text())["layers"].items()}
+    except FileNotFoundError:
+        raise ValueError(
+            f"lowering 'gpu+table' needs the file {path}, which is missing; use 'gpu'."
+        ) from None
+    for name, forms in layers.items():
+        if not {*forms} <= {*FORMS}:
+            raise ValueError(
+                f"{path}: {name!r} has the forms {', '.join(forms)}; known are {', '.join(FORMS)}."
+            )
+    return layers
 
 
 def platform_of(tree: PyTree = None) -> str:
@@ -63,8 +133,12 @@ def conv(
     if lowering == "native":
         return _lax_conv(x, kernel, stride, padding)
     if lowering == "cpu":  # its forms do not pad
-        x, padding = _crop_or_pad(x, padding), 0
-    return _conv(_Form(lowering, stride, padding), x, kernel)
+        return _conv(_Form("cpu", stride, 0), _crop_or_pad(x, padding), kernel)
+    name = layer_name(x.shape[1:], kernel.shape, stride=stride, padding=padding, dtype=x.dtype)
+    forms = forms_of(lowering, name)
+    if "padded_maps" in forms:
+        x, kernel = _fill_maps(x, kernel)
+    return _conv(_Form("gpu", stride, padding, forms), x, kernel)
 
 
 def conv_transpose(
@@ -100,7 +174,8 @@ def conv_transpose(
         form = _Form("cpu", stride, 0)
         return _crop_or_pad(_input_gradient(form, (height, width), x, kernel), -padding)
     size = (height - 2 * padding, width - 2 * padding)
-    return _input_gradient(_Form("gpu", stride, padding), size, x, kernel)
+    name = layer_name((*size, kernel.shape[2]), kernel.shape, stride=stride, padding=padding, dtype=x.dtype)
+    return _input_gradient(_Form("gpu", stride, padding, forms_of(lowering, name)), size, x, kernel)
 
 
 def cut(x: PyTree, lowering: Lowering) -> Any:
@@ -155,13 +230,23 @@ def _check(x: Array, kernel: Array, stride: int, padding: int, lowering: str) ->
         raise ValueError(
             f"convolution: stride {stride}, padding {padding}; need stride >= 1 and padding >= 0."
         )
-    if lowering not in get_args(Lowering):
-        raise ValueError(f"convolution: unknown lowering {lowering!r}; choose one of {get_args(Lowering)}.")
+    _parts(lowering)
 
 
 def _lax_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_DIMENSIONS
+    )
+
+
+def _fill_maps(x: Array, kernel: Array) -> tuple[Array, Array]:
+    """Fill up the C input maps of a convolution with zeros to a multiple of 16 bytes, as tensor cores want.
+
+    Outside the maps and their gradients: x is filled up once for all of them.
+    """
+    missing = -x.shape[3] % (16 // x.dtype.itemsize)
+    return jnp.pad(x, ((0, 0),) * 3 + ((0, missing),)), jnp.pad(
+        kernel, ((0, 0),) * 2 + ((0, missing), (0, 0))
     )
 
 
@@ -177,9 +262,10 @@ def _crop_or_pad(x: Array, rows: int) -> Array:
 class _Form(NamedTuple):
     """What is static of a convolution besides the size of its operands."""
 
-    lowering: Lowering
+    lowering: Lowering  # "cpu" or "gpu"
     stride: int
     padding: int  # 0 for "cpu"
+    forms: tuple[str, ...] = ()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -221,12 +307,28 @@ def _kernel_gradient(form: _Form, k: int, x: Array, g: Array) -> Array:
 def _transposed_in_x(form: _Form, size: tuple[int, int], g: Array, w: Array) -> Array:
     """Return dT/dx as XLA transposes a convolution: one of a reversed kernel, which cuDNN knows."""
     x = jax.ShapeDtypeStruct((g.shape[0], *size, w.shape[2]), g.dtype)
-    return jax.linear_transpose(lambda x: _lax_conv(x, w, form.stride, form.padding), x)(g)[0]
+    conv = _conv_of_phases if "input_phases" in form.forms else _lax_conv
+    return jax.linear_transpose(lambda x: conv(x, w, form.stride, form.padding), x)(g)[0]
 
 
 def _transposed_in_w(form: _Form, k: int, x: Array, g: Array) -> Array:
     w = jax.ShapeDtypeStruct((k, k, x.shape[3], g.shape[3]), x.dtype)
-    return jax.linear_transpose(lambda w: _lax_conv(x, w, form.stride, form.padding), w)(g)[0]
+    conv = _conv_of_phases if "kernel_phases" in form.forms else _lax_conv
+    return jax.linear_transpose(lambda w: conv(x, w, form.stride, form.padding), w)(g)[0]
+
+
+def _conv_of_phases(x: Array, w: Array, stride: int, padding: int) -> Array:
+    """Convolve the phases of x, as s^2 sets of maps, with those of the kernel, at stride 1.
+
+    It multiplies (s ceil(k / s))^2 / k^2 as much as needed. Its gradients have no dilation, which those of a
+    strided convolution have.
+    """
+    k, taps = w.shape[0], -(-w.shape[0] // stride)
+    x = _crop_or_pad(x, padding)
+    rows, columns = (n + taps - 1 for n in _output_size(x.shape, k, stride))
+    x = _fit(x, (stride * rows, stride * columns))
+    x = x.reshape(-1, rows, stride, columns, stride, x.shape[3]).transpose(0, 1, 3, 2, 4, 5)
+    return _lax_conv(x.reshape(*x.shape[:3], -1), _phases(stride, w), 1, 0)
 
 
 def _of_members(form: _Form, body: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
@@ -359,7 +461,7 @@ def _spread_in_blocks(g: Array, w: Array) -> Array:
 def _phases(stride: int, w: Array) -> Array:
     """Return w [k, k, C, F] as ceil(k / stride) taps with one set of C channels per phase of the stride.
 
-    Row stride * n + phase of the strided input gradient takes tap a = stride * m + phase from g's row n - m.
+    Row stride * n + phase of x and tap a = stride * m + phase belong to g's row n - m.
     """
     k, _, channels, features = w.shape
     taps = -(-k // stride)
