@@ -1,6 +1,7 @@
 """Populations: each member equals the run that it would be alone; summaries over members."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import stats
 
 from ali_jax import config as configs
 from ali_jax import game
-from ali_jax.game import population
+from ali_jax.game import compile, population
 from ali_jax.program import loop
 from ali_jax.records import checkpoint
 
@@ -82,6 +83,47 @@ def test_each_member_is_the_run_that_it_would_be_alone(name, values):
             np.testing.assert_allclose(metrics[key][k], value, rtol=1e-4, err_msg=key)
     first, second = (game.member_of(state, k).variables.params for k in (0, 1))
     assert distance(first, second) > 0.01
+
+
+def recorded(monkeypatch, texts):
+    """Let every program that is compiled add its text to a list when it is first called."""
+
+    def on_mesh(mesh, *, members=False):
+        make = original(mesh, members=members)
+
+        def compiled(function):
+            program, known = make(function), set()
+
+            def call(*arguments):
+                if not known:
+                    texts.append(program.lower(*arguments).as_text())
+                known.add(True)
+                return program(*arguments)
+
+            return call
+
+        return compiled
+
+    original = compile.on_mesh
+    monkeypatch.setattr(compile, "on_mesh", on_mesh)
+
+
+def test_convolutional_members_on_devices_of_their_own_are_convolved_one_by_one(monkeypatch):
+    """As a GPU takes them: each device unrolls its own, and no convolution is grouped."""
+    config = config_of("digits", population__seeds=4, num_steps=2, lowering="gpu", **CONVOLUTIONS)
+    two, texts = jax.devices()[:2], []
+    monkeypatch.setattr(jax, "devices", lambda *_: two)
+    with monkeypatch.context() as patch:
+        recorded(patch, texts)
+        state, _ = trained(config)
+    (text,) = texts
+    convolutions = re.findall(r"stablehlo\.convolution.*", text)
+    assert convolutions
+    for line in convolutions:
+        assert "batch_group_count = 1 " in line
+        assert "feature_group_count = 1 " in line
+    alone, _ = trained(population.members(config)[3])
+    assert distance(game.member_of(state, 3).variables, alone.variables) < 1e-4
 
 
 def test_numbers_of_members_are_those_of_their_runs():
