@@ -101,7 +101,8 @@ def game_gradients(
     # Forward: pairs, logits, losses, each with its pullback.
     pairs, pull_generate, stats_generator = jax.vjp(generate, params.encoder, params.decoder, has_aux=True)
     logits, pull_judge, stats_discriminator = jax.vjp(judge, params.discriminator, pairs, has_aux=True)
-    losses, pull_loss, metrics = jax.vjp(lambda s: loss(s, batch), logits, has_aux=True)
+    with jax.named_scope("loss"):
+        losses, pull_loss, metrics = jax.vjp(lambda s: loss(s, batch), logits, has_aux=True)
 
     # Backward: each player's cotangent of the logits, both through D, the generator's to its networks.
     of_generator, of_discriminator = _selectors(losses)
@@ -143,6 +144,7 @@ def _penalty_term(
 ) -> _Term:
     """Differentiate a penalty: its generator loss in encoder, decoder and pairs, its D loss in D alone."""
 
+    @jax.named_scope("penalty")
     def added(params: Networks[PyTree], pairs: Pairs) -> tuple[Losses, Metrics]:
         return penalty(ali, variables._replace(params=params), pairs, key, step)
 

@@ -90,11 +90,11 @@ def guarded(command: Callable[[], int]) -> int:
 def _run(options: Options) -> int:
     if options.mode == "compare":
         return _compare(options)
-    trained = options.mode not in ("train", *UNTRAINED)
+    trained = options.mode not in ("train", "profile", *UNTRAINED)
     config = load_config(options.config_file) if options.config_file else read_config(options.workdir)
     override(config, options.overrides)
     configs.validate(config)
-    if options.mode not in UNTRAINED:
+    if options.mode not in UNTRAINED and not (options.mode == "profile" and options.config_file):
         config = with_known_shape(config, options.workdir)
     if options.mode == "train":
         check_same_run(config, options.workdir)
@@ -160,6 +160,22 @@ def _preflight(config: Config, options: Options) -> int:
         print(json.dumps(report))
     else:
         show(report)
+    return 0
+
+
+def _profile(config: Config, options: Options) -> int:
+    from ali_jax.networks import has_convolutions
+    from ali_jax.tools.profile import profile, show
+
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise UsageError(f"--out {options.out} is a file; --mode profile keeps the trace in a folder.")
+    if has_convolutions(config):
+        restart_with_huge_pages()
+    found = profile(config, options.steps, options.out)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        show(found)
     return 0
 
 
@@ -237,6 +253,7 @@ _MODES = {
     "export": _export,
     "describe": _describe,
     "preflight": _preflight,
+    "profile": _profile,
     **dict.fromkeys(PICTURES, _picture),
 }
 

@@ -62,6 +62,7 @@ def has_gaussian_encoder(ali: ALI) -> bool:
     return hasattr(ali.encoder, "moments") and getattr(ali.encoder, "posterior", "gaussian") == "gaussian"
 
 
+@jax.named_scope("noise")
 def draw_noise(ali: ALI, key: Array, size: int) -> Noise:
     """Draw the noise of a step of `size` pairs.
 

@@ -95,14 +95,16 @@ def train_step(
         _check_axis(ali, state.variables.batch_stats, axis_name)
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.variables.params)
-    params: Any = optax.apply_updates(state.variables.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.variables.params)
+        params: Any = optax.apply_updates(state.variables.params, updates)
     variables = Variables(params, aux.batch_stats)
     step = state.step + 1
     ema: Any = state.ema
     if ema is not None:
-        decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-        ema = optax.incremental_update(variables, ema, 1 - decay)
+        with jax.named_scope("average"):
+            decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+            ema = optax.incremental_update(variables, ema, 1 - decay)
     return TrainState(step, state.key, variables, ema, opt_state), metrics
 
 

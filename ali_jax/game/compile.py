@@ -136,7 +136,8 @@ def one_step(
         data: PyTree,
     ) -> tuple[TrainState, Metrics]:
         shard = None if shards is None else (jax.lax.axis_index(AXIS), shards)
-        batch = feed.take(data, state.step, state.step - first, shard=shard)
+        with jax.named_scope("batch"):
+            batch = feed.take(data, state.step, state.step - first, shard=shard)
         if sharding is not None:
             batch = jax.lax.with_sharding_constraint(batch, sharding)
         return update(tx, penalties, state, batch)

@@ -34,6 +34,8 @@ modes:
   describe     print layers, parameters, operations per step and bytes of state; give --config, no --workdir
   preflight    compile the training step for a TPU slice and print what each chip needs; give --config and
                --topology, no --workdir
+  profile      trace some training steps, and print the time on the device by layer and kind; give --config,
+               or --workdir for the config of a run
 
 flags:
   --config FILE[:VARIANT]
@@ -44,9 +46,10 @@ flags:
                set a value of the config; python -m ali_jax.config lists the keys
   --out FILE   where to write the picture (.png, .jpg, .webp), the page (.html) or the numbers (.json),
                instead of into the folder of the run
-  --json       print one JSON object (evaluate, describe, preflight)
+  --json       print one JSON object (evaluate, describe, preflight, profile)
   --topology SLICE
                the TPU slice of preflight, such as v5e:16x16
+  --steps N    how many steps profile traces, instead of config.steps_per_call; --out DIR keeps the trace
   --verbosity LEVEL
                debug (with the logs and warnings of libraries), info (default), warning, error or fatal, or
                the number that absl gives to one of these
@@ -57,7 +60,7 @@ flags:
 
 PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
 UNTRAINED = ("describe", "preflight")  # modes that need only a config
-MODES = ("train", "evaluate", *PICTURES, "report", "compare", "export", *UNTRAINED)
+MODES = ("train", "evaluate", *PICTURES, "report", "compare", "export", *UNTRAINED, "profile")
 
 # Suffixes of --out that say what a mode writes; a name without suffix is allowed too.
 SUFFIXES = {
@@ -94,6 +97,7 @@ class Options(NamedTuple):
     process_id: int | None = None
     workdirs: tuple[Path, ...] = ()  # of the runs to compare
     verbosity: int = logging.INFO  # a level of absl
+    steps: int = 0  # that profile traces; 0 = config.steps_per_call
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -125,6 +129,7 @@ def parse(arguments: Sequence[str]) -> Options:
         num_processes=values.num_processes,
         process_id=values.process_id,
         verbosity=verbosity,
+        steps=values.steps or 0,
     )
 
 
@@ -144,7 +149,7 @@ def _flags() -> flags.FlagValues:
         flags.DEFINE_string(name, default, "", flag_values=values)
     flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
     flags.DEFINE_bool("json", False, "", flag_values=values)
-    for name in ("num_processes", "process_id"):
+    for name in ("num_processes", "process_id", "steps"):
         flags.DEFINE_integer(name, None, "", flag_values=values)
     return values
 
@@ -161,8 +166,14 @@ def _check_known(rest: Sequence[str], values: flags.FlagValues) -> None:
 def _check_combination(values: flags.FlagValues) -> None:
     """Raise a UsageError if a flag does not go with the mode."""
     mode = values.mode
-    if values.json and mode not in (*UNTRAINED, "evaluate"):
-        raise UsageError(f"--json goes with --mode describe, preflight or evaluate, not with {mode}.")
+    if values.json and mode not in (*UNTRAINED, "evaluate", "profile"):
+        raise UsageError(
+            f"--json goes with --mode describe, preflight, evaluate or profile, not with {mode}."
+        )
+    if values.steps is not None and mode != "profile":
+        raise UsageError(f"--steps goes with --mode profile, not with {mode}.")
+    if values.steps is not None and values.steps < 1:
+        raise UsageError(f"--steps is {values.steps}; it must be 1 or more.")
     if bool(values.topology) != (mode == "preflight"):
         raise UsageError("--mode preflight and --topology, such as --topology v5e:16x16, go together.")
     if values.out is not None and mode in ("train", *UNTRAINED):
@@ -185,7 +196,7 @@ def _check_complete(values: flags.FlagValues) -> None:
         raise UsageError("--num_processes and --process_id need --coordinator_address HOST:PORT.")
     if mode == "preflight" and not values.config:
         raise UsageError("Give --config, such as --config experiments/svhn.py.")
-    if not values.workdir and not (mode in UNTRAINED and values.config):
+    if not values.workdir and not (mode in (*UNTRAINED, "profile") and values.config):
         raise UsageError("Give --workdir, the folder of the run.")
 
 
