@@ -333,7 +333,9 @@ def test_a_run_prints_what_it_trains_and_tests_on(tmp_path, capsys):
     config = tiny(num_steps=1, dataset__train_split="train[:900]", dataset__test_split="train[900:]")
     assert loop.run(config, tmp_path) == 0
     sentence = "digits trains on 900 rows (train[:900]) and tests on 500 rows (train[900:]).\n"
-    assert sentence in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Trains on 1 x cpu; networks compute in float32, their matrix products in float32.\n" in said
 
 
 @pytest.mark.parametrize(

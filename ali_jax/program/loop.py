@@ -37,7 +37,7 @@ from ali_jax.game import (
     population,
     prepare,
 )
-from ali_jax.program import hosts, terminal
+from ali_jax.program import devices, hosts, terminal
 from ali_jax.records import checkpoint, known_data
 from ali_jax.records.workdir import (
     RunError,
@@ -181,6 +181,10 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
     with contextlib.ExitStack() as stack:
         reporter = Terminal(config.num_steps, quiet=not main, verbosity=verbosity)
         stack.callback(reporter.close)
+        used = list(game.mesh.devices.flat)
+        reporter.say(devices.describe(used, config.dtype))
+        if warning := devices.unseen_gpu(used[0].platform):
+            reporter.say(warning, logging.WARNING)
         reporter.say(_sources(game.dataset))
         for note in game.dataset.notes:
             reporter.say(note.text, logging.WARNING if note.is_warning else logging.INFO)
@@ -407,11 +411,11 @@ def _write_report(sitting: _Sitting, state: TrainState, workdir: Path) -> None:
 def _circumstances(game: Game) -> dict[str, Any]:
     """Return the time, command, device and package versions of a sitting."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    devices = list(game.mesh.devices.flat)
+    used = list(game.mesh.devices.flat)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
-        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "device": f"{len(used)} x {used[0].device_kind} ({used[0].platform})",
         "versions": {
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
