@@ -16,7 +16,7 @@ from ali_jax.tools.profile import Event
 # What XLA:GPU writes: cuDNN and cuBLAS as custom calls, fusions, a loop, and a copy that it added.
 # By operation: the text, the op_name within the loop, and the place that it must have.
 LOOP = "jit(call)/while/body/closed_call"
-TOWER = "penalty/transpose(jvp(transpose(jvp(Discriminator))))/Discriminator._towers/x"
+TOWER = "penalty/penalty/transpose(jvp(transpose(jvp(Discriminator))))/Discriminator._towers/x"
 OPERATIONS = {
     "cudnn-conv.1": (
         "(f32[8,4]{1,0:T(8,128)}, /*index=1*/u8[0]{0}) custom-call(%x), "

@@ -7,6 +7,7 @@ counts for the layer of its result.
 
 import functools
 import gc
+import itertools
 import re
 import sys
 import tempfile
@@ -313,6 +314,7 @@ def place(operation: Operation | None) -> tuple[str, str, str]:
         return "unknown", "", "unknown"
     parts = [_plain(part) for part in operation.scope.partition("threefry")[0].split("/")[:-1]]
     parts = [part for part in parts if part and not _BUILDING.fullmatch(part)]
+    parts = [part for part, _ in itertools.groupby(parts)]  # a gradient of a gradient repeats some
     layer = "/".join(parts) or ("noise" if "threefry" in operation.scope else "other")
     direction = (FORWARD, BACKWARD, SECOND)[min(len(_BACKWARD.findall(operation.scope)), 2)]
     return layer, direction, kind_of(operation, layer)
