@@ -424,7 +424,10 @@ def _train(run: Run, name: str, file: Path | None, seconds: float) -> None:
         config += [f"--config.dataset.path={file}", "--config.dataset.train_split=train"]
         config += ["--config.dataset.test_split=test"]
     if run.tiny:
-        config += ["--config.num_steps=4", "--config.steps_per_call=2", "--config.report=False"]
+        config += ["--config.num_steps=4", "--config.steps_per_call=2", "--config.batch_size=4"]
+        config += ["--config.report=False", "--config.evaluators=()"]
+        config += [f"--config.{role}.layers=(8,)" for role in ("encoder", "decoder")]
+        config += ["--config.discriminator.x_layers=(8,)"]
     main = [sys.executable, "-m", "ali_jax.main", "--workdir", str(workdir)]
     began = time.monotonic()
     child = subprocess.Popen([*main, *config], cwd=ROOT)
@@ -434,15 +437,12 @@ def _train(run: Run, name: str, file: Path | None, seconds: float) -> None:
         child.send_signal(signal.SIGINT)
         child.wait()
     spent = time.monotonic() - began
-    pictures = []
+    sittings = json.loads((workdir / "sittings.json").read_text())
+    run.results.add(experiment=name, steps=sittings[-1]["to_step"], seconds=spent, workdir=str(workdir))
     for mode in ("sample", "reconstruct"):
         picture = workdir / f"{mode}.png"
         subprocess.run([*main, "--mode", mode, "--out", str(picture)], cwd=ROOT, check=True)
-        pictures.append(str(picture))
-    sittings = json.loads((workdir / "sittings.json").read_text())
-    run.results.add(
-        experiment=name, steps=sittings[-1]["to_step"], seconds=spent, pictures=pictures, workdir=str(workdir)
-    )
+        run.results.add(experiment=name, picture=str(picture.relative_to(run.out)))
 
 
 def device() -> dict[str, Any]:

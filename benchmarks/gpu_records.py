@@ -156,10 +156,9 @@ def _training(rows: Sequence[Row]) -> str:
     lines = []
     for r in rows:
         if r["part"] == "training" and "steps" in r:
-            pictures = ", ".join(r["pictures"])
-            lines.append(f"- {r['experiment']}: {r['steps']} steps, {r['seconds']:.0f} s in all; {pictures}")
-        elif r["part"] == "training" and "absent" in r:
-            lines.append(f"- {r['absent']}")
+            lines.append(f"- {r['experiment']}: {r['steps']} steps, {r['seconds']:.0f} s in all")
+        elif r["part"] == "training" and ("picture" in r or "absent" in r):
+            lines.append(f"- {r.get('picture') or r['absent']}")
     return "\n".join(lines)
 
 

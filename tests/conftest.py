@@ -1,6 +1,6 @@
 """What every test runs under: eight CPU devices, quick compiling, no silent rank promotion.
 
-setup.cfg names the warnings.
+setup.cfg names the warnings. On a GPU: JAX_PLATFORMS=cuda,cpu python -m pytest -m gpu
 """
 
 import gc
@@ -14,9 +14,14 @@ import quick
 # Before JAX starts. NPROC: steps queued on more devices than cores must not starve each other.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
-# Flags of one's own come later and win: XLA_FLAGS=--xla_backend_optimization_level=3.
+# Flags of one's own come later and win: XLA_FLAGS=--xla_backend_optimization_level=3. The kernels of a GPU
+# are tested as they are.
 os.environ["XLA_FLAGS"] = " ".join(
-    (quick.XLA_FLAGS, os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8")
+    (
+        quick.XLA_FLAGS if os.environ["JAX_PLATFORMS"] == "cpu" else "",
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+    )
 )
 os.environ.setdefault("ALI_JAX_CACHE", str(Path(tempfile.gettempdir()) / "ali_jax_test_cache"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["ALI_JAX_CACHE"])
