@@ -364,7 +364,7 @@ def _check_devices() -> None:
         why = (str(error) or f"this installation of JAX cannot use {platforms!r}").splitlines()[0].rstrip(".")
         raise UsageError(
             f"JAX has no device to run on (JAX_PLATFORMS={platforms!r}): {why}. Unset JAX_PLATFORMS to use "
-            "what there is; for a GPU or TPU, see pip install '.[cuda]' or '.[tpu]'."
+            "what there is; for a GPU or TPU, see pip install '.[cuda13]' or '.[tpu]'."
         ) from None
 
 

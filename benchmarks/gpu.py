@@ -32,7 +32,7 @@ from benchmarks.gpu_records import Results, read, report
 from benchmarks.worker import ROOT
 
 # Part -> its share of the time. What a part leaves goes to those after it.
-PARTS = {"tests": 1.0, "steps": 4.0, "peers": 3.0, "kernels": 2.0, "layers": 3.0, "training": 3.0}
+PARTS = {"tests": 3.0, "steps": 4.0, "peers": 3.0, "kernels": 2.0, "layers": 3.0, "training": 3.0}
 GRACE = 5.0  # seconds for a part to end itself after SIGTERM
 
 

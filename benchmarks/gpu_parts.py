@@ -109,16 +109,24 @@ def shrink(config: Config) -> None:
                 network[key] = value[-1:]
 
 
+class Outcomes:
+    """A plugin of pytest that records how each test ends."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Record a test once: its call, or its setup where there is no call."""
+        if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
+            self._results.add(test=report.nodeid, outcome=report.outcome, seconds=report.duration)
+
+
 def tests(run: Run) -> None:
     """Run the tests with the mark `gpu`; a test that fails does not end the part."""
     import pytest
 
-    class Plugin:
-        def pytest_runtest_logreport(self, report: Any) -> None:
-            if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
-                run.results.add(test=report.nodeid, outcome=report.outcome, seconds=report.duration)
-
-    status = pytest.main(["-m", "gpu", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")], [Plugin()])
+    arguments = ["-m", "gpu", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")]
+    status = pytest.main(arguments, [Outcomes(run.results)])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"pytest ended with status {int(status)}")
 
@@ -134,10 +142,11 @@ def steps(run: Run) -> None:
         if run.tiny and forms != FORMS[:2]:
             todo, forms = todo[:1], forms[:2]
         for _, group in itertools.groupby(todo, key=lambda cell: (cell.factor, cell.experiment)):
-            _time_group(run, [(cell, form) for cell in group for form in forms], ceilings)
+            time_steps(run, [(cell, form) for cell in group for form in forms], ceilings)
 
 
-def _time_group(run: Run, jobs: Sequence[Job], ceilings: dict[str, roofline.Ceiling]) -> None:
+def time_steps(run: Run, jobs: Sequence[Job], ceilings: dict[str, roofline.Ceiling]) -> None:
+    """Time the steps of some programs in turn; one that fails is noted and does not hinder the others."""
     for (cell, form), (trainer, seconds, walls) in _in_turn(run, _compiled(run, jobs)).items():
         ceiling = ceilings.get(cell.dtype)
         run.results.add(
@@ -285,7 +294,10 @@ class Layer(NamedTuple):
 
 
 def layers_of(config: Config) -> list[Layer]:
-    """Return the convolutions of a config's networks in training, other than 1x1 ones of 1x1 images."""
+    """Return the convolutions of a config's networks in training, other than 1x1 ones of 1x1 images.
+
+    Of equal ones it is that with the largest batch: D judges both kinds of pairs at once.
+    """
     found: dict[str, Layer] = {}
     config = config.copy_and_resolve_references()
     config.lowering = "native"
@@ -304,8 +316,9 @@ def layers_of(config: Config) -> list[Layer]:
                 output.shape,
                 jnp.dtype(module.dtype).name,
             )
-            if max(size, x[1]) > 1:
-                found.setdefault(layer.name, layer)
+            other = found.get(layer.name, layer)
+            if max(size, x[1]) > 1 and other.x[0] <= x[0]:
+                found[layer.name] = layer
         return output
 
     with nn.intercept_methods(note):

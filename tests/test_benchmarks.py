@@ -9,10 +9,8 @@ import small
 
 from ali_jax.program.command import load_config
 from ali_jax.types import Networks
-from benchmarks import anomaly, compare, gpu_table, jax_variants, roofline, worker
+from benchmarks import anomaly, compare, jax_variants, roofline, worker
 from benchmarks.compare import Run
-
-TINY = ["--tiny", "--torch-python", "/bin/false"]  # an interpreter without torch
 
 
 @pytest.mark.parametrize(
@@ -139,23 +137,6 @@ def test_a_worker_trains_and_tells_its_time(variant):
     assert ran["wall"] > 0 < ran["cpu"]
     assert 0 < ran["loss"] < 3  # 2 log 2 at first
     assert "IndexError" in failed["error"]
-
-
-def test_the_gpu_table_is_printed_at_tiny_sizes(capsys, tmp_path):
-    assert gpu_table.main([*TINY, "--json", str(tmp_path / "times.json")]) == 0
-    printed = capsys.readouterr().out
-    assert "| svhn | float32 | 4 | " in printed
-    assert "| svhn | bfloat16 | 4 | " in printed
-    times = json.loads((tmp_path / "times.json").read_text())
-    assert len(times) == 2
-    assert all(row["seconds"] > 0 for row in times)
-
-
-def test_the_gpu_table_leaves_out_what_its_budget_has_no_time_for(capsys):
-    assert gpu_table.main([*TINY, "--budget", "0.01"]) == 1
-    printed = capsys.readouterr().out
-    assert "ours, svhn bfloat16 1x: no time left" in printed
-    assert "| svhn | float32 | 4 | - | - |" in printed
 
 
 def test_the_anomaly_table_is_printed_at_tiny_size(capsys, monkeypatch, tmp_path):
