@@ -128,7 +128,7 @@ def _kernels(rows: Sequence[Row]) -> str:
             continue
         head = (
             f"{r['experiment']}, {r['dtype']}, batch {r['batch']}: {r['wall_ms']:.3f} ms a step, busy "
-            f"{r['busy_ms']:.3f} ms, {r['kernels']:.0f} kernels."
+            f"{r['busy_ms']:.3f} ms, {r['kernels']:.0f} kernels: {_kinds(r['rows'])}."
         )
         table = [["layer", "pass", "kind", "ms", "kernels"], ["---"] * 3 + ["---:"] * 2]
         for layer, direction, kind, ms, count in r["rows"][:MOST]:
@@ -139,6 +139,16 @@ def _kernels(rows: Sequence[Row]) -> str:
             table.append([f"{len(rest)} more", "", "", f"{ms:.3f}", f"{count:.3g}"])
         texts.append(f"{head}\n\n{_markdown(table)}")
     return "\n\n".join(texts)
+
+
+def _kinds(rows: Sequence[Sequence[Any]]) -> str:
+    """Return the milliseconds and the number of kernels of each kind, the costliest first."""
+    sums: dict[str, tuple[float, float]] = {}
+    for _, _, kind, ms, count in rows:
+        before = sums.get(kind, (0.0, 0.0))
+        sums[kind] = before[0] + ms, before[1] + count
+    ordered = sorted(sums.items(), key=lambda item: -item[1][0])
+    return ", ".join(f"{kind} {ms:.3f} ms in {count:.3g}" for kind, (ms, count) in ordered)
 
 
 def _layers(rows: Sequence[Row]) -> str:

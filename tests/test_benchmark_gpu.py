@@ -137,7 +137,7 @@ def test_a_report_has_every_part(tmp_path):
         "H200, jax 0.11",
         "1 of 2 passed.\n- b: failed",
         "| svhn | float32 | 100 | 3.000 | 1.500 [1.500-1.500] |\n\nno torch",
-        "svhn, float32, batch 100: 3.400 ms a step, busy 3.200 ms, 399 kernels.",
+        "svhn, float32, batch 100: 3.400 ms a step, busy 3.200 ms, 399 kernels: convolution 10.000 ms in 40.",
         "| D/x/layer_0 | backward | convolution | 0.500 | 2 |",
         "| 4 more |  |  | 2.000 | 8 |",
         "| 8x8 | 100 | 0.2000 | gpu |",

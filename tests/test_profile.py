@@ -117,7 +117,7 @@ def test_kernels_are_summed_per_step_and_overlap_counts_once(known):
     assert found.rows == (
         ("Decoder/output", "forward", "matrix product", 10.0, 1.0),
         ("optimizer", "forward", "optimizer", 7.5, 0.5),
-        ("unknown", "", "unknown", 2.0, 0.5),
+        ("unknown", "", "data movement", 2.0, 0.5),
         ("other", "forward", "elementwise", 1.0, 0.5),
     )
 

@@ -300,7 +300,10 @@ def summarise(
         if operation is not None and operation.opcode in _CONTAINERS:
             continue
         spans.append((event.start_ns, event.start_ns + event.duration_ns))
-        entry = sums.setdefault(place(operation), [0.0, 0])
+        where = place(operation)
+        if operation is None and event.name.startswith(("Memcpy", "Memset")):
+            where = ("unknown", "", "data movement")
+        entry = sums.setdefault(where, [0.0, 0])
         entry[0] += event.duration_ns
         entry[1] += 1
     rows = [Row(*key, ns / 1e6 / steps, count / steps) for key, (ns, count) in sums.items()]
