@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.gpu_records import Results, read, report
+from benchmarks.gpu_records import NO_GPU, Results, read, report
 from benchmarks.worker import ROOT
 
 # Part -> its share of the time. What a part leaves goes to those after it.
@@ -61,11 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    ends = []
     with _stopped_by_sigterm():
-        ends = [
-            run_part(name, seconds, options)
-            for name, seconds in _shares(options.only, time.monotonic() + options.budget)
-        ]
+        for name, seconds in _shares(options.only, time.monotonic() + options.budget):
+            try:
+                ends.append(run_part(name, seconds, options))
+            except NoGpuError as error:
+                print(error, file=sys.stderr)
+                return 2
     print(report(read(options.out)), end="")
     return 0 if set(ends) == {"done"} else 1
 
@@ -78,8 +81,16 @@ def _shares(names: Sequence[str], deadline: float) -> Iterator[tuple[str, float]
         yield left.pop(0), share * max(deadline - time.monotonic(), 0.0)
 
 
+class NoGpuError(RuntimeError):
+    """JAX sees no GPU."""
+
+
 def run_part(name: str, seconds: float, options: argparse.Namespace) -> str:
-    """Run a part until it ends or its time is up; note how it ended, and return that."""
+    """Run a part until it ends or its time is up; note how it ended, and return that.
+
+    Raises:
+      NoGpuError: the part found none.
+    """
     out = options.out.absolute()
     (out / "logs").mkdir(exist_ok=True)
     log = out / "logs" / f"{name}.log"
@@ -105,10 +116,11 @@ def run_part(name: str, seconds: float, options: argparse.Namespace) -> str:
             status = None
         finally:
             _end(child)
-    results = Results(out, name)
+    results, lines = Results(out, name), log.read_text(errors="replace").strip().splitlines()
+    if status == NO_GPU:
+        raise NoGpuError(lines[-1])
     end = "out of time" if status is None else "failed" if status else "done"
     if end == "failed":
-        lines = log.read_text(errors="replace").strip().splitlines()
         results.add(error=lines[-1][:500] if lines else f"exit status {status}")
     results.add(end=end, seconds=time.monotonic() - began)
     return end

@@ -35,7 +35,7 @@ from ali_jax.program.command import load_config
 from ali_jax.tools import profile
 from benchmarks import compare, roofline
 from benchmarks.cudnn import step_of
-from benchmarks.gpu_records import Results
+from benchmarks.gpu_records import NO_GPU, Results
 from benchmarks.jax_variants import Ours
 from benchmarks.worker import ROOT, WorkerError
 
@@ -125,7 +125,8 @@ def tests(run: Run) -> None:
     """Run the tests with the mark `gpu`; a test that fails does not end the part."""
     import pytest
 
-    arguments = ["-m", "gpu", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")]
+    marked = [str(path) for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text()]
+    arguments = ["-m", "gpu", "-q", "-p", "no:cacheprovider", *marked]
     status = pytest.main(arguments, [Outcomes(run.results)])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"pytest ended with status {int(status)}")
@@ -496,10 +497,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args(argv)
     try:
-        common = device()
+        common, found = device(), jax.devices()[0].platform
     except RuntimeError as error:
-        print(f"JAX sees no GPU ({str(error).splitlines()[0]}); --tiny tries the command without one.")
-        return 2
+        common, found = {}, str(error).splitlines()[0]
+    if found != "gpu" and not options.tiny:
+        print(f"JAX sees no GPU here ({found}); --tiny tries the command without one.")
+        return NO_GPU
     results = Results(options.out, options.part, **common)
     run = Run(results, options.out, options.seconds, options.path, options.torch_python, options.tiny)
     PARTS[options.part](run)

@@ -17,6 +17,7 @@ from benchmarks.compare import markdown
 Row: TypeAlias = dict[str, Any]
 
 FILE = "results.jsonl"
+NO_GPU = 3  # exit status of a part that finds none
 MOST = 16  # rows of a table of kernels
 
 

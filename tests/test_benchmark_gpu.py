@@ -2,8 +2,10 @@
 
 import json
 import sys
+import tomllib
 
 import pytest
+import small
 
 from ali_jax.networks import convolutions
 from benchmarks import gpu, gpu_parts, gpu_records
@@ -58,6 +60,13 @@ def test_a_part_that_fails_is_noted_with_its_reason(tmp_path, capsys):
     assert "- peers: ValueError: --torch-python /absent/python: No such file or directory." in printed
 
 
+def test_without_a_gpu_it_stops_at_once(tmp_path, capsys):
+    assert gpu.main(["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "JAX sees no GPU here (cpu); --tiny tries the command without one."
+    ]
+
+
 def test_a_program_that_fails_does_not_hinder_the_others(run):
     gpu_parts.time_steps(run, [(SVHN, "no such form"), (SVHN, "gpu")], {})
     failed, timed = gpu_records.read(run.out)
@@ -85,6 +94,13 @@ def test_layers_are_timed_by_form_and_auto_takes_the_table(run, monkeypatch):
     forms = [convolutions.forms_of("gpu+table", layer) for layer in sorted(strided)]
     assert forms == [("kernel_phases",)] * 2
     assert convolutions.forms_of("gpu+table", "3x3x4 k3 s1 p0 4 float32") == ()
+
+
+def test_the_table_would_be_a_part_of_the_package():
+    project = tomllib.loads((small.ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["ali_jax"]
+    table = convolutions.TABLE.relative_to(small.ROOT / "ali_jax")
+    assert any(table.match(pattern) for pattern in patterns)
 
 
 def test_every_layer_of_the_networks_is_found_once():
