@@ -5,7 +5,9 @@ convolutions in the form for GPUs, where only rounding is less. Errors are relat
 compared; those of tf32 (10 bits of mantissa) and bfloat16 (7) are what products of them may lose.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from ali_jax import config as configs
 from ali_jax import data, game, gradients, model, networks
 from ali_jax.game import parts
 from ali_jax.records import checkpoint
-from ali_jax.types import Batch, Networks
+from ali_jax.types import Batch, Networks, TrainState
 from benchmarks.gpu_parts import Cell, config_of
 
 pytestmark = pytest.mark.gpu
@@ -27,7 +29,6 @@ ON_GPU = jax.default_backend() == "gpu"
 # The largest error of a network's gradient, by the type in which the networks compute.
 GRADIENTS = {"float32": 2e-2 if ON_GPU else 1e-5, "bfloat16": 0.1}
 STEP = 2e-2 if ON_GPU else 1e-4  # of what a call adds to the parameters
-CPU = jax.devices("cpu")[:1]
 
 
 def distance(a, b):
@@ -59,19 +60,38 @@ def images():
     return data.Dataset("noise", data.ArraySplit(x), data.ArraySplit(x), 255.0)
 
 
-def prepared(config, devices):
-    """Return a config's game on these devices, its feed and its call."""
+class Training(NamedTuple):
+    """A game that can be trained, and its initial state on the host."""
+
+    game: game.Game
+    feed: data.Feed
+    call: Callable
+    first: TrainState
+
+    def start(self):
+        """Return the initial state; it can be donated."""
+        return jax.device_put(self.first, self.game.state_sharding)
+
+
+def made_of(made, first=None):
+    """Return the training of a game; without `first`, from its own initial state."""
+    feed = game.make_feed(made)
+    first = jax.device_get(game.initial_state(made)) if first is None else first
+    return Training(made, feed, game.make_call(made, feed, STEPS), first)
+
+
+def on_one_device(config):
+    """Return a config's game on the first device."""
+    devices = jax.devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: devices)
-        made = game.prepare(config, images())
-    feed = game.make_feed(made)
-    return made, feed, game.make_call(made, feed, STEPS)
+        return game.prepare(config, images())
 
 
 @pytest.fixture(scope="module")
 def here():
-    """Give a game with batch norm and dropout on the first device, its feed and its call."""
-    return prepared(tiny("svhn", seed=1), jax.devices()[:1])
+    """Give a training with batch norm and dropout on the first device."""
+    return made_of(on_one_device(tiny("svhn", seed=1)))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +107,7 @@ def double():
     def take(ali, variables, batch, noise):
         return gradients.game_gradients(ali, variables, loss, penalties, batch, noise)[0]
 
-    with jax.enable_x64(True), jax.default_device(CPU[0]):
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = jax.tree.map(lambda v: v.astype("float64") if v.dtype == np.float32 else v, given)
         exact = Networks(*(module.clone(dtype=jnp.float64, lowering="native") for module in ali))
         expected = jax.device_get(jax.jit(partial(take, exact))(*wide))
@@ -105,16 +125,15 @@ def test_gradients_equal_those_in_float64_up_to_rounding(double, dtype):
 
 
 def test_steps_equal_those_of_the_cpu(here):
-    made, feed, call = here
-    state = game.initial_state(made)
-    before = jax.device_get(state)
-    found, metrics = jax.device_get(call(state, feed.load(0, STEPS)))
-    config = configs.with_values(made.config, {"lowering": "cpu"})
-    on_cpu, feed, call = prepared(config, CPU)
-    expected, expected_metrics = call(jax.device_put(before, on_cpu.state_sharding), feed.load(0, STEPS))
+    found, metrics = jax.device_get(here.call(here.start(), here.feed.load(0, STEPS)))
+    config = configs.with_values(here.game.config, {"lowering": "cpu"})
+    ali = networks.build(config, platform="cpu")
+    tx = parts.make_optimizer(config, platform="cpu")
+    mesh = game.make_mesh(1, jax.devices("cpu")[:1])
+    there = made_of(here.game._replace(config=config, ali=ali, tx=tx, mesh=mesh), here.first)
+    expected, expected_metrics = jax.device_get(there.call(there.start(), there.feed.load(0, STEPS)))
     ours, theirs = (
-        jax.tree.map(np.subtract, jax.device_get(after).variables, before.variables)
-        for after in (found, expected)
+        jax.tree.map(np.subtract, after.variables, here.first.variables) for after in (found, expected)
     )
     for role, a, b in zip(Networks._fields, ours.params, theirs.params, strict=True):
         assert distance(a, b) < STEP, role
@@ -124,15 +143,14 @@ def test_steps_equal_those_of_the_cpu(here):
 
 
 def test_the_state_is_donated_and_a_restored_one_goes_on_alike(here, tmp_path):
-    made, feed, call = here
-    state, _ = call(game.initial_state(made), feed.load(0, STEPS))
+    state, _ = here.call(here.start(), here.feed.load(0, STEPS))
     manager = checkpoint.open_manager(tmp_path, create=True)
     checkpoint.save(manager, state, {"wall_seconds": 0.0})
-    expected, _ = call(state, feed.load(STEPS, STEPS))
+    expected, _ = here.call(state, here.feed.load(STEPS, STEPS))
     checkpoint.wait(manager)
-    restored, _, _ = checkpoint.restore(manager, game.abstract_state(made))
+    restored, _, _ = checkpoint.restore(manager, game.abstract_state(here.game))
     checkpoint.close(manager, failed=False)
-    found, _ = call(restored, feed.load(STEPS, STEPS))
+    found, _ = here.call(restored, here.feed.load(STEPS, STEPS))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((restored.variables, restored.opt_state)))
     assert int(found.step) == 2 * STEPS
     # On a GPU, sums of cuDNN may have another order each time.
@@ -142,10 +160,9 @@ def test_the_state_is_donated_and_a_restored_one_goes_on_alike(here, tmp_path):
 
 
 def test_a_member_of_a_population_is_the_run_that_it_would_be_alone(here):
-    made, feed, call = here
-    alone, _ = call(game.initial_state(made), feed.load(0, STEPS))
-    many, feed, call = prepared(tiny("svhn", **{"population.seeds": 2}), jax.devices()[:1])
-    together, metrics = call(game.initial_state(many), feed.load(0, STEPS))
+    alone, _ = here.call(here.start(), here.feed.load(0, STEPS))
+    many = made_of(on_one_device(tiny("svhn", **{"population.seeds": 2})))
+    together, metrics = many.call(many.start(), many.feed.load(0, STEPS))
     first, second = (jax.device_get(game.member_of(together, k).variables) for k in (0, 1))
     assert distance(second, jax.device_get(alone.variables)) < STEP
     assert distance(first, second) > 0.1
