@@ -106,7 +106,8 @@ def class_notes(names: Sequence[str], train: Split, test: Split) -> Iterator[Not
     counts = [np.bincount(label[label >= 0], minlength=count) for label in labels]
     rows = [f"{name} {a} + {b}" for name, a, b in zip(names, *counts, strict=True)]
     more = f" and {count - CLASSES_NAMED} more" if count > CLASSES_NAMED else ""
-    yield Note(f"{count} classes (training + test rows): {', '.join(rows[:CLASSES_NAMED])}{more}.")
+    classes = "1 class" if count == 1 else f"{count} classes"
+    yield Note(f"{classes} (training + test rows): {', '.join(rows[:CLASSES_NAMED])}{more}.")
     for split, numbers in zip(("training", "test"), counts, strict=True):
         missing = [name for name, number in zip(names, numbers, strict=True) if not number]
         if missing:

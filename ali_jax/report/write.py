@@ -155,7 +155,8 @@ def _concerns(run: Run, look: _Look) -> str:
 def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
     dataset, sitting = look.dataset, run.sittings[-1] if run.sittings else {}
     kind = f"{'x'.join(map(str, look.shape))} {'pixels' if len(look.shape) == 3 else 'numbers'}"
-    classes = f", {dataset.num_classes} classes" if dataset.num_classes else ""
+    number = dataset.num_classes
+    classes = f", {number} class{'es' * (number > 1)}" if number else ""
     sizes = {
         role: sum(leaf.size for leaf in jax.tree.leaves(params))
         for role, params in look.variables.params._asdict().items()
