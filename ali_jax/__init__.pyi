@@ -19,6 +19,9 @@ from .networks import Decoder as Decoder
 from .networks import Discriminator as Discriminator
 from .networks import Encoder as Encoder
 from .networks import build as build
+from .tools.estimator import ALIEstimator as ALIEstimator
+from .tools.trained import Model as Model
+from .tools.trained import load as load
 from .train import init_state as init_state
 from .train import train_step as train_step
 from .types import ALI as ALI

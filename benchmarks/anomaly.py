@@ -27,18 +27,19 @@ from ali_jax.metrics import conformal, detection
 from ali_jax.metrics.neighbors import nearest
 from ali_jax.metrics.probes import pca
 from ali_jax.program.command import load_config, override
-from ali_jax.tools.anomaly import AnomalyScorer
+from ali_jax.tools.anomaly import anomaly_scores
+from ali_jax.tools.trained import model_of
 from benchmarks.compare import markdown
 
 HELD_OUT_SHARE = 0.15  # of the nine digits' training rows, for calibration and again for counting
 MOST_HELD_OUT = 2_000
 
-# Options of AnomalyScorer for each row of the table.
+# Options of `anomaly_scores` for each row of the table.
 MODEL_SCORES = {
-    "ALI, reconstruction": {"score": "egbad", "weight": 1.0},
-    "ALI, EGBAD with features": {"score": "egbad"},
-    "ALI, EGBAD with logit": {"score": "egbad_logit"},
-    "ALI, ladder of 20 steps": {"score": "ladder", "steps": 20},
+    "ALI, reconstruction": {"kind": "egbad", "weight": 1.0},
+    "ALI, EGBAD with features": {"kind": "egbad"},
+    "ALI, EGBAD with logit": {"kind": "egbad_logit"},
+    "ALI, ladder of 20 steps": {"kind": "ladder", "steps": 20},
 }
 
 
@@ -142,11 +143,10 @@ def run(config: Config, dataset: data.Dataset, parts: Parts, alpha: float) -> di
     trained = game.prepare(config, normal._replace(num_classes=0))
     state = game.fit(trained)
     x = Parts(*(data.unit(part, dataset.divisor) for part in parts))
-    model = trained.ali, state.ema or state.variables
+    model = model_of(trained, state)
     rows, ends = np.concatenate(x[1:]), np.cumsum([len(part) for part in x[1:-1]])
     scores = {
-        name: np.split(-AnomalyScorer(*model, **chosen).score_samples(rows), ends)
-        for name, chosen in MODEL_SCORES.items()
+        name: np.split(anomaly_scores(model, rows, **chosen), ends) for name, chosen in MODEL_SCORES.items()
     }
     scores |= simple_scores(Parts(*(part.reshape(len(part), -1) for part in x)), config)
     return {name: assess(found, alpha) for name, found in scores.items()}

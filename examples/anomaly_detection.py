@@ -16,6 +16,7 @@ from ali_jax import data, game
 from ali_jax.metrics.detection import auroc
 from ali_jax.program.command import load_config
 from ali_jax.tools.anomaly import AnomalyScorer
+from ali_jax.tools.trained import model_of
 
 parser = argparse.ArgumentParser(description="Anomaly detection with ALI.")
 parser.add_argument("--digit", type=int, default=0, help="the digit that is left out")
@@ -37,11 +38,10 @@ trained = game.prepare(config, data.Dataset("normal digits", *parts, divisor=dig
 state = game.fit(trained)
 
 # %% Calibrate with normal rows that had no influence on the training, then judge new rows
-divisor = np.float32(digits.divisor)
-scorer = AnomalyScorer(trained.ali, state.ema, false_alarm_rate=0.05).fit(held_out / divisor)
-print("false alarms", np.mean(scorer.predict(new / divisor) == -1), "of", len(new))
-print("found", np.mean(scorer.predict(odd / divisor) == -1), "of", len(odd))
+scorer = AnomalyScorer(model_of(trained, state), false_alarm_rate=0.05).fit(held_out)
+print("false alarms", np.mean(scorer.predict(new) == -1), "of", len(new))
+print("found", np.mean(scorer.predict(odd) == -1), "of", len(odd))
 
 # %% How well the score separates the two kinds, independent of the threshold
-ranking = auroc(*(-scorer.score_samples(x / divisor) for x in (new, odd)))
+ranking = auroc(*(-scorer.score_samples(x) for x in (new, odd)))
 print(f"AUROC {ranking.value:.3f} [{ranking.low:.3f}, {ranking.high:.3f}]")

@@ -1,5 +1,6 @@
 """Anomaly scores of a known model, the law of conformal false alarms, and the metrics of detection."""
 
+import dataclasses
 from collections import Counter
 
 import flax.linen as nn
@@ -10,12 +11,15 @@ import pytest
 from scipy import stats
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.preprocessing import StandardScaler
 
 from ali_jax import model
 from ali_jax.metrics import conformal, detection
 from ali_jax.networks import Discriminator
-from ali_jax.tools.anomaly import AnomalyScorer, alad, egbad, ladder_error
+from ali_jax.tools.anomaly import AnomalyScorer, alad, anomaly_scores, egbad, ladder_error
+from ali_jax.tools.trained import Model
 from ali_jax.types import Networks, Variables
 
 SHAPE = (3, 3, 2)
@@ -50,6 +54,7 @@ class Sum(nn.Module):
 
 ALI = Networks(Corner(), Fill(), Sum())
 EMPTY = Variables(Networks({}, {}, {}), Networks({}, {}, {}))
+MODEL = Model(ALI, EMPTY, SHAPE)
 
 
 @pytest.fixture
@@ -81,8 +86,9 @@ def test_the_scores_of_egbad_are_their_formula(odd):
         expected = weight * error + (1 - weight) * np.log1p(np.exp(-logit))
         result = egbad(ALI, EMPTY, jnp.asarray(odd), weight=weight, match_features=False)
         np.testing.assert_allclose(result, expected, rtol=1e-5)
-        scorer = AnomalyScorer(ALI, EMPTY, score="egbad_logit", weight=weight)
-        np.testing.assert_allclose(scorer.score_samples(odd), -expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            anomaly_scores(MODEL, odd, kind="egbad_logit", weight=weight), expected, rtol=1e-5
+        )
 
 
 def test_features_are_those_of_the_last_joint_layer(odd, key):
@@ -106,7 +112,7 @@ def test_features_are_those_of_the_last_joint_layer(odd, key):
     assert expected.max() > 0
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(
-        ValueError, match="this discriminator does not have: take score='egbad_logit' or 'ladder'"
+        ValueError, match="this discriminator does not have: take kind='egbad_logit' or 'ladder'"
     ):
         egbad(ALI, EMPTY, jnp.asarray(odd))
 
@@ -129,9 +135,9 @@ def test_alad_compares_the_last_features_of_the_pair_discriminator(odd, key):
     expected = jnp.abs(hidden(x) - hidden(x_hat)).sum(axis=1)
     assert expected.min() > 0
     np.testing.assert_allclose(alad(ali, variables, x), expected, rtol=1e-4)
-    scorer = AnomalyScorer(ali, variables, score="alad", false_alarm_rate=0.1)
-    np.testing.assert_allclose(scorer.score_samples(x), -expected, rtol=1e-4)
-    assert scorer.fit(x).predict(x[:5]).shape == (5,)
+    scorer = AnomalyScorer(Model(ali, variables, SHAPE), kind="alad", false_alarm_rate=0.1).fit(odd)
+    np.testing.assert_allclose(scorer.score_samples(odd), -expected, rtol=1e-4)
+    assert scorer.predict(odd[:5]).shape == (5,)
 
 
 def test_a_model_that_reproduces_its_data_has_no_alad_score(normal, key):
@@ -165,25 +171,23 @@ def test_egbads_logit_of_classes_is_their_logsumexp(odd):
 
 def test_a_discriminator_of_packs_scores_no_single_row(normal):
     ali = ALI._replace(discriminator=Discriminator(packing=3, pair_layers=(4,)))
-    for score in ("egbad", "egbad_logit", "alad"):
-        with pytest.raises(ValueError, match=r"judges 3 at once .*: take score='ladder'"):
-            AnomalyScorer(ali, EMPTY, score=score).fit(normal)
+    for kind in ("egbad", "egbad_logit", "alad"):
+        with pytest.raises(ValueError, match=r"judges 3 at once .*: take kind='ladder'"):
+            AnomalyScorer(Model(ali, EMPTY, SHAPE), kind=kind).fit(normal)
 
 
 def test_the_ladder_forgives_the_encoder_but_not_the_decoder(normal, odd):
-    plain = AnomalyScorer(ALI, EMPTY, score="ladder", steps=0)
-    climbed = AnomalyScorer(ALI, EMPTY, score="ladder", steps=30)
+    plain = anomaly_scores(MODEL, normal, steps=0)
+    climbed, of_odd = (anomaly_scores(MODEL, x, kind="ladder", steps=30) for x in (normal, odd))
     cost = 2 * 0.1**2 / np.prod(SHAPE)  # of the encoder's offset
-    gain = climbed.score_samples(normal) - plain.score_samples(normal)
-    np.testing.assert_allclose(gain, np.full(99, cost), rtol=0.1)
-    lost = climbed.score_samples(normal) - climbed.score_samples(odd)
-    np.testing.assert_allclose(lost, np.full(99, 2 * 0.4**2 / np.prod(SHAPE)), rtol=0.2)
+    np.testing.assert_allclose(plain - climbed, np.full(99, cost), rtol=0.1)
+    np.testing.assert_allclose(of_odd - climbed, np.full(99, 2 * 0.4**2 / np.prod(SHAPE)), rtol=0.2)
     result = jax.jit(lambda x: ladder_error(ALI, EMPTY, x, steps=30))(jnp.asarray(odd))
-    np.testing.assert_allclose(-climbed.score_samples(odd), result.error, rtol=1e-3)
+    np.testing.assert_allclose(of_odd, result.error, rtol=1e-3)
 
 
 def test_the_scorer_keeps_to_scikit_learns_conventions(normal, odd):
-    scorer = AnomalyScorer(ALI, EMPTY, steps=5, false_alarm_rate=0.1)
+    scorer = AnomalyScorer(MODEL, steps=5, false_alarm_rate=0.1)
     assert scorer.fit(normal) is scorer
     assert scorer.score_samples(normal).mean() > scorer.score_samples(odd).mean()
     mixed = np.concatenate([normal[:20], odd[:20]])
@@ -199,8 +203,8 @@ def test_the_scorer_keeps_to_scikit_learns_conventions(normal, odd):
 
 
 def test_the_map_shows_the_odd_pixel(odd):
-    for score in ("ladder", "egbad_logit"):
-        result = AnomalyScorer(ALI, EMPTY, score=score, steps=30).pixel_map(odd)
+    for kind in ("ladder", "egbad_logit"):
+        result = AnomalyScorer(MODEL, kind=kind, steps=30, false_alarm_rate=0.1).fit(odd).pixel_map(odd)
         assert result.shape == (99, 3, 3)
         assert (result.reshape(99, -1).argmax(axis=1) == 2 * 3 + 1).all()
 
@@ -209,34 +213,45 @@ def test_the_map_shows_the_odd_pixel(odd):
     ("options", "message"),
     [
         (
-            {"score": "alad"},
+            {"kind": "alad"},
             r"'alad' reads a discriminator of pairs .* choose one of egbad, egbad_logit, ladder, or train",
         ),
-        ({"score": "mse"}, "score is 'mse'; it must be one of egbad, egbad_logit, ladder"),
+        ({"kind": "mse"}, "kind is 'mse'; it must be one of egbad, egbad_logit, ladder"),
         ({"false_alarm_rate": 0.005}, r"0.005 is below 1 / \(n \+ 1\) for n = 99 .* at least 199 rows"),
         ({"false_alarm_rate": 5}, "must lie between 0 and 1"),
     ],
 )
 def test_what_a_scorer_cannot_do_is_refused(options, message, normal):
     with pytest.raises(ValueError, match=message):
-        AnomalyScorer(ALI, EMPTY, **options).fit(normal)
+        AnomalyScorer(MODEL, **options).fit(normal)
 
 
 def test_a_scorer_says_what_it_lacks(normal):
-    with pytest.raises(ValueError, match="call fit with held-out normal rows"):
-        AnomalyScorer(ALI, EMPTY).predict(normal)
-    with pytest.raises(ValueError, match="rows are uint8: give floats"):
-        AnomalyScorer(ALI, EMPTY).score_samples(np.zeros((2, *SHAPE), np.uint8))
+    for door in (AnomalyScorer(MODEL).predict, AnomalyScorer(MODEL).p_values, AnomalyScorer(MODEL).pixel_map):
+        with pytest.raises(NotFittedError, match="AnomalyScorer instance is not fitted yet"):
+            door(normal)
+    scorer = AnomalyScorer(MODEL, steps=0, false_alarm_rate=0.1).fit(normal)
+    with pytest.raises(ValueError, match="There are no rows"):
+        scorer.predict(normal[:0])
+    with pytest.raises(ValueError, match=r"\[99, 18\], and this model takes \[N, 3, 3, 2\]: reshape it"):
+        scorer.predict(normal.reshape(99, -1))
+    with pytest.raises(ValueError, match="estimator is a StandardScaler: give an ALIEstimator"):
+        AnomalyScorer(StandardScaler()).fit(normal)
+    with pytest.raises(ValueError, match="This model is given conditions"):
+        AnomalyScorer(dataclasses.replace(MODEL, conditions=("a", "b"))).fit(normal)
 
 
 def test_rows_on_another_scale_or_with_gaps_are_refused_at_every_door(normal):
-    scorer = AnomalyScorer(ALI, EMPTY, steps=0, false_alarm_rate=0.1).fit(normal)
+    scorer = AnomalyScorer(MODEL, steps=0, false_alarm_rate=0.1).fit(normal)
     gaps = normal.copy()
     gaps[[7, 30], 1, 1, 0] = np.nan, np.inf
     cases = (
         (gaps, "2 of 99 rows have numbers that are not finite, the first in row 7"),
-        (2 * normal - 1, r"lie between -0.* and .*: give x / 255 for bytes, \(x \+ 1\) / 2 for \[-1, 1\]"),
-        (normal + 0.5, r"lie between 0.* and 1\..*take \[0, 1\]"),
+        (
+            2 * normal - 1,
+            r"between -0.* and .*: give x / 255 for pixels .*, \(x \+ 1\) / 2 for \[-1, 1\]",
+        ),
+        (normal + 0.5, r"lie between 0.* and 1\..*must be in \[0, 1\]"),
     )
     for rows, message in cases:
         for door in (scorer.fit, scorer.score_samples, scorer.predict, scorer.p_values, scorer.pixel_map):
@@ -256,9 +271,9 @@ def test_vectors_have_any_scale_and_no_gaps():
         def __call__(self, x, epsilon, y=None, *, train):
             return x + 1
 
-    scorer = AnomalyScorer(Networks(Same(), Flat(), Sum()), EMPTY, steps=0, false_alarm_rate=0.5)
+    scorer = AnomalyScorer(Model(Networks(Same(), Flat(), Sum()), EMPTY, (2,)), steps=0, false_alarm_rate=0.5)
     x = np.array([[-40.0, 3], [9, 700]])
-    np.testing.assert_allclose(scorer.score_samples(x), [-1, -1], rtol=1e-4)
+    np.testing.assert_allclose(scorer.fit(x).score_samples(x), [-1, -1], rtol=1e-4)
     with pytest.raises(ValueError, match=r"1 of 2 rows .* the first in row 1"):
         scorer.fit(np.where(x == 9, np.nan, x))
 

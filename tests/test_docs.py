@@ -23,12 +23,13 @@ import pytest
 import shown
 import small
 from test_architecture import LAYERS
+from test_loop import tiny
 
 import ali_jax
 from ali_jax import config as configs
 from ali_jax import evaluate, losses, main, penalties
 from ali_jax.names import public_functions
-from ali_jax.program import command
+from ali_jax.program import command, loop
 
 DOCS = small.ROOT / "docs"
 PAGES = {
@@ -51,6 +52,15 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """Give the folder of a run of digits that is as small as can be, for pages that use one."""
+    folder = tmp_path_factory.mktemp("docs") / "digits"
+    changes = {"latent_dim": 16, "num_steps": 2, "steps_per_call": 2, "log_every": 2, "checkpoint_every": 2}
+    assert loop.run(tiny(**changes, evaluators=()), folder) == 0
+    return folder
+
+
 def write_files(page, folder):
     for _, code in shown.blocks(TEXT[page], "python"):
         if named := re.match(r"# (\S+\.py)\n", code):
@@ -58,8 +68,10 @@ def write_files(page, folder):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if shown.blocks(TEXT[page], "python")])
-def test_the_python_blocks_of_a_page_run(page, folder):
+def test_the_python_blocks_of_a_page_run(page, folder, request):
     write_files(page, folder)
+    if '"runs/digits"' in "".join(code for _, code in shown.blocks(TEXT[page], "python")):
+        shutil.copytree(request.getfixturevalue("digits_run"), folder / "runs" / "digits")
     names = {"__name__": page}
     for line, code in shown.blocks(TEXT[page], "python"):
         exec(compile("\n" * line + code, str(PAGES[page]), "exec"), names)

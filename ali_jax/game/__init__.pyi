@@ -13,4 +13,5 @@ from .game import Game as Game
 from .game import abstract_state as abstract_state
 from .game import member_of as member_of
 from .states import initial_state as initial_state
+from .states import trained_run as trained_run
 from .states import trained_state as trained_state

@@ -205,7 +205,16 @@ def blank_data(config: Config, facts: Mapping[str, Any] | None = None) -> data.D
     label = np.arange(rows, dtype=np.int32) % classes if classes else None
     split = data.ArraySplit(np.zeros((rows, *shape), dtype), y, label, classes)
     divisor = facts.get("divisor", 255.0 if dtype == np.uint8 else 1.0)
-    return data.Dataset(config.dataset.name, split, split, divisor, classes, attributes=attributes)
+    names = tuple(facts.get("class_names", ()))
+    return data.Dataset(
+        facts.get("name", config.dataset.name),
+        split,
+        split,
+        divisor,
+        classes,
+        attributes=attributes,
+        class_names=names,
+    )
 
 
 def make_mesh(batch_size: int, devices: Sequence[Any], what: str = "images a step") -> Mesh:

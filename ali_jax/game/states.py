@@ -58,14 +58,24 @@ def _with_trained_networks(game: Game, state: TrainState) -> TrainState:
     return state._replace(variables=variables, ema=None if state.ema is None else variables)
 
 
-def _trained_variables(game: Game, folder: pathlib.Path) -> Variables:
-    """Return the trained variables of the run in a folder: of all members, or of one for a single run."""
-    config, facts = read_config(folder), known_data.read(folder)
+def trained_run(workdir: pathlib.Path) -> tuple[Game, TrainState]:
+    """Return the game of the run in a folder, with blank data in place of its own, and its newest state.
+
+    Raises:
+      ValueError: the folder holds no run.
+      RunError: the run has no checkpoint that can be read.
+    """
+    config, facts = read_config(workdir), known_data.read(workdir)
     with config.unlocked():
         config.evaluators = ()
     needs_data = config.dataset.conditional and not facts  # to know the size of y
-    other = prepare(config, None if needs_data else blank_data(config, facts))
-    trained, _ = trained_state(other, folder)
+    game = prepare(config, None if needs_data else blank_data(config, facts))
+    return game, trained_state(game, workdir)[0]
+
+
+def _trained_variables(game: Game, folder: pathlib.Path) -> Variables:
+    """Return the trained variables of the run in a folder: of all members, or of one for a single run."""
+    other, trained = trained_run(folder)
     if other.members and not game.members:
         if not 0 <= game.config.init_member < len(other.members):
             raise ValueError(

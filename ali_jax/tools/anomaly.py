@@ -1,7 +1,7 @@
 """Anomaly detection with a trained model: scores, and thresholds with a chosen false-alarm rate.
 
-`AnomalyScorer` follows scikit-learn's conventions for outlier detection; `egbad`, `alad` and `ladder_error`
-are its scores as pure functions. Conditional models are not supported.
+`AnomalyScorer` is an outlier detector of scikit-learn; `egbad`, `alad` and `ladder_error` are its scores as
+pure functions. Conditional models are not supported.
 """
 
 import functools
@@ -11,12 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 from ali_jax import model
 from ali_jax.metrics import conformal, ladder
-from ali_jax.metrics.blocks import map_blocks
+from ali_jax.metrics.blocks import map_fixed_blocks
 from ali_jax.networks.convolutions import compiler_options, platform_of
+from ali_jax.tools.estimator import ALIEstimator, flattened
+from ali_jax.tools.trained import Model
 from ali_jax.types import ALI, Array, PyTree, Variables
 
 SCORES = ("egbad", "egbad_logit", "ladder", "alad")
@@ -61,7 +65,7 @@ def alad(ali: ALI, variables: Variables, x: Array) -> Array:
     """
     if not getattr(ali.discriminator, "pair_layers", ()):
         raise ValueError(
-            "score='alad' reads a discriminator of pairs (x, x_hat), trained along with the model, and this "
+            "kind='alad' reads a discriminator of pairs (x, x_hat), trained along with the model, and this "
             f"model has none: choose one of {', '.join(name for name in SCORES if name != 'alad')}, or train "
             "with config.discriminator.pair_layers and config.penalties.adversarial_cycle.weight."
         )
@@ -76,121 +80,159 @@ def ladder_error(ali: ALI, variables: Variables, x: Array, *, steps: int = 20) -
     return ladder.refine(decode, x, model.encode(ali, variables, x), steps=steps)
 
 
+def anomaly_scores(
+    trained: Model, X: Any, *, kind: str = "ladder", weight: float = 0.9, steps: int = 20
+) -> np.ndarray:
+    """Return the anomaly scores [N] of rows, by a trained model: the higher, the more anomalous.
+
+    The arguments are those of `AnomalyScorer`.
+    """
+    x = trained.rows(X)
+    if kind == "ladder":
+        scores = _over_rows(_ladder_scores, trained, x, steps)
+    elif kind in ("egbad", "egbad_logit"):
+        scores = _over_rows(_egbad_scores, trained, x, kind == "egbad", weight)
+    elif kind == "alad":
+        scores = _over_rows(_alad_scores, trained, x, None)
+    else:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(SCORES)}.")
+    return scores.astype(np.float64)
+
+
+def _over_rows(function: Callable[..., Array], trained: Model, x: np.ndarray, *options: Any) -> np.ndarray:
+    """Apply a compiled function of (ali, variables, x, *options) to rows in blocks."""
+    run = _compiled(function, platform_of(trained.variables))
+    return map_fixed_blocks(lambda block: run(trained.ali, trained.variables, block, *options), x)
+
+
 class AnomalyScorer(OutlierMixin, BaseEstimator):
-    """Detect anomalous rows with a model of normal rows.
+    """Detect anomalous rows with a model of normal rows, at a false-alarm rate chosen in advance.
 
     Args:
-      ali: the networks.
-      variables: their variables, trained on normal rows.
-      score: `egbad`: reconstruction and feature matching; `egbad_logit`: reconstruction and D's logit;
-        `ladder`: the reconstruction error after a few gradient steps on the encoder's code;
+      estimator: what models the normal rows. An `ALIEstimator` is cloned and trained on one half of the rows
+        of `fit`; the other half sets the threshold. A model that is trained already, one of `ali_jax.load` or
+        an `ALIEstimator` in scikit-learn's `FrozenEstimator`, leaves all rows to the threshold. None: an
+        `ALIEstimator` with its defaults.
+      kind: of score. `egbad`: reconstruction and feature matching; `egbad_logit`: reconstruction and D's
+        logit; `ladder`: the reconstruction error after a few gradient steps on the encoder's code;
         `alad`: features of a discriminator of pairs of data, for models trained with one.
       weight: of the reconstruction in the two EGBAD scores.
       steps: number of gradient steps of `ladder`.
       false_alarm_rate: alpha, the probability that `predict` calls a normal row anomalous. It takes at least
-        1 / alpha - 1 calibration rows.
+        1 / alpha - 1 rows for the threshold.
+      random_state: seed or generator of the halves and of the training.
 
-    Rows are [N, *X] as the networks take them: finite floats, images [N, H, W, C] in [0, 1]. Others are a
-    ValueError.
+    Rows are as the estimator takes them. Scores are in the units of its networks.
 
     Attributes of a fitted scorer:
-      calibration_scores_: [n] sorted anomaly scores of the calibration rows.
+      estimator_: the trained model.
+      calibration_scores_: [n] sorted anomaly scores of the rows that set the threshold.
       offset_: the threshold on `score_samples`.
     """
 
     def __init__(
         self,
-        ali: ALI,
-        variables: Variables,
+        estimator: Any = None,
         *,
-        score: str = "ladder",
+        kind: str = "ladder",
         weight: float = 0.9,
         steps: int = 20,
         false_alarm_rate: float = 0.05,
+        random_state: Any = None,
     ) -> None:
-        self.ali = ali
-        self.variables = variables
-        self.score = score
+        self.estimator = estimator
+        self.kind = kind
         self.weight = weight
         self.steps = steps
         self.false_alarm_rate = false_alarm_rate
+        self.random_state = random_state
 
-    def fit(self, normal: np.ndarray, y: Any = None) -> "AnomalyScorer":
-        """Set the threshold with normal rows [n, *X] that had no influence on the training.
+    def fit(self, X: Any, y: Any = None) -> "AnomalyScorer":
+        """Model normal rows and set the threshold; `y` is ignored.
 
-        Training rows have smaller errors than new ones, so a threshold set with them would give more false
-        alarms than stated. `y` is ignored, as usual in scikit-learn.
+        For a model that is trained already, the rows must have had no influence on its training: training
+        rows have smaller errors than new ones and would give more false alarms than stated.
         """
-        conformal.allowed_exceedances(len(normal), self.false_alarm_rate)
-        scores = np.sort(-self.score_samples(normal))
+        del y
+        if _is_trained(self.estimator):
+            self.estimator_, calibration = self.estimator, X
+            if not isinstance(self.estimator, Model):
+                flattened(self, X, reset=True)
+        else:
+            calibration = self._train_on_half(X)
+        conformal.allowed_exceedances(len(calibration), self.false_alarm_rate)
+        scores = np.sort(-self._scores(calibration))
         self.offset_ = -conformal.threshold(scores, self.false_alarm_rate)
         self.calibration_scores_ = scores
         return self
 
-    def score_samples(self, x: np.ndarray) -> np.ndarray:
-        """Return the negated anomaly scores [N] of x [N, *X]: the higher, the more normal."""
-        if self.score == "ladder":
-            scores = self._over_rows(_ladder_scores, x, (self.steps,))
-        elif self.score in ("egbad", "egbad_logit"):
-            scores = self._over_rows(_egbad_scores, x, (self.score == "egbad", self.weight))
-        elif self.score == "alad":
-            scores = self._over_rows(_alad_scores, x, (None,))
-        else:
-            raise ValueError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}.")
-        return -scores.astype(np.float64)
+    def _train_on_half(self, X: Any) -> np.ndarray:
+        """Train a clone of the estimator on a random half of the rows; return the other half."""
+        rows, shape, _ = flattened(self, X, reset=True, fewest=4)
+        rows = np.asarray(X) if len(shape) > 1 else rows
+        random = check_random_state(self.random_state)
+        order, half = random.permutation(len(rows)), len(rows) // 2
+        conformal.allowed_exceedances(len(rows) - half, self.false_alarm_rate)
+        estimator: Any = ALIEstimator() if self.estimator is None else clone(self.estimator)
+        if estimator.random_state is None:
+            estimator.set_params(random_state=random.randint(2**31 - 1))
+        self.estimator_ = estimator.fit(rows[order[:half]])
+        return rows[order[half:]]
 
-    def decision_function(self, x: np.ndarray) -> np.ndarray:
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return the negated anomaly scores [N] of rows: the higher, the more normal."""
+        check_is_fitted(self)
+        return self._scores(X)
+
+    def decision_function(self, X: Any) -> np.ndarray:
         """Return [N], `score_samples` minus the threshold: negative is anomalous."""
-        self._check_fitted()
-        return self.score_samples(x) - self.offset_
+        return self.score_samples(X) - self.offset_
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:
         """Return [N]: -1 where the p-value is at most `false_alarm_rate`, else 1."""
-        return np.where(self.decision_function(x) < 0, -1, 1)
+        return np.where(self.decision_function(X) < 0, -1, 1)
 
-    def p_values(self, x: np.ndarray) -> np.ndarray:
-        """Return the split-conformal p-values [N] of x [N, *X]: small is anomalous."""
-        self._check_fitted()
-        return conformal.p_values(self.calibration_scores_, -self.score_samples(x))
+    def p_values(self, X: Any) -> np.ndarray:
+        """Return the split-conformal p-values [N] of rows: small is anomalous."""
+        scores = -self.score_samples(X)
+        return conformal.p_values(self.calibration_scores_, scores)
 
-    def pixel_map(self, x: np.ndarray) -> np.ndarray:
+    def pixel_map(self, X: Any) -> np.ndarray:
         """Return |x - x_hat| as [N, H, W], averaged over channels, or for vectors as [N, D].
 
         x_hat is the reconstruction that the score uses.
         """
-        steps = self.steps if self.score == "ladder" else 0
-        return self._over_rows(_pixel_map, x, (steps,))
+        check_is_fitted(self)
+        return _over_rows(_pixel_map, *self._model_and_rows(X), self.steps if self.kind == "ladder" else 0)
 
-    def _over_rows(self, function: Callable[..., Array], x: np.ndarray, options: tuple) -> np.ndarray:
-        _check_rows(np.asarray(x))
-        platform = platform_of()
-        run = _compiled(function, platform)
-        return map_blocks(
-            lambda block: run(self.ali, self.variables, block, *options), np.asarray(x, np.float32)
-        )
+    def _scores(self, X: Any) -> np.ndarray:
+        trained, x = self._model_and_rows(X)
+        return -anomaly_scores(trained, x, kind=self.kind, weight=self.weight, steps=self.steps)
 
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "offset_"):
-            raise ValueError("This AnomalyScorer has no threshold yet: call fit with held-out normal rows.")
+    def _model_and_rows(self, X: Any) -> tuple[Model, np.ndarray]:
+        """Return the trained model, and rows as its networks take them."""
+        estimator = self.estimator_
+        if isinstance(estimator, Model):
+            return estimator, estimator.rows(X)
+        rows, shape, _ = flattened(self, X, reset=False)
+        return estimator.model_, estimator.rows(np.asarray(X) if len(shape) > 1 else rows)
 
 
-def _check_rows(x: np.ndarray) -> None:
-    """Raise a ValueError for rows that are not as the networks take them."""
-    if not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(
-            f"The rows are {x.dtype}: give floats as the networks take them, with images scaled to [0, 1]."
-        )
-    broken = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
-    if broken.size:
-        raise ValueError(
-            f"{broken.size} of {len(x)} rows have numbers that are not finite, the first in row {broken[0]}: "
-            "leave these rows out or fill their gaps."
-        )
-    if x.ndim == 4 and x.size and not 0 <= x.min() <= x.max() <= 1:
-        raise ValueError(
-            f"The images lie between {x.min():.4g} and {x.max():.4g}, and the networks take [0, 1]: give "
-            "x / 255 for bytes, (x + 1) / 2 for [-1, 1], and np.clip(x, 0, 1) where resizing went beyond."
-        )
+def _is_trained(estimator: Any) -> bool:
+    """Whether an estimator is a trained model; raise a ValueError for one that cannot model rows."""
+    if isinstance(estimator, Model):
+        if estimator.conditions:
+            raise ValueError("This model is given conditions; AnomalyScorer takes models without.")
+        return True
+    if estimator is None or isinstance(estimator, ALIEstimator):
+        return False
+    if isinstance(getattr(estimator, "estimator", None), ALIEstimator) and clone(estimator) is estimator:
+        check_is_fitted(estimator.estimator)
+        return True
+    raise ValueError(
+        f"estimator is a {type(estimator).__name__}: give an ALIEstimator, one that is trained as "
+        "FrozenEstimator(estimator), or a model of ali_jax.load."
+    )
 
 
 def _egbad_scores(ali: ALI, variables: Variables, x: Array, match_features: bool, weight: float) -> Array:
@@ -219,7 +261,7 @@ def _joint_features(ali: ALI, variables: Variables, x: Array, z: Array) -> Array
     if not layers:
         raise ValueError(
             "egbad reads D's last joint layer, sown as joint/pre_activation, which this discriminator does "
-            "not have: take score='egbad_logit' or 'ladder'."
+            "not have: take kind='egbad_logit' or 'ladder'."
         )
     return layers[-1]
 
@@ -255,7 +297,7 @@ def _check_unpacked(ali: ALI, score: str) -> None:
     if (m := model.packing(ali)) > 1:
         raise ValueError(
             f"{score} scores single rows, and this discriminator judges {m} at once "
-            "(config.discriminator.packing): take score='ladder'."
+            "(config.discriminator.packing): take kind='ladder'."
         )
 
 
