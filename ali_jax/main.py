@@ -27,6 +27,7 @@ from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.names import printable
 from ali_jax.program.command import (
+    OF_INPUTS,
     PICTURES,
     UNTRAINED,
     USAGE,
@@ -123,6 +124,8 @@ def _needs_data(config: Config, options: Options) -> bool:
     """Whether the mode opens the data set: not to describe, to sample, or if the run is finished."""
     if options.mode == "train":
         return not is_finished(config, options.workdir)
+    if options.inputs is not None:
+        return options.mode in ("nearest", "score")  # and edit, for directions that are not known yet
     return options.mode not in UNTRAINED and not _draws_from_prior(config, options)
 
 
@@ -183,6 +186,8 @@ def _picture(config: Config, options: Options) -> int:
     from ali_jax.evaluate.figures import save_picture
     from ali_jax.game import evaluate
 
+    if options.inputs is not None:
+        return _use(config, options)
     game, state = _restore(config, options)
     with under_way():
         report = evaluate(game, state, PICTURES[options.mode])
@@ -191,6 +196,13 @@ def _picture(config: Config, options: Options) -> int:
         save_picture(path, image)
         print(path)
     return 0
+
+
+def _use(config: Config, options: Options) -> int:
+    """Use the model on the images at --inputs."""
+    from ali_jax.program.new_images import run
+
+    return run(config, options)
 
 
 def _evaluate(config: Config, options: Options) -> int:
@@ -254,6 +266,7 @@ _MODES = {
     "describe": _describe,
     "preflight": _preflight,
     "profile": _profile,
+    **dict.fromkeys(OF_INPUTS, _use),
     **dict.fromkeys(PICTURES, _picture),
 }
 
@@ -296,11 +309,11 @@ def _check_trained(config: Config, options: Options) -> None:
     if not checkpoint_steps(options.workdir):
         raise UsageError(f"{options.workdir} has no checkpoint yet: train first (--mode train).")
     if options.out is not None and options.mode != "export":
-        _check_out(options.out)
+        _check_out(options.out, may_be_folder=options.inputs is not None)
 
 
-def _check_out(out: Path) -> None:
-    if out.is_dir() or not out.absolute().parent.is_dir():
+def _check_out(out: Path, *, may_be_folder: bool = False) -> None:
+    if (out.is_dir() and not may_be_folder) or not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out} must be the name of a file, in a folder that exists.")
 
 

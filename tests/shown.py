@@ -33,7 +33,10 @@ PLACEHOLDERS = {
     "I": "0",
     "LEVEL": "info",
     "MODE": "evaluate",
+    "A..B": "-1..1",
     "N": "4",
+    "NAME": "pc1",
+    "PATH": "my_images",
     "SLICE": "v5e:4x4",
     "--config.KEY=VALUE": "--config.seed=1",
 }
@@ -186,7 +189,9 @@ def known_flags() -> set[str]:
     """Return every flag of the program and of the scripts beside it."""
     sources = [*small.ROOT.glob("ali_jax/**/*.py"), *small.ROOT.glob("*/*.py")]
     text = "\n".join(path.read_text() for path in sources if path.name != "fuzz.py")
-    return set(re.findall(r"--\w+", command.USAGE)) | set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', text))
+    return set(re.findall(r"--\w[\w-]*", command.USAGE)) | set(
+        re.findall(r'add_argument\(\s*"(--[\w-]+)"', text)
+    )
 
 
 def _check_pip(targets: list[str]) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import shown
 import small
+from PIL import Image
 from test_architecture import LAYERS
 from test_loop import tiny
 
@@ -150,10 +151,27 @@ def test_the_commands_of_the_first_page_run(folder, capsys):
     assert all((folder / name).stat().st_size for name in written)
 
 
+def test_the_commands_on_new_images_run_as_they_are_shown(folder, digits_run, capsys):
+    """After the first, which trains. The lines that the page shows are among what they print."""
+    shutil.copytree(digits_run, folder / "runs" / "digits")
+    for name in ("day", "night"):
+        (folder / "my_images" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "my_images" / name / f"{i}.jpg")
+    page = TEXT["docs/guide/use.md"]
+    for words in shown.commands(page):
+        if words[:3] == ["python", "-m", "ali_jax.main"] and "--config" not in words:
+            assert main.main(words[3:]) == 0, capsys.readouterr().err
+    printed = "".join(capsys.readouterr()).splitlines()
+    for _, text in shown.blocks(page, "text"):
+        assert set(text.splitlines()) <= set(printed)
+
+
 def test_the_page_of_the_command_line_has_all_flags_and_modes():
     text = TEXT["docs/reference/command_line.md"]
     code = {word.partition("=")[0] for span in shown.inline(text) for word in span.split()}
-    assert set(re.findall(r"--[\w.]+", command.USAGE)) <= code
+    assert set(re.findall(r"--\w[\w.-]*", command.USAGE)) <= code
     assert set(command.MODES) <= code
 
 

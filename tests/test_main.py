@@ -146,7 +146,7 @@ def test_describe_prints_one_json_object_without_data_or_workdir(capsys):
         (["--config.discriminator.x_batch_norm=(True,)"], "without batch norm"),
         (
             ["--mode", "trai"],
-            "train|evaluate|sample|reconstruct|interpolate|report|compare|export|describe|preflight",
+            "train|evaluate|sample|reconstruct|interpolate|encode|edit|nearest|score|report|compare|export|describe|preflight",
         ),
         (["--mod=train"], "There is no flag --mod. Did you mean --mode?"),
         (["here"], "Unexpected argument 'here'"),

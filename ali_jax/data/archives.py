@@ -277,3 +277,42 @@ def _recoded(path: Path, label: Mapping[str, np.ndarray]) -> tuple[dict[str, np.
     code = np.array([number.get(str(value), -1) for value in values.tolist()], np.int32)
     ends = np.cumsum([len(given) for given in label.values()])[:-1]
     return dict(zip(label, np.split(code[place], ends), strict=True)), tuple(names)
+
+
+class NamedRows(NamedTuple):
+    """Rows of all parts of an .npz file."""
+
+    x: np.ndarray  # [N, *X] as stored
+    names: tuple[str, ...]  # such as test_image[3]
+    labels: tuple[str, ...]  # "" for none
+
+
+def read_rows(path: Path) -> NamedRows:
+    """Read all images or vectors of an .npz file, undivided; the array's names are those of `read_npz`.
+
+    Raises:
+        DataError: the file is damaged, or has no such array.
+    """
+    roles = {name: _role(name) for name in _shapes(path)}
+    named = {role: name for name, role in roles.items() if role}
+    parts = [part for part in ("", "train", *HELD_OUT) if (part, "image") in named]
+    if not parts and len(roles) == 1:
+        named["", "image"], parts = next(iter(roles)), [""]
+    if not parts:
+        raise DataError(
+            f"{path}: no array of images; its arrays are {', '.join(roles) or 'none'}. Name it image, or "
+            "give a single array"
+        )
+    wanted = [named[role] for part in parts for role in ((part, "image"), (part, "label")) if role in named]
+    arrays = _arrays(path, wanted)
+    x = [arrays[named[part, "image"]] for part in parts]
+    if len({(a.shape[1:], a.dtype) for a in x}) > 1 or not all(a.ndim and len(a) for a in x):
+        raise DataError(f"{path}: its arrays of images must have rows, of one shape and type")
+    labels: list[str] = []
+    for part, rows in zip(parts, x, strict=True):
+        label = arrays.get(named.get((part, "label"), ""), np.full(len(rows), ""))
+        if len(label) != len(rows):
+            raise DataError(f"{path}: {len(label)} labels for {len(rows)} images; give one label per image")
+        labels += ["" if str(value) == "-1" else str(value) for value in label.ravel().tolist()]
+    names = [f"{named[part, 'image']}[{i}]" for part, a in zip(parts, x, strict=True) for i in range(len(a))]
+    return NamedRows(np.concatenate(x), tuple(names), tuple(labels))

@@ -31,7 +31,7 @@ def image_grid(images: np.ndarray, rows: int, cols: int, *, pad: int = PAD) -> n
         )
     if len(images) > rows * cols:
         raise ValueError(f"{len(images)} images do not fit into {rows} rows of {cols}: ask for more cells.")
-    pixels = np.rint(255 * np.clip(np.nan_to_num(images.astype(np.float32)), 0, 1)).astype(np.uint8)
+    pixels = _pixels(images)
     factor = max(1, round(TARGET_SIZE / max(rows * images.shape[1], cols * images.shape[2])))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2).repeat(3 // images.shape[-1], axis=3)
     height, width = pixels.shape[1] + pad, pixels.shape[2] + pad
@@ -168,6 +168,27 @@ def save_picture(path: str | os.PathLike[str], image: np.ndarray) -> None:
     if path.suffix.lower() not in formats:
         raise ValueError(f"{path}: pictures are written as .png, .jpg, .jpeg or .webp.")
     _save(path, image, formats[path.suffix.lower()])
+
+
+def save_single(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Write one image [H, W, C] in [0, 1] as a PNG file in its own size, atomically."""
+    pixels = _pixels(image)
+    _save(pathlib.Path(path), pixels[..., 0] if pixels.shape[-1] == 1 else pixels, "PNG")
+
+
+def save_moving(path: str | os.PathLike[str], frames: Sequence[np.ndarray], milliseconds: int) -> None:
+    """Write uint8 pictures [H, W, 3] as a .gif or a .webp that shows each for so long, again and again."""
+    path = pathlib.Path(path)
+    first, *others = map(Image.fromarray, frames)
+    form = {".gif": "GIF", ".webp": "WEBP"}[path.suffix.lower()]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    first.save(partial, format=form, save_all=True, append_images=others, duration=milliseconds, loop=0)
+    os.replace(partial, path)
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """Return images in [0, 1] as uint8; values outside are clipped, NaN is black."""
+    return np.rint(255 * np.clip(np.nan_to_num(images.astype(np.float32)), 0, 1)).astype(np.uint8)
 
 
 def _save(path: pathlib.Path, image: np.ndarray, form: str) -> None:

@@ -34,6 +34,7 @@ def prepare(
     dataset: data.Dataset | None = None,
     *,
     check: Callable[[data.Dataset], object] = lambda _: None,
+    trained: bool = False,
 ) -> Game:
     """Load the data, make the parts of the game, and check that they fit together; nothing is written.
 
@@ -41,6 +42,7 @@ def prepare(
       config: describes the game.
       dataset: used instead of the one that the config names.
       check: called with the data before the networks are built; it may raise a ValueError to refuse them.
+      trained: whether the game was trained already and will only be used: on one device, and known to fit.
 
     Raises:
       ValueError: a value is not allowed, or the data are missing or do not fit. The message says which.
@@ -51,16 +53,18 @@ def prepare(
     members = population.members(config) if population.size(config) else [config]
     first = load_data(members[0]) if dataset is None else dataset
     check(first)
+    devices = jax.devices()[:1] if trained else jax.devices()
     if not population.size(config):
-        return _prepare_one(config, first, jax.devices())
+        return _prepare_one(config, first, devices, checked=trained)
     drawn = dataset is None and data.depends_on_seed(config.dataset.name)
     device = jax.devices()[:1]  # a member's batch is not split
-    _prepare_one(population.at_most(config), first, device)  # the checks hold for all members
+    if not trained:
+        _prepare_one(population.at_most(config), first, device)  # the checks hold for all members
     games = [
         _prepare_one(member, load_data(member) if drawn and k else first, device, checked=True)
         for k, member in enumerate(members)
     ]
-    mesh = make_mesh(len(games), jax.devices(), "members")
+    mesh = make_mesh(len(games), devices, "members")
     return games[0]._replace(config=config, mesh=mesh, members=tuple(games))
 
 

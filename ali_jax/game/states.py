@@ -59,7 +59,7 @@ def _with_trained_networks(game: Game, state: TrainState) -> TrainState:
 
 
 def trained_run(workdir: pathlib.Path) -> tuple[Game, TrainState]:
-    """Return the game of the run in a folder, with blank data in place of its own, and its newest state.
+    """Return the game of the run in a folder, on one device and with blank data, and its newest state.
 
     Raises:
       ValueError: the folder holds no run.
@@ -69,7 +69,7 @@ def trained_run(workdir: pathlib.Path) -> tuple[Game, TrainState]:
     with config.unlocked():
         config.evaluators = ()
     needs_data = config.dataset.conditional and not facts  # to know the size of y
-    game = prepare(config, None if needs_data else blank_data(config, facts))
+    game = prepare(config, None if needs_data else blank_data(config, facts), trained=True)
     return game, trained_state(game, workdir)[0]
 
 

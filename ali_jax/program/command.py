@@ -4,6 +4,7 @@ Every mistake in it is a `UsageError` with one message. This module does not imp
 """
 
 import inspect
+import math
 import os
 import re
 import runpy
@@ -27,7 +28,11 @@ modes:
   train        train, or resume the run in DIR (default)
   evaluate     print the numbers of config.evaluators and write them to a file
   sample, reconstruct, interpolate
-               draw a picture
+               draw a picture; the last two of your own images, with --inputs
+  encode       write the codes of your images (--inputs) as codes.npz and codes.csv
+  edit         move your images along a direction of codes, and draw them
+  nearest      draw the training images that are nearest to yours, by codes and by pixels
+  score        write anomaly scores of your images, with p-values
   report       write report.html, one page about the whole run
   compare      write one page that shows runs side by side: --workdirs DIR DIR ... --out FILE
   export       write encoder, decoder and weights into the folder --out DIR, for use without this package
@@ -46,6 +51,20 @@ flags:
                set a value of the config; python -m ali_jax.config lists the keys
   --out FILE   where to write the picture (.png, .jpg, .webp), the page (.html) or the numbers (.json),
                instead of into the folder of the run
+  --inputs PATH
+               your images: a folder, an .npz or one file (encode, reconstruct, interpolate, edit, nearest,
+               score). --out is then a file, also .csv, .npz or .parquet for numbers and .gif or .webp for
+               moving pictures, or a folder for single files
+  --skip-broken
+               leave out files that cannot be read, and name them
+  --pairs      interpolate between the first and the second image, the third and the fourth, and so on,
+               instead of between the first and the last
+  --direction NAME
+               of edit: a class, A:B from class A to class B, an attribute, or a principal axis such as pc1
+  --from DIR --to DIR
+               of edit: two folders of images, whose codes differ by the direction
+  --amount A..B
+               of edit: nine amounts from A to B (default -2..2), or amounts such as -1,0,1
   --json       print one JSON object (evaluate, describe, preflight, profile)
   --topology SLICE
                the TPU slice of preflight, such as v5e:16x16
@@ -60,13 +79,27 @@ flags:
 
 PICTURES = {"sample": "samples", "reconstruct": "reconstructions", "interpolate": "interpolations"}
 UNTRAINED = ("describe", "preflight")  # modes that need only a config
-MODES = ("train", "evaluate", *PICTURES, "report", "compare", "export", *UNTRAINED, "profile")
+OF_INPUTS = ("encode", "edit", "nearest", "score")  # modes that need --inputs
+WITH_INPUTS = (*OF_INPUTS, "reconstruct", "interpolate")  # modes that may have it
+MODES = ("train", "evaluate", *PICTURES, *OF_INPUTS, "report", "compare", "export", *UNTRAINED, "profile")
+OF_EDIT = ("direction", "amount", "from", "to")  # flags
+AMOUNTS, AMOUNT_STEPS = "-2..2", 9
 
 # Suffixes of --out that say what a mode writes; a name without suffix is allowed too.
 SUFFIXES = {
     **dict.fromkeys(PICTURES, (".png", ".jpg", ".jpeg", ".webp")),
     **dict.fromkeys(("report", "compare"), (".html", ".htm")),
     "evaluate": (".json",),
+}
+
+_STILL = (".png", ".jpg", ".jpeg")
+SUFFIXES_OF_INPUTS = {  # with --inputs; a name without suffix is a folder
+    "encode": (".npz", ".csv", ".parquet"),
+    "score": (".csv", ".npz", ".parquet"),
+    "reconstruct": (*_STILL, ".webp"),
+    "interpolate": (*_STILL, ".gif", ".webp"),
+    "edit": (*_STILL, ".gif", ".webp"),
+    "nearest": (*_STILL, ".webp", ".csv"),
 }
 
 VERBOSITY = {
@@ -98,6 +131,13 @@ class Options(NamedTuple):
     workdirs: tuple[Path, ...] = ()  # of the runs to compare
     verbosity: int = logging.INFO  # a level of absl
     steps: int = 0  # that profile traces; 0 = config.steps_per_call
+    inputs: Path | None = None  # images that the model is used on
+    skip_broken: bool = False
+    pairs: bool = False
+    direction: str = ""
+    start: Path | None = None  # folders of images at both ends of a direction
+    to: Path | None = None
+    amounts: tuple[float, ...] = ()
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -108,7 +148,7 @@ def parse(arguments: Sequence[str]) -> Options:
     """
     values = _flags()
     try:
-        rest = values(["ali_jax", *arguments], known_only=True)[1:]
+        rest = values(["ali_jax", *map(_underscored, arguments)], known_only=True)[1:]
     except flags.Error as error:
         raise UsageError(str(error)) from None
     _check_known(rest, values)
@@ -130,6 +170,13 @@ def parse(arguments: Sequence[str]) -> Options:
         process_id=values.process_id,
         verbosity=verbosity,
         steps=values.steps or 0,
+        inputs=_path(values.inputs) if values.inputs else None,
+        skip_broken=values.skip_broken,
+        pairs=values.pairs,
+        direction=values.direction or "",
+        start=_path(values["from"].value) if values["from"].value else None,
+        to=_path(values.to) if values.to else None,
+        amounts=amounts(values.amount or AMOUNTS),
     )
 
 
@@ -145,10 +192,12 @@ def _flags() -> flags.FlagValues:
         ("verbosity", "info"),
         ("topology", ""),
         ("coordinator_address", ""),
+        *((name, None) for name in ("inputs", "direction", "from", "to", "amount")),
     ):
         flags.DEFINE_string(name, default, "", flag_values=values)
     flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
-    flags.DEFINE_bool("json", False, "", flag_values=values)
+    for name in ("json", "skip_broken", "pairs"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
     for name in ("num_processes", "process_id", "steps"):
         flags.DEFINE_integer(name, None, "", flag_values=values)
     return values
@@ -178,11 +227,33 @@ def _check_combination(values: flags.FlagValues) -> None:
         raise UsageError("--mode preflight and --topology, such as --topology v5e:16x16, go together.")
     if values.out is not None and mode in ("train", *UNTRAINED):
         raise UsageError(f"--out goes with the modes that write a result, not with {mode}.")
+    _check_inputs(values)
     suffix = Path(values.out or "").suffix.lower()
-    if suffix and suffix not in SUFFIXES.get(mode, (suffix,)):
-        raise UsageError(f"--out is {values.out!r}; --mode {mode} writes {' or '.join(SUFFIXES[mode])}.")
+    suffixes = (SUFFIXES_OF_INPUTS if values.inputs else SUFFIXES).get(mode, (suffix,))
+    if suffix and suffix not in suffixes:
+        raise UsageError(f"--out is {values.out!r}; --mode {mode} writes {' or '.join(suffixes)}.")
     if (values.workdirs is not None) != (mode == "compare"):
         raise UsageError("--mode compare and --workdirs DIR DIR ... go together.")
+
+
+def _check_inputs(values: flags.FlagValues) -> None:
+    """Raise a UsageError if a flag about the user's images does not go with the others."""
+    mode, ends = values.mode, (values["from"].value, values.to)
+    if mode in OF_INPUTS and not values.inputs:
+        raise UsageError(f"--mode {mode} needs --inputs PATH: a folder of images, an .npz or an image.")
+    if values.inputs and mode not in WITH_INPUTS:
+        raise UsageError(f"--inputs goes with --mode {', '.join(WITH_INPUTS)}, not with {mode}.")
+    for flag, of, given in (
+        ("--skip-broken", WITH_INPUTS, values.skip_broken and values.inputs is None),
+        ("--pairs", ("interpolate",), values.pairs and not (mode == "interpolate" and values.inputs)),
+        *((f"--{name}", ("edit",), values[name].value and mode != "edit") for name in OF_EDIT),
+    ):
+        if given:
+            raise UsageError(f"{flag} goes with --inputs and --mode {' or '.join(of)}.")
+    if None in ends and ends != (None, None):
+        raise UsageError("--from DIR and --to DIR go together: the folders at both ends of a direction.")
+    if mode == "edit" and not (values.direction or ends[0]):
+        raise UsageError("--mode edit needs --direction NAME, or --from DIR and --to DIR.")
 
 
 def _check_complete(values: flags.FlagValues) -> None:
@@ -217,6 +288,31 @@ def _comparison(first: str, out: str | None, rest: Sequence[str], verbosity: int
         raise UsageError("--workdirs needs two folders or more, such as --workdirs runs/a runs/b.")
     page = _path(out or "compare.html")
     return Options("compare", folders[0], page, False, None, [], workdirs=folders, verbosity=verbosity)
+
+
+def _underscored(argument: str) -> str:
+    """Return --skip-broken as absl knows it."""
+    return argument.replace("-broken", "_broken", 1) if argument.startswith("--skip-broken") else argument
+
+
+def amounts(text: str) -> tuple[float, ...]:
+    """Return the amounts that a text such as -2..2 or -1,0,1 means.
+
+    Raises:
+      UsageError: it means none.
+    """
+    try:
+        start, dots, end = text.partition("..")
+        if dots:
+            a, b = float(start), float(end)
+            numbers = tuple(a + (b - a) * i / (AMOUNT_STEPS - 1) for i in range(AMOUNT_STEPS))
+        else:
+            numbers = tuple(map(float, text.split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise UsageError(f"--amount is {text!r}; give a range such as -2..2, or numbers such as -1,0,1.")
+    return numbers
 
 
 def _path(text: str) -> Path:

@@ -181,6 +181,17 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a path beside a file, of the same suffix; what is written there replaces the file at the end."""
+    partial = path.with_name(f".{os.getpid()}{_PARTIAL}.{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's list of files to disk."""
     descriptor = os.open(folder, os.O_RDONLY)

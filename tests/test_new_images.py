@@ -1,0 +1,282 @@
+"""The modes that take --inputs: what they write of which images, and what they refuse."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_loop import tiny
+from test_main import message, size_of
+
+import ali_jax
+from ali_jax import game
+from ali_jax.data import DataError, inputs
+from ali_jax.main import main
+from ali_jax.metrics import directions
+from ali_jax.program import command, loop, new_images
+from ali_jax.tools.anomaly import anomaly_scores
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Give the folder of a run of digits."""
+    folder = tmp_path_factory.mktemp("new_images") / "run"
+    assert loop.run(tiny(num_steps=10, evaluators=()), folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    """Give the model of that run."""
+    return ali_jax.load(run)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Give a folder of three classes of images: grey of the model's size, in colour, and wide."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (8, 8)), ("b", (8, 8, 3)), ("c", (12, 24))):
+        (folder / name).mkdir()
+        for i in range(2):
+            Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def use(mode, run, photos, *more):
+    return main(["--mode", mode, "--workdir", str(run), "--inputs", str(photos), *map(str, more)])
+
+
+def table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_codes_of_a_folder_are_written_with_names_and_labels(run, trained, photos, capsys):
+    assert use("encode", run, photos) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == [str(run / "codes.npz"), str(run / "codes.csv")]
+    assert err == (
+        f"{photos.name}: 6 images, 2 of 24x12 pixels cropped about the centre and resized to 8x8, "
+        "2 made grey.\n"
+    )
+    written = np.load(run / "codes.npz")
+    assert written["name"].tolist() == ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/0.png", "c/1.png"]
+    assert written["label"].tolist() == list("aabbcc")
+    mean, sigma = trained.posterior([photos / name for name in written["name"][:4]])
+    np.testing.assert_allclose(written["mean"][:4], mean, atol=1e-6)
+    np.testing.assert_allclose(written["sigma"][:4], sigma, atol=1e-6)
+    rows = table(run / "codes.csv")
+    assert list(rows[0]) == ["name", "label", *(f"{m}_{k}" for m in ("mean", "sigma") for k in range(3))]
+    assert float(rows[5]["mean_2"]) == pytest.approx(written["mean"][5, 2], rel=1e-5)
+
+
+def test_codes_become_the_file_that_out_names(run, photos, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("x.parquet", "x.csv", "folder"):
+        assert use("encode", run, photos, "--out", tmp_path / name) == 0
+    written = parquet.read_table(tmp_path / "x.parquet").to_pydict()
+    assert written["name"][0] == "a/0.png"
+    csv_rows = table(tmp_path / "x.csv")
+    assert [float(row["sigma_1"]) for row in csv_rows] == pytest.approx(written["sigma_1"], rel=1e-4)
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["codes.csv", "codes.npz"]
+
+
+def test_pictures_show_what_was_given_and_nothing_else(run, photos, tmp_path):
+    """Six images are three rows of two pairs; a line is one row; amounts stand beside the original."""
+    shapes = {"reconstruct": (2, 6), "interpolate": (1, 13), "edit": (6, 10), "nearest": (6, 13)}
+    for mode, (rows, columns) in shapes.items():
+        more = ("--direction", "3") if mode == "edit" else ()
+        assert use(mode, run, photos, "--out", tmp_path / f"{mode}.png", *more) == 0
+        width, height = size_of(tmp_path / f"{mode}.png")
+        assert (width - 2) / (height - 2) == pytest.approx(columns / rows, rel=0.01), mode
+    assert use("interpolate", run, photos, "--pairs", "--out", tmp_path / "pairs.png") == 0
+    width, height = size_of(tmp_path / "pairs.png")
+    assert (width - 2) / (height - 2) == pytest.approx(13 / 3, rel=0.01)
+    with Image.open(tmp_path / "reconstruct.png") as picture:
+        first = np.asarray(picture.resize((6 * 8, 2 * 8), Image.Resampling.BOX))
+    assert first.std() > 10
+    assert [new_images._columns(n) for n in (1, 2, 3, 5, 9, 10, 100)] == [1, 2, 2, 3, 3, 4, 10]
+
+
+def test_single_files_and_moving_pictures(run, trained, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(new_images, "FRAMES", 4)
+    assert use("reconstruct", run, photos / "a" / "0.png", "--out", tmp_path / "single") == 0
+    (path,) = (tmp_path / "single").iterdir()
+    with Image.open(path) as image:
+        assert (image.size, image.mode, path.name) == ((8, 8), "L", "0.png")
+        written = np.asarray(image)[..., None] / 255
+    np.testing.assert_allclose(written, trained.reconstruct(photos / "a" / "0.png"), atol=0.003)
+    assert (
+        use("edit", run, photos, "--direction", "pc1", "--amount", "0,1.5", "--out", tmp_path / "edit") == 0
+    )
+    names = sorted(path.name for path in (tmp_path / "edit").iterdir())
+    assert names[:2] == ["a_0_+0.png", "a_0_+1.5.png"]
+    assert len(names) == 12
+    for mode, name, frames in (("interpolate", "x.gif", 6), ("edit", "x.webp", 6)):
+        more = ("--direction", "pc1") if mode == "edit" else ()
+        assert use(mode, run, photos, "--out", tmp_path / name, *more) == 0
+        with Image.open(tmp_path / name) as moving:
+            assert moving.n_frames in (frames - 1, frames)  # two that are equal become one
+
+
+def test_a_direction_is_the_difference_of_class_means_and_is_kept(run, trained, photos, monkeypatch):
+    (run / "directions.json").unlink(missing_ok=True)
+    train = game.load_data(tiny()).train
+    batch = train.rows(np.arange(len(train)))
+    z, label = trained.encode(batch.x), np.asarray(batch.label)
+    expected = {
+        "3": z[label == 3].mean(0) - z[label != 3].mean(0),
+        "4:7": z[label == 7].mean(0) - z[label == 4].mean(0),
+    }
+    config = tiny()
+    for name, vector in expected.items():
+        options = command.parse(["--mode=edit", f"--workdir={run}", "--inputs=x", f"--direction={name}"])
+        found = new_images.direction(config, options, trained)
+        assert found[0] == name
+        np.testing.assert_allclose(found[1], vector, atol=1e-5)
+    monkeypatch.setattr(game, "load_data", lambda _: pytest.fail("the data are read again"))
+    assert use("edit", run, photos, "--direction", "4:7") == 0
+    kept = json.loads((run / "directions.json").read_text())
+    assert (kept["step"], list(kept["directions"])) == (10, ["3", "4:7"])
+    other = trained.__class__(**{**vars(trained), "step": 20})
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        new_images.direction(config, options, other)
+
+
+def test_a_direction_between_two_folders(run, trained, photos, capsys):
+    more = ("--from", photos / "a", "--to", photos / "b", "--direction", "a b", "--amount", "1")
+    assert use("edit", run, photos / "a", *more) == 0
+    z = [trained.encode(sorted((photos / name).iterdir())) for name in "ab"]
+    kept = json.loads((run / "directions.json").read_text())["directions"]["a b"]
+    np.testing.assert_allclose(kept["vector"], z[1].mean(0) - z[0].mean(0), atol=1e-5)
+    assert kept["ends"] == [str(photos / "a"), str(photos / "b")]
+    assert use("edit", run, photos / "a", "--direction", "a b") == 0
+    capsys.readouterr()
+    assert use("edit", run, photos / "a", "--direction", "b") == 2
+    assert "There is no direction 'b'. This run has 0, 1, 2," in capsys.readouterr().err
+
+
+def test_correlated_attributes_are_told_apart_by_least_squares():
+    rng = np.random.default_rng(0)
+    true = np.array([[1.0, 0, 2], [0, -3, 0]])
+    y = (rng.random((4_000, 1)) < 0.5).repeat(2, axis=1).astype(float)
+    y[:, 1] = np.where(rng.random(4_000) < 0.9, y[:, 0], 1 - y[:, 0])
+    z = 5 + y @ true + 0.1 * rng.standard_normal((4_000, 3))
+    np.testing.assert_allclose(directions.attribute_directions(z, y), true, atol=0.02)
+    is_set = y[:, 0] > 0
+    plain = directions.class_direction(z, is_set, ~is_set)
+    assert np.abs(plain - true[0]).max() > 1  # the difference of means follows the other attribute, too
+    alone = directions.attribute_directions(z, y[:, :1])[0]
+    np.testing.assert_allclose(alone, plain, atol=1e-9)
+
+
+def test_a_principal_axis_is_one_deviation_long():
+    z = np.random.default_rng(0).standard_normal((5_000, 3)) @ np.diag([3.0, 1, 0.5]) + 7
+    np.testing.assert_allclose(directions.principal_axis(z, 1), [3, 0, 0], atol=0.15)
+    np.testing.assert_allclose(directions.principal_axis(z, 3), [0, 0, 0.5], atol=0.05)
+    with pytest.raises(ValueError, match="the axes 1 to 3"):
+        directions.principal_axis(z, 4)
+    with pytest.raises(ValueError, match="0 at its start"):
+        directions.class_direction(z, np.ones(5_000, bool), np.zeros(5_000, bool))
+
+
+def test_nearest_images_are_the_training_rows_themselves(run, tmp_path):
+    train = game.load_data(tiny()).train.rows(np.arange(20))
+    np.savez(tmp_path / "own.npz", images=train.x[[3, 11]])
+    assert use("nearest", run, tmp_path / "own.npz", "--out", tmp_path / "n.csv") == 0
+    rows = table(tmp_path / "n.csv")
+    assert [(row["name"], row["rank"]) for row in rows[::5]] == [("images[0]", "1"), ("images[1]", "1")]
+    assert [row["pixel_row"] for row in rows[::5]] == ["3", "11"]
+    assert [int(row["code_row"]) for row in rows[::5]] == [3, 11]
+    assert float(rows[0]["pixel_distance"]) == 0 < float(rows[1]["pixel_distance"])
+
+
+def test_scores_have_the_p_values_of_the_test_rows(run, trained, tmp_path, capsys):
+    test = game.load_data(tiny()).test
+    x = test.rows(np.arange(len(test))).x
+    np.savez(tmp_path / "own.npz", image=np.concatenate([x[:2], 16 - x[:1]]), label=np.array([4, -1, 5]))
+    assert use("score", run, tmp_path / "own.npz", "--out", tmp_path / "s.csv") == 0
+    err = capsys.readouterr().err
+    assert f"compare with {len(x)} test rows of digits" in err
+    rows = table(tmp_path / "s.csv")
+    assert [row["label"] for row in rows] == ["4", "", "5"]
+    scores = anomaly_scores(trained, x)
+    for row, score in zip(rows, scores[:2], strict=False):
+        assert float(row["score"]) == pytest.approx(score, rel=1e-4)
+        assert float(row["p_value"]) == pytest.approx((1 + (scores >= score).sum()) / (1 + len(x)), abs=0.01)
+    assert float(rows[2]["p_value"]) == pytest.approx(1 / (1 + len(x)), rel=1e-3)
+
+
+def test_broken_files_are_named_and_left_out_if_asked(run, photos, tmp_path, capsys):
+    for i in range(2):
+        Image.new("L", (8, 8), 99).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    arguments = ["--mode", "encode", "--workdir", str(run), "--inputs", str(tmp_path)]
+    found = message(capsys, arguments, 1)
+    assert "bad.png: not a readable image" in found
+    assert "; --skip-broken leaves such files out" in found
+    out = tmp_path / "out"
+    assert main([*arguments, "--skip-broken", "--out", str(out)]) == 0
+    assert "Skipped: " in capsys.readouterr().err
+    assert np.load(out / "codes.npz")["name"].tolist() == ["0.png", "1.png"]
+
+
+def test_inputs_are_padded_or_stretched_as_the_run_says(tmp_path):
+    wide = np.zeros((4, 8), np.uint8)
+    wide[:, :2] = 255
+    Image.fromarray(wide).save(tmp_path / "x.png")
+    x = {
+        fit: inputs.read(tmp_path, inputs.Rule((8, 8, 1), fit, 128)).x[0, ..., 0]
+        for fit in ("crop", "pad", "stretch")
+    }
+    assert x["crop"].max() < 60  # the white part is cut off
+    assert (x["pad"][[0, 1, 6, 7]] == 128).all()
+    assert x["pad"][3, 0] == 255
+    assert x["stretch"][0, 0] == 255
+    assert x["stretch"][7, 7] < 30
+
+
+def test_arrays_of_any_part_and_other_channels_are_read(tmp_path):
+    colour = np.zeros((2, 8, 8, 3), np.uint8)
+    colour[1] = 255
+    np.savez(tmp_path / "x.npz", x_train=colour, x_test=colour[:1], y_train=[5, 6], y_test=[7])
+    found = inputs.read(tmp_path / "x.npz", inputs.Rule((8, 8, 1)))
+    assert found.x.shape == (3, 8, 8, 1)
+    assert found.names == ("x_train[0]", "x_train[1]", "x_test[0]")
+    assert found.labels == ("5", "6", "7")
+    assert found.x.reshape(3, -1)[:, 0].tolist() == [0, 255, 0]
+    np.savez(tmp_path / "y.npz", a=colour, b=colour)
+    with pytest.raises(DataError, match="no array of images; its arrays are a, b"):
+        inputs.read(tmp_path / "y.npz", inputs.Rule((8, 8, 1)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--mode=encode"], "--mode encode needs --inputs PATH"),
+        (
+            ["--mode=sample", "--inputs=x"],
+            "--inputs goes with --mode encode, edit, nearest, score, reconstruct",
+        ),
+        (["--mode=reconstruct", "--skip-broken"], "--skip-broken goes with --inputs"),
+        (
+            ["--mode=reconstruct", "--inputs=x", "--pairs"],
+            "--pairs goes with --inputs and --mode interpolate",
+        ),
+        (["--mode=encode", "--inputs=x", "--amount=1"], "--amount goes with --inputs and --mode edit"),
+        (["--mode=edit", "--inputs=x"], "needs --direction NAME, or --from DIR and --to DIR"),
+        (["--mode=edit", "--inputs=x", "--from=a"], "--from DIR and --to DIR go together"),
+        (["--mode=edit", "--inputs=x", "--direction=3", "--amount=a..b"], "--amount is 'a..b'; give a range"),
+        (["--mode=encode", "--inputs=x", "--out=x.png"], "--mode encode writes .npz or .csv or .parquet"),
+        (["--mode=encode", "--inputs=absent"], "absent: there is no such file or folder"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(run, capsys, arguments, expected):
+    assert expected in message(capsys, ["--workdir", str(run), *arguments], 2)
+
+
+def test_amounts_are_a_range_or_numbers():
+    assert command.amounts("-2..2") == (-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2)
+    assert command.amounts("-1,0,0.5") == (-1, 0, 0.5)
