@@ -124,7 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=2_000, help="test images that are edited")
     parser.add_argument("--length", type=float, default=1.0, help="of the classifier's training")
     options = parser.parse_args(arguments)
-    print(table(measure(options.workdir, options.path, options.rows, options.length)))
+    try:
+        print(table(measure(options.workdir, options.path, options.rows, options.length)))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -4,12 +4,13 @@ import io
 import json
 
 import jax
+import numpy as np
 import pytest
 import small
 
 from ali_jax.program.command import load_config
 from ali_jax.types import Networks
-from benchmarks import anomaly, compare, jax_variants, roofline, worker
+from benchmarks import anomaly, compare, edit, jax_variants, roofline, worker
 from benchmarks.compare import Run
 
 
@@ -154,6 +155,16 @@ def test_the_anomaly_table_is_printed_at_tiny_size(capsys, monkeypatch, tmp_path
     assert found["nearest training row"]["auroc"][0] > 0.9  # does not depend on what the model learnt
     assert anomaly.main(["--config", "experiments/digits.py", "--digits", "10"]) == 2
     assert "--digits [10]: digits has the classes 0 to 9." in capsys.readouterr().err
+
+
+def test_slant_and_stroke_width_are_those_of_drawn_lines():
+    y, x = np.mgrid[:28, :28] - 13.5
+    lines = [np.abs(x + slope * y) < width / 2 for slope, width in ((0.0, 4), (0.5, 4), (-0.3, 6))]
+    images = np.array([line & (np.abs(y) < 11) for line in lines], float)
+    np.testing.assert_allclose(edit.slant(images), [0, 0.5, -0.3], atol=0.03)
+    across = [4, 4 / np.hypot(1, 0.5), 6 / np.hypot(1, 0.3)]
+    np.testing.assert_allclose(edit.stroke_width(images), across, rtol=0.08)
+    assert np.isnan(edit.stroke_width(0 * images)).all()
 
 
 @pytest.mark.parametrize(
