@@ -10,8 +10,10 @@ from .model import draw_noise as draw_noise
 from .model import encode as encode
 from .model import features as features
 from .model import forward as forward
+from .model import generate as generate
 from .model import init as init
 from .model import interpolate as interpolate
+from .model import judge as judge
 from .model import posterior as posterior
 from .model import reconstruct as reconstruct
 from .model import sample as sample

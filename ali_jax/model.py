@@ -44,8 +44,14 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
 
 
 def latent_dim(ali: ALI) -> int:
-    """Return Z, the encoder's attribute `latent_dim`."""
-    return ali.encoder.latent_dim
+    """Return Z, the encoder's attribute `latent_dim`; raise a ValueError if it has none."""
+    size = getattr(ali.encoder, "latent_dim", None)
+    if size is None:
+        raise ValueError(
+            f"The encoder {type(ali.encoder).__name__} says nothing of the length of its codes: give it the "
+            "field `latent_dim: int`."
+        )
+    return size
 
 
 def packing(ali: ALI) -> int:
@@ -86,6 +92,12 @@ def generate(
     """Draw both kinds of pairs in training mode: z_hat = G_z(x, epsilon) and x_tilde = G_x(z).
 
     The encoder sees only data, the decoder only draws of the prior.
+
+    Args:
+      ali: the networks.
+      params, batch_stats: of all three; the discriminator's are not used.
+      batch: data.
+      noise: from `draw_noise`.
 
     Returns:
       The pairs, and the new batch statistics of encoder and decoder.

@@ -257,7 +257,7 @@ class TestSplits:
 class TestNpz:
     def test_images_and_labels(self, tmp_path):
         arrays = save_npz(tmp_path / "my.npz")
-        dataset = data.load("", path=str(tmp_path / "my.npz"))
+        dataset = data.load(path=str(tmp_path / "my.npz"))
         assert (dataset.name, dataset.divisor, dataset.num_classes, dataset.train.shape) == (
             "my",
             255,

@@ -229,8 +229,36 @@ def test_hidden_probe_is_the_nearest_neighbour_of_the_encoders_last_layer(digits
     assert found["hidden_knn_accuracy"] == pytest.approx(expected, abs=2 / 397)
     assert found["hidden_knn_accuracy_low"] < expected < found["hidden_knn_accuracy_high"]
     assert found["hidden_knn_accuracy_untrained"] != found["hidden_knn_accuracy"]
-    with pytest.raises(ValueError, match="an encoder with hidden layers"):
+    with pytest.raises(ValueError, match="an encoder that sows its hidden layers"):
         evaluate.check_applicable("hidden_probe", digits, copier(digits)[0])
+
+
+class Sowing(nn.Module):
+    """An encoder of one's own: it has no attribute `layers`."""
+
+    latent_dim: int = 2
+
+    @nn.compact
+    def __call__(self, x, epsilon, y=None, *, train=False):
+        h = nn.Dense(3)(x.reshape(len(x), -1))
+        self.sow("intermediates", "hidden", h)
+        return nn.Dense(2)(nn.relu(h))
+
+
+def test_hidden_probe_takes_any_encoder_that_sows_its_layers(digits, key):
+    ali = copier(digits)[0]._replace(encoder=Sowing())
+    evaluate.check_applicable("hidden_probe", digits, ali)
+    params = ali.encoder.init(key, jnp.ones((1, 8, 8, 1)), None)["params"]
+    held = Variables(Networks(params, {"one": jnp.ones(())}, {}), Networks({}, {}, {}))
+    assert evaluate.hidden_probe(ali, held, key, digits, controls=False).scalars["hidden_knn_accuracy"] > 0.3
+
+
+def test_an_encoder_without_the_length_of_its_codes_is_named(digits):
+    class Bare(nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match="The encoder Bare says nothing of the length"):
+        model.latent_dim(copier(digits)[0]._replace(encoder=Bare()))
 
 
 def test_controls_are_what_the_weights_have_no_part_in(digits, key):

@@ -66,7 +66,7 @@ __all__ = [
 
 
 def load(
-    name: str,
+    name: str = "",
     *,
     path: str = "",
     directory: str = "",

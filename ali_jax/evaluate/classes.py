@@ -44,9 +44,20 @@ CLASS_LOGITS = Need(
     lambda _, ali: getattr(ali.discriminator, "num_classes", 1) < 2,
     of_data=False,
 )
+
+
+def _sows_nothing(dataset: Dataset, ali: ALI) -> bool:
+    """Tell whether the encoder has no hidden layers that `model.features` can see."""
+    x = jax.ShapeDtypeStruct((1, *dataset.test.shape), np.float32)
+    z = jax.ShapeDtypeStruct((1, model.latent_dim(ali)), np.float32)
+    run = functools.partial(ali.encoder.init, train=False, mutable=True)
+    sown = jax.eval_shape(lambda key, x, z: run(model.streams(key), x, z, None), jax.random.key(0), x, z)
+    return not jax.tree.leaves(sown.get("intermediates", {}))
+
+
 HIDDEN_LAYERS = Need(
-    "an encoder with hidden layers",
-    lambda _, ali: not getattr(ali.encoder, "layers", ()),
+    "an encoder that sows its hidden layers as `intermediates`, as `networks.Encoder` does",
+    _sows_nothing,
     of_data=False,
 )
 UNTRAINED_SEED = 2017  # of the encoder that the probes are compared with
