@@ -241,6 +241,11 @@ TABLE = (
         "Weight at `num_steps`, reached geometrically; negative = it stays constant."),
     Key("penalties.r1.at", "encoder", rules.one_of("encoder", "decoder", "both", "prior"),
         "At which pairs: (x, z_hat), (x_tilde, z), both of them, or x beside an independent z."),
+    Key("penalties.r1.every", 1, rules.count,
+        "Steps from one penalty to the next, whose weight is that many times as large: lazy regularisation. "
+        "It must divide `steps_per_call` and `num_steps`."),
+    Key("penalties.r1.shared", True, rules.flag,
+        "Whether the penalty uses the game's pass through D, and its dropout masks, if D couples no pairs."),
     Key("penalties.cycle_x.weight", 0.0, rules.not_negative,
         "Weight of |x - G_x(z_hat)|^2, summed over x (ALICE)."),
     Key("penalties.cycle_z.weight", 0.0, rules.not_negative, "Weight of |z - G_z(G_x(z))|^2, summed over z."),
@@ -533,7 +538,7 @@ def validate(config: Config) -> None:
     """
     for key, value in flat(config).items():
         check_value(key, value)
-    for check in (_check_frozen, _check_labelled, _check_stack, _check_intervals):
+    for check in (_check_frozen, _check_labelled, _check_stack, _check_intervals, _check_every):
         check(config)
 
 
@@ -577,6 +582,18 @@ def _check_intervals(config: Config) -> None:
                 f"config.{key} is {config[key]}, not a multiple of config.steps_per_call = {per_call}. "
                 f"Change one of them, e.g. --config.steps_per_call={math.gcd(config[key], per_call)}."
             )
+
+
+def _check_every(config: Config) -> None:
+    every = config.penalties.get("r1", {}).get("every", 1)
+    common = math.gcd(config.steps_per_call, config.num_steps)
+    if common % every:
+        possible = [n for n in range(2, every) if common % n == 0]
+        hint = f"Set it to {possible[-1]}, or change" if possible else "Change"
+        raise ValueError(
+            f"config.penalties.r1.every is {every}; it must divide config.steps_per_call = "
+            f"{config.steps_per_call} and config.num_steps = {config.num_steps}. {hint} these."
+        )
 
 
 def _has_type_of(value: Any, default: Any) -> bool:

@@ -3,7 +3,9 @@
 Owns how both players' gradients follow from one evaluation of the three networks; the update is `train`'s.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -71,7 +73,8 @@ def game_gradients(
       ali: the networks.
       variables: parameters and batch statistics.
       loss: `(logits, batch) -> (Losses, metrics)`.
-      penalties: functions `(ali, variables, pairs, key, step) -> (Losses, metrics)`, added to the losses.
+      penalties: functions `(ali, variables, pairs, key, step) -> (Losses, metrics)`, added to the losses. One
+        with an argument `input_gradients` is offered those of the game, where pairs are not coupled.
       batch: data.
       noise: all randomness, from `model.draw_noise`.
       step: the number of this step, for penalties that are annealed.
@@ -108,12 +111,19 @@ def game_gradients(
     of_generator, of_discriminator = _selectors(losses)
     (ct_generator,) = pull_loss(of_generator)
     (ct_discriminator,) = pull_loss(of_discriminator)
-    through_d = _one_pass if _takes_one_pass(ali, logits, gradient) else _two_pullbacks
-    grad_discriminator, ct_pairs = through_d(pull_judge, ct_generator, ct_discriminator)
+    offered = [_asks(penalty) and not model.couples(ali) and augment is None for penalty in penalties]
+    if _takes_one_pass(ali, logits, gradient):
+        ct = _away_from_zero(ct_discriminator, ct_generator, everywhere=any(offered))
+        grad_discriminator, ct_pairs = _one_pass(pull_judge, ct_generator, ct)
+    else:
+        ct = Logits(*(jnp.ones_like(model.of_encoder(s)) for s in logits))
+        grad_discriminator, ct_pairs = _two_pullbacks(pull_judge, ct_generator, ct_discriminator)
 
     grad_penalties = []
-    for penalty in penalties:
-        term = _penalty_term(penalty, ali, variables, pairs, noise.key_penalties, jnp.asarray(step))
+    input_gradients = partial(_input_gradients, judge, pairs, ct)
+    for penalty, is_offered in zip(penalties, offered, strict=True):
+        given = partial(penalty, input_gradients=input_gradients) if is_offered else penalty
+        term = _penalty_term(given, ali, variables, pairs, noise.key_penalties, jnp.asarray(step))
         grad_penalties.append(term.grad)
         ct_pairs = jax.tree.map(jnp.add, ct_pairs, term.ct_pairs)
         losses, metrics = Losses(*map(jnp.add, losses, term.losses)), {**metrics, **term.metrics}
@@ -166,36 +176,69 @@ def _two_pullbacks(
     return pull_judge(ct_discriminator)[0], pull_judge(ct_generator)[1]
 
 
-def _one_pass(pull_judge: Pullback, ct_generator: Logits, ct_discriminator: Logits) -> tuple[PyTree, Pairs]:
+def _one_pass(pull_judge: Pullback, ct_generator: Logits, ct: Logits) -> tuple[PyTree, Pairs]:
     """Do the same with one pullback, exact where each logit depends on its own pair only.
 
     The pairs' cotangent is then b_i J_i, for the generator's cotangents b of the logits and J_i the gradient
     of logit i in its pair. So one pullback of D's own cotangents a serves both: D's gradient as it is, and
-    the pairs' after scaling row i by b_i / a_i. Where |a_i| would underflow (D is sure of the pair), SMALLEST
-    is pulled back instead: D's gradient is then off by less than SMALLEST |ds_i / dtheta|, and the pairs'
-    cotangent stays exact. Under a hinge a_i is zero for every pair beyond D's margin; where b_i is zero too,
-    nothing is replaced. docs/reference/performance.md has the derivation.
+    the pairs' after scaling row i by b_i / a_i. What is pulled back is `_away_from_zero` of a.
+    docs/reference/performance.md has the derivation.
 
     A discriminator that packs m pairs has one logit for m rows, which then share its factor.
     """
-
-    def safe(a: Array, b: Array) -> Array:
-        return jnp.where(b == 0, a, jnp.where(a < 0, -1, 1) * jnp.maximum(jnp.abs(a), SMALLEST))
-
-    ct = jax.tree.map(safe, ct_discriminator, ct_generator)
     ratio = jax.tree.map(lambda b, a: b / jnp.where(b == 0, 1, a), ct_generator, ct)
     grad_discriminator, ct_pairs = pull_judge(ct)
+    return grad_discriminator, _scaled(ct_pairs, ratio)
+
+
+def _away_from_zero(ct_discriminator: Logits, ct_generator: Logits, *, everywhere: bool) -> Logits:
+    """Return D's cotangents a of the logits with SMALLEST in place of those that are smaller.
+
+    Where |a_i| would underflow (D is sure of the pair), D's gradient is then off by less than SMALLEST
+    |ds_i / dtheta|, and the pairs' cotangent stays exact. Under a hinge a_i is zero for every pair beyond D's
+    margin. Where the generator's b_i is zero too nothing needs to be replaced, but for `_input_gradients`.
+    """
+
+    def safe(a: Array, b: Array) -> Array:
+        replaced = jnp.where(a < 0, -1, 1) * jnp.maximum(jnp.abs(a), SMALLEST)
+        return replaced if everywhere else jnp.where(b == 0, a, replaced)
+
+    return jax.tree.map(safe, ct_discriminator, ct_generator)
+
+
+def _input_gradients(judge: Pullback, pairs: Pairs, ct: Logits, discriminator: PyTree) -> Pairs:
+    """Return each logit's gradient in its own pair, of K logits that of their logsumexp, as a function of D.
+
+    It is the pullback of ct, without zeros, and row i divided by ct_i. With the ct of the one pass it is that
+    same pass, which XLA compiles once.
+    """
+
+    def scores(pairs: Pairs) -> Logits:
+        logits, _ = judge(discriminator, pairs)
+        return jax.tree.map(model.of_encoder, logits)
+
+    _, pull = jax.vjp(scores, pairs)
+    return _scaled(pull(ct)[0], jax.tree.map(jnp.reciprocal, ct))
+
+
+def _scaled(pairs: Pairs, by: Logits) -> Pairs:
+    """Scale the rows of both kinds of pairs by a number for each logit."""
 
     def scaled(rows: Array, by: Array) -> Array:
         by = jnp.repeat(by, len(rows) // len(by))
         return rows * by.reshape(-1, *(1,) * (rows.ndim - 1)).astype(rows.dtype)
 
-    return grad_discriminator, ct_pairs._replace(
-        x=scaled(ct_pairs.x, ratio.q),
-        z_hat=scaled(ct_pairs.z_hat, ratio.q),
-        x_tilde=scaled(ct_pairs.x_tilde, ratio.p),
-        z=scaled(ct_pairs.z, ratio.p),
+    return pairs._replace(
+        x=scaled(pairs.x, by.q),
+        z_hat=scaled(pairs.z_hat, by.q),
+        x_tilde=scaled(pairs.x_tilde, by.p),
+        z=scaled(pairs.z, by.p),
     )
+
+
+def _asks(penalty: Penalty) -> bool:
+    """Whether a penalty has the argument `input_gradients`."""
+    return "input_gradients" in inspect.signature(penalty).parameters
 
 
 def _takes_one_pass(ali: ALI, logits: Logits, gradient: Gradient) -> bool:

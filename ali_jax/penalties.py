@@ -11,10 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from ali_jax import losses, model
-from ali_jax.types import ALI, Array, Batch, Logits, Losses, Metrics, Pairs, Variables
+from ali_jax.types import ALI, Array, Batch, InputGradients, Logits, Losses, Metrics, Pairs, Variables
 
 Weight: TypeAlias = float | Array
 Placement = Literal["encoder", "decoder", "both", "prior"]
+PLACES = {  # by placement: the inputs of D, as fields of `Pairs`
+    "encoder": [("x", "z_hat")],
+    "decoder": [("x_tilde", "z")],
+    "both": [("x", "z_hat"), ("x_tilde", "z")],
+    "prior": [("x", "z")],
+}
 
 
 def r1(
@@ -29,6 +35,9 @@ def r1(
     gamma_final: Weight | None = None,
     num_steps: int = 1,
     at: Placement = "encoder",
+    every: int = 1,
+    shared: bool = True,
+    input_gradients: InputGradients | None = None,
 ) -> tuple[Losses, Metrics]:
     """Return the zero-centred gradient penalty on the joint discriminator.
 
@@ -44,6 +53,12 @@ def r1(
       gamma_final: the larger of the two weights after num_steps. Both change geometrically, by the same
         factor per step. None: they are constant, and so are two weights of 0.
       at: where the gradient is taken. `both` adds R1 and R2.
+      every: n, to take the penalty with n times its weight at steps n - 1, 2 n - 1 and so on, and not at
+        others: the same mean over steps, but another estimator of it (Karras et al., 2020).
+      shared: whether the `input_gradients` that the game offers are used. The penalty then costs no forward
+        pass of its own, D's dropout masks are those of the game, and `both` costs no more than one of them.
+        Otherwise, and at `prior`, D is called anew, with masks of its own.
+      input_gradients: of the pairs, as the game offers them.
 
     Raises:
       ValueError: D has batch statistics and does not declare `coupled = False`. The gradient of the summed
@@ -54,40 +69,57 @@ def r1(
             "A gradient penalty needs a discriminator without batch norm, which would mix examples: set "
             "config.discriminator.x_batch_norm = (False,), or config.penalties.r1.gamma = 0."
         )
+    if at not in PLACES:
+        raise ValueError(f"r1: at is {at!r}; it must be one of {', '.join(PLACES)}.")
+    if shared and input_gradients is not None and at != "prior":
+        of_game = input_gradients(variables.params.discriminator)
+        gradients = [(getattr(of_game, x), getattr(of_game, z)) for x, z in PLACES[at]]
+    else:
+        inputs = [(getattr(pairs, x), getattr(pairs, z)) for x, z in PLACES[at]]
+        gradients = [_gradients_anew(ali, variables, x, z, pairs.y, key) for x, z in inputs]
+    count = len(pairs.x) // model.packing(ali)
+    squares = jnp.array([[_sum_of_squares(g) for g in of_pairs] for of_pairs in gradients])
+    by_x, by_z = squared = jnp.sum(squares, axis=0) / count
+    weights = _weights(gamma, gamma_z, gamma_final, step / num_steps)
+    if every > 1:
+        weights *= jnp.where((step + 1) % every == 0, every, 0)
+    penalty = 0.5 * jnp.sum(weights.astype(squared.dtype) * squared)
+    return Losses(jnp.zeros(()), penalty), {"r1/x": by_x, "r1/z": by_z}
+
+
+def _gradients_anew(
+    ali: ALI, variables: Variables, x: Array, z: Array, y: Array | None, key: Array
+) -> tuple[Array, Array]:
+    """Return the gradients of the logits of (x, z) in x and in z, from a call of D of its own."""
 
     def logit_sum(x: Array, z: Array) -> Array:
-        flax_variables = model.collections(
-            variables.params.discriminator, variables.batch_stats.discriminator
-        )
-        logits = ali.discriminator.apply(flax_variables, x, z, pairs.y, train=True, rngs={"dropout": key})
+        params, batch_stats = variables.params.discriminator, variables.batch_stats.discriminator
+        flax_variables = model.collections(params, batch_stats)
+        logits = ali.discriminator.apply(flax_variables, x, z, y, train=True, rngs={"dropout": key})
         return jnp.sum(model.of_encoder(logits))
 
-    places = {
-        "encoder": [(pairs.x, pairs.z_hat)],
-        "decoder": [(pairs.x_tilde, pairs.z)],
-        "both": [(pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z)],
-        "prior": [(pairs.x, pairs.z)],
-    }
-    if at not in places:
-        raise ValueError(f"r1: at is {at!r}; it must be one of {', '.join(places)}.")
-    count = len(pairs.x) // model.packing(ali)
-    squared = jnp.zeros(2)
-    for x, z in places[at]:
-        gradients = jax.grad(logit_sum, argnums=(0, 1))(jax.lax.stop_gradient(x), jax.lax.stop_gradient(z))
-        squared += jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) / count for g in gradients])
+    return jax.grad(logit_sum, argnums=(0, 1))(jax.lax.stop_gradient(x), jax.lax.stop_gradient(z))
+
+
+def _sum_of_squares(g: Array) -> Array:
+    return jnp.sum(jnp.square(g.astype(jnp.promote_types(g.dtype, jnp.float32))))
+
+
+def _weights(
+    gamma: Weight | None, gamma_z: Weight | None, gamma_final: Weight | None, progress: Array | float
+) -> Array:
+    """Return `r1`'s weights of x and z, [2], after a share `progress` of the steps."""
     gamma = 0.0 if gamma is None else gamma
-    weights = jnp.stack([jnp.asarray(w, jnp.float32) for w in (gamma, gamma if gamma_z is None else gamma_z)])
-    anneal = 1.0
-    if gamma_final is not None:
-        if not isinstance(gamma_final, jax.Array) and gamma_final <= 0:
-            raise ValueError(
-                f"r1: gamma_final is {gamma_final}; it must be positive, since weights change geometrically."
-            )
-        largest = weights.max()
-        ratio = jnp.where(largest > 0, gamma_final / jnp.where(largest > 0, largest, 1.0), 1.0)
-        anneal = jnp.exp(jnp.clip(step / num_steps, 0, 1) * jnp.log(ratio))
-    penalty = 0.5 * anneal * jnp.sum(weights * squared)
-    return Losses(jnp.zeros(()), penalty), {"r1/x": squared[0], "r1/z": squared[1]}
+    weights = jnp.stack([jnp.asarray(w, float) for w in (gamma, gamma if gamma_z is None else gamma_z)])
+    if gamma_final is None:
+        return weights
+    if not isinstance(gamma_final, jax.Array) and gamma_final <= 0:
+        raise ValueError(
+            f"r1: gamma_final is {gamma_final}; it must be positive, since weights change geometrically."
+        )
+    largest = weights.max()
+    ratio = jnp.where(largest > 0, gamma_final / jnp.where(largest > 0, largest, 1.0), 1.0)
+    return weights * jnp.exp(jnp.clip(progress, 0, 1) * jnp.log(ratio))
 
 
 def cycle_x(

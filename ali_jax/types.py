@@ -96,5 +96,7 @@ class Report(NamedTuple):
 
 Metrics: TypeAlias = dict[str, Array]
 Loss: TypeAlias = Callable[[Logits, Batch], tuple[Losses, Metrics]]
-Penalty: TypeAlias = Callable[[ALI, Variables, Pairs, Array, Array], tuple[Losses, Metrics]]
+# (ali, variables, pairs, key, step); with an argument `input_gradients`, also an InputGradients or None.
+Penalty: TypeAlias = Callable[..., tuple[Losses, Metrics]]
+InputGradients: TypeAlias = Callable[[PyTree], Pairs]  # of D's parameters: each logit's gradient in its pair
 Augment: TypeAlias = Callable[[Pairs, Array, Array], Pairs]  # (pairs, key, step), row by row: what D sees

@@ -11,6 +11,7 @@ Four matters are kept apart, each with a wrapper of its own:
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -22,6 +23,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ali_jax.data import Feed
+from ali_jax.game import lazy
 from ali_jax.gradients import Gradient
 from ali_jax.networks import convolutions
 from ali_jax.train import train_step
@@ -70,7 +72,8 @@ def make_train_step(
     Args:
       ali, tx, loss, penalties: the game; see `game_gradients`.
       feed: makes each step's batch from `data` inside the program.
-      steps: updates per call.
+      steps: updates per call. If a penalty is taken every n-th step, n must divide it and the number of the
+        step at which a call begins.
       mesh: the devices, along the axis "data"; None: the default device.
       parallel: `mesh`: one program over all devices, the batch sharded, the state replicated; `pmap`: the
         same step along a named axis, under `jax.pmap`; `ali` must have been built with that `axis_name`.
@@ -80,8 +83,11 @@ def make_train_step(
         It is K that is divided among the devices of the mesh.
 
     Returns:
-      The function. Its metrics are means over the steps, with `finite_steps`: the number of steps before the
-      first loss that was not finite.
+      The function. Its metrics are means over the steps that have them, with `finite_steps`: the number of
+      steps before the first loss that was not finite.
+
+    Raises:
+      ValueError: a penalty is taken every n-th step, and n does not divide `steps`.
     """
     mesh = mesh or Mesh(jax.devices()[:1], (AXIS,))
     axis_name = AXIS if parallel == "pmap" else None
@@ -98,22 +104,43 @@ def make_train_step(
         step = one_step(update, feed, sharding=NamedSharding(mesh, PartitionSpec(AXIS)))
     else:
         step = one_step(update, feed)
-    if population is None:
-        step, summarise = partial(step, tx, penalties), summary
-    else:
-        step, summarise = over_members(step, population, mesh), jax.vmap(summary, in_axes=1)
+
+    def taking(index: int) -> Step:
+        taken = partial(_with_due, step, index)
+        return partial(taken, tx, penalties) if population is None else over_members(taken, population, mesh)
+
+    if population is not None:
+        _, penalties = population.make(jax.tree.map(lambda values: values[0], population.values))
+    cycle = lazy.cycle(penalties, taking)
+    if steps % len(cycle):
+        raise ValueError(f"A penalty is taken every {len(cycle)} steps, which do not divide {steps} steps.")
+    summarise = summary if population is None else jax.vmap(summary, in_axes=1)
 
     compiled = on_pmap(mesh) if parallel == "pmap" else on_mesh(mesh, members=population is not None)
-    scanned = compiled(scan_steps(step, steps, summarise))
+    scanned = compiled(scan_steps(cycle, steps, summarise))
     if platform_of(mesh) != "cpu":
         return scanned
-    single = step_by_step(compiled(step), steps, summarise, wait=mesh.size > 1)
+    singly = {step: compiled(step) for step in cycle}
+    single = step_by_step([singly[step] for step in cycle], steps, summarise, wait=mesh.size > 1)
 
     def call(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
         slow_in_loops = has_kernels(state.variables.params, members=population is not None)
         return (single if slow_in_loops else scanned)(state, data)
 
     return call
+
+
+def _with_due(
+    step: GameStep,
+    index: int,
+    tx: optax.GradientTransformation,
+    penalties: Sequence[Penalty],
+    state: TrainState,
+    first: Array,
+    data: PyTree,
+) -> tuple[TrainState, Metrics]:
+    """Take a step with those of the penalties that are due at the step `index` of their cycle."""
+    return step(tx, lazy.due(penalties, index), state, first, data)
 
 
 def one_step(
@@ -171,39 +198,67 @@ def over_members(step: GameStep, population: Population, mesh: Mesh) -> Step:
     return partial(members, population.values)
 
 
-def scan_steps(step: Step, steps: int, summarise: Callable[[Metrics], Metrics]) -> Call:
-    """Take many steps in one program."""
+def scan_steps(cycle: Sequence[Step], steps: int, summarise: Callable[[Metrics], Metrics]) -> Call:
+    """Take many steps in one program.
+
+    Args:
+      cycle: the steps that are repeated: one, or n where a penalty is taken every n-th step.
+      steps: how many; a multiple of their number.
+      summarise: of metrics with a leading axis of steps.
+    """
+    runs = [(step, len(list(same))) for step, same in itertools.groupby(cycle)]
 
     def call(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
         first = state.step
-        state, metrics = jax.lax.scan(lambda s, _: step(s, first, data), state, length=steps)
+
+        def scan(step: Step, state: TrainState, count: int) -> tuple[TrainState, Metrics]:
+            return jax.lax.scan(lambda s, _: step(s, first, data), state, length=count)
+
+        def once(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            rows = []
+            for step, count in runs:
+                state, metrics = scan(step, state, count)
+                rows.append(metrics)
+            return state, joined(rows, jnp.concatenate)
+
+        if len(cycle) == 1:
+            state, metrics = scan(cycle[0], state, steps)
+        else:
+            state, metrics = jax.lax.scan(once, state, length=steps // len(cycle))
+            metrics = jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), metrics)
         return state, summarise(metrics)
 
     return call
 
 
-def step_by_step(step: Step, steps: int, summarise: Callable[[Metrics], Metrics], *, wait: bool) -> Call:
+def step_by_step(
+    cycle: Sequence[Step], steps: int, summarise: Callable[[Metrics], Metrics], *, wait: bool
+) -> Call:
     """Take many steps, each a dispatch of a compiled one.
 
     Args:
-      step: compiled.
-      steps: how many.
-      summarise: of metrics with a leading axis of steps.
+      cycle, steps, summarise: as `scan_steps` takes them; the steps are compiled.
       wait: whether each step is waited for. Steps that are queued on several CPU devices can starve each
         other's collectives.
     """
-    compiled_summary = jax.jit(lambda metrics: summarise(jax.tree.map(lambda *v: jnp.stack(v), *metrics)))
+    compiled_summary = jax.jit(lambda metrics: summarise(joined(metrics, jnp.stack)))
 
     def call(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
         first, metrics = jnp.copy(state.step), []
-        for _ in range(steps):
-            state, of_step = step(state, first, data)
+        for i in range(steps):
+            state, of_step = cycle[i % len(cycle)](state, first, data)
             metrics.append(of_step)
             if wait:
                 jax.block_until_ready(of_step)
         return state, compiled_summary(metrics)
 
     return call
+
+
+def joined(rows: Sequence[Metrics], join: Callable[[Sequence[Array]], Array]) -> Metrics:
+    """Join metrics by name, each from those rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: join([row[name] for row in rows if name in row]) for name in names}
 
 
 def on_mesh(mesh: Mesh, *, members: bool = False) -> Compile:
@@ -245,7 +300,10 @@ def platform_of(mesh: Mesh) -> str:
 
 
 def summary(metrics: Metrics) -> Metrics:
-    """Average metrics of shape [steps], and count the steps before the first loss that is not finite."""
+    """Average metrics of shape [steps], and count the steps before the first loss that is not finite.
+
+    A metric has those steps that took its penalty.
+    """
     finite = jnp.isfinite(metrics["loss/generator"]) & jnp.isfinite(metrics["loss/discriminator"])
     means = {name: jnp.mean(values) for name, values in metrics.items()}
     return {**means, "finite_steps": jnp.sum(jnp.cumprod(finite))}

@@ -114,9 +114,8 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
         if name not in known:
             hint = did_you_mean(name, known)
             raise ValueError(f"config.penalties.{name}:{hint} ali_jax.penalties has {', '.join(known)}.")
-        accepted = [
-            p.name for p in inspect.signature(known[name]).parameters.values() if p.kind is p.KEYWORD_ONLY
-        ]
+        arguments = inspect.signature(known[name]).parameters.values()
+        accepted = [a.name for a in arguments if a.kind is a.KEYWORD_ONLY and a.name != "input_gradients"]
         options = {k: None if isinstance(v, float) and v < 0 else v for k, v in section.items()}
         for option in options:
             if option not in accepted:
