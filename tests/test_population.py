@@ -61,7 +61,14 @@ def distance(a, b):
     ("name", "values"),
     [
         ("mixture", {"population__seeds": 2, "population__vary": VARY, "seed": 7}),
-        ("digits", {"population__vary": (("penalties.r1.gamma", (0.0, 2.0)),), "ema_decay": 0.9}),
+        (
+            "digits",
+            {
+                "population__vary": (("penalties.r1.gamma", (0.0, 2.0)),),
+                "penalties__r1__every": 2,
+                "ema_decay": 0.9,
+            },
+        ),
         ("digits", {"population__seeds": 2, "num_steps": 2, **CONVOLUTIONS}),
     ],
 )
