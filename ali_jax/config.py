@@ -244,8 +244,8 @@ TABLE = (
     Key("penalties.r1.every", 1, rules.count,
         "Steps from one penalty to the next, whose weight is that many times as large: lazy regularisation. "
         "It must divide `steps_per_call` and `num_steps`."),
-    Key("penalties.r1.shared", True, rules.flag,
-        "Whether the penalty uses the game's pass through D, and its dropout masks, if D couples no pairs."),
+    Key("penalties.r1.masks", "own", rules.one_of("own", "game"),
+        "Masks of D's dropout, if it has any: drawn anew, for a call of D of its own, or those of the game."),
     Key("penalties.cycle_x.weight", 0.0, rules.not_negative,
         "Weight of |x - G_x(z_hat)|^2, summed over x (ALICE)."),
     Key("penalties.cycle_z.weight", 0.0, rules.not_negative, "Weight of |z - G_z(G_x(z))|^2, summed over z."),

@@ -64,6 +64,11 @@ def couples(ali: ALI) -> bool:
     return getattr(ali.discriminator, "coupled", True)
 
 
+def is_random(ali: ALI) -> bool:
+    """Whether a logit may depend on a key. True unless D declares `random = False`."""
+    return getattr(ali.discriminator, "random", True)
+
+
 def has_gaussian_encoder(ali: ALI) -> bool:
     """Whether the encoder is Gaussian and has the method `moments(x, y, *, train)`."""
     return hasattr(ali.encoder, "moments") and getattr(ali.encoder, "posterior", "gaussian") == "gaussian"

@@ -15,6 +15,7 @@ from ali_jax.types import ALI, Array, Batch, InputGradients, Logits, Losses, Met
 
 Weight: TypeAlias = float | Array
 Placement = Literal["encoder", "decoder", "both", "prior"]
+Masks = Literal["own", "game"]
 PLACES = {  # by placement: the inputs of D, as fields of `Pairs`
     "encoder": [("x", "z_hat")],
     "decoder": [("x_tilde", "z")],
@@ -36,7 +37,7 @@ def r1(
     num_steps: int = 1,
     at: Placement = "encoder",
     every: int = 1,
-    shared: bool = True,
+    masks: Masks = "own",
     input_gradients: InputGradients | None = None,
 ) -> tuple[Losses, Metrics]:
     """Return the zero-centred gradient penalty on the joint discriminator.
@@ -55,10 +56,9 @@ def r1(
       at: where the gradient is taken. `both` adds R1 and R2.
       every: n, to take the penalty with n times its weight at steps n - 1, 2 n - 1 and so on, and not at
         others: the same mean over steps, but another estimator of it (Karras et al., 2020).
-      shared: whether the `input_gradients` that the game offers are used. The penalty then costs no forward
-        pass of its own, D's dropout masks are those of the game, and `both` costs no more than one of them.
-        Otherwise, and at `prior`, D is called anew, with masks of its own.
-      input_gradients: of the pairs, as the game offers them.
+      masks: of D's dropout: drawn anew, for a call of D of its own; or those of the game.
+      input_gradients: of the pairs, as the game offers them. They are used where no masks differ, at all
+        places but `prior`: the penalty then costs no forward pass, and `both` no more than one of them.
 
     Raises:
       ValueError: D has batch statistics and does not declare `coupled = False`. The gradient of the summed
@@ -71,7 +71,8 @@ def r1(
         )
     if at not in PLACES:
         raise ValueError(f"r1: at is {at!r}; it must be one of {', '.join(PLACES)}.")
-    if shared and input_gradients is not None and at != "prior":
+    same_masks = masks == "game" or not model.is_random(ali)
+    if input_gradients is not None and same_masks and at != "prior":
         of_game = input_gradients(variables.params.discriminator)
         gradients = [(getattr(of_game, x), getattr(of_game, z)) for x, z in PLACES[at]]
     else:

@@ -32,6 +32,7 @@ class Smooth(nn.Module):
 
     coupled: bool
     dtype: str = "float32"
+    random: bool = False
 
     @nn.compact
     def __call__(self, x, z, y=None, *, train=False):
@@ -83,6 +84,11 @@ def separate(loss, ali, terms, variables, batch, noise):
     return by_generator._replace(discriminator=by_discriminator.discriminator), logits
 
 
+def anew(*arguments):
+    """Call the penalty without what the game offers."""
+    return R1(*arguments)
+
+
 def errors(ours, theirs):
     """Return |a - b| / |b| of each network's gradient."""
     difference = jax.tree.map(jnp.subtract, ours, theirs)
@@ -126,7 +132,7 @@ def test_shared_penalties_are_exact_at_every_placement(name):
 
 def test_a_coupled_discriminator_keeps_penalties_with_a_call_of_their_own():
     ali, play, given = setting(own=Smooth(coupled=True))
-    terms = ((R1,), (partial(R1, shared=False),))
+    terms = ((R1,), (anew,))
     shared, own = compiled(lambda *args: [play(ali, t, *args)[0] for t in terms])(*given)
     jax.tree.map(np.testing.assert_array_equal, shared, own)
 
@@ -145,7 +151,7 @@ def test_shared_penalties_have_the_masks_of_the_game_and_others_their_own():
 
         return [jnp.sum(g**2) / 4 for g in jax.grad(total, (0, 1))(pairs.x, pairs.z_hat)]
 
-    terms = [(partial(penalties.r1, gamma=0.5, shared=shared),) for shared in (True, False)]
+    terms = [(partial(penalties.r1, gamma=0.5, masks=masks),) for masks in ("game", "own")]
 
     @compiled
     def run():
@@ -165,7 +171,7 @@ def test_both_penalties_add_no_pass_through_the_discriminator_but_their_own_deri
     """D has four linear maps. Each gains one product for the tangent and one for the gradient."""
     ali, play, given = setting()
 
-    def products(*terms):  # with r1's `shared` off there are 36 instead of 27
+    def products(*terms):  # without what the game offers there are 36 instead of 27
         text = compiled(lambda *args: play(ali, terms, *args)[0]).lower(*given).compile().as_text()
         return len(re.findall(r" dot\(", text))
 

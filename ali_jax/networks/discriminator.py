@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from ali_jax.networks import convolutions, layers
 from ali_jax.networks.layers import Affine, Dropout, Embedding, Layer, Stack, centered, join, per_layer
@@ -71,6 +72,12 @@ class Discriminator(nn.Module):
     def coupled(self) -> bool:
         """Whether a logit depends on other pairs than those that it judges, which it does by batch norm."""
         return any(per_layer(self.x_batch_norm, len(self.x_layers), "x_batch_norm"))
+
+    @property
+    def random(self) -> bool:
+        """Whether a logit depends on a key, which it does by dropout."""
+        rates = (self.x_dropout, self.x_dropout_after, self.z_dropout, self.joint_dropout)
+        return any(map(np.any, rates))
 
     def setup(self) -> None:
         if self.blind and (self.z_everywhere or self.unary_scores):
