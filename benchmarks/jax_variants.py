@@ -4,7 +4,7 @@ Both use random data, uint8 images or points, so no files are needed.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from ali_jax import data, networks, train
 from ali_jax.config import Config, from_json
 from ali_jax.game import compile, parts
 from ali_jax.networks import layers
-from ali_jax.types import Batch, Networks, PyTree, TrainState
+from ali_jax.types import Batch, Networks, Penalty, PyTree, TrainState
 
 ROWS = 1024  # of the random data set
 _DIVISOR = 255.0  # of its pixels
@@ -30,8 +30,11 @@ BATCHES = 4  # of `flax_textbook`: made in advance and used in turn
 class Ours:
     """The variant `ours`: `make_train_step` with data on the device and many steps per dispatch."""
 
-    def __init__(self, config: Config, batch_size: int) -> None:
-        """Make networks, feed and step on the first device, as `game` and `loop` do."""
+    def __init__(self, config: Config, batch_size: int, penalties: Sequence[Penalty] | None = None) -> None:
+        """Make networks, feed and step on the first device, as `game` and `loop` do.
+
+        `penalties`, if given, are used instead of the config's.
+        """
         self.config = config
         self.unit = config.steps_per_call
         self._mesh = Mesh(jax.devices()[:1], (compile.AXIS,))
@@ -53,7 +56,7 @@ class Ours:
             self._ali,
             self._tx,
             parts.make_loss(config),
-            parts.make_penalties(config),
+            parts.make_penalties(config) if penalties is None else penalties,
             feed=self._feed,
             steps=self.unit,
             mesh=self._mesh,
