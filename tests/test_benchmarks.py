@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import small
 
 from ali_jax.program.command import load_config
 from ali_jax.types import Networks
-from benchmarks import anomaly, compare, edit, jax_variants, roofline, worker
+from benchmarks import anomaly, compare, edit, jax_variants, penalties, roofline, worker
 from benchmarks.compare import Run
 
 
@@ -165,6 +166,33 @@ def test_slant_and_stroke_width_are_those_of_drawn_lines():
     across = [4, 4 / np.hypot(1, 0.5), 6 / np.hypot(1, 0.3)]
     np.testing.assert_allclose(edit.stroke_width(images), across, rtol=0.08)
     assert np.isnan(edit.stroke_width(0 * images)).all()
+
+
+def test_the_forms_of_the_penalty_are_compared_at_tiny_size(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(small.ROOT)
+    arguments = [
+        "--config",
+        "experiments/digits.py",
+        "--batch-size",
+        "4",
+        "--rounds",
+        "1",
+        "--seconds",
+        "1e-3",
+    ]
+    narrow = [f"--config.{role}.layers=(4,)" for role in ("encoder", "decoder")]
+    narrow += [f"--config.discriminator.{part}_layers=(4,)" for part in ("x", "z", "joint")]
+    record = tmp_path / "times.json"
+    lazy = "both shared every 16"
+    assert penalties.main([*arguments, *narrow, "--forms", lazy, "--json", str(record)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^\| encoder \| .* \| 1.00 \[1.00-1.00\] \| 1.00", printed, flags=re.M)
+    assert f"| {lazy} |" in printed
+    (times,) = json.loads(record.read_text())[0]["rounds"]
+    assert times.keys() == {"encoder", lazy}
+    assert all(run["steps"] % 16 == 0 and run["wall"] > 0 for run in times.values())
+    assert penalties.main([*arguments, "--forms", "neither"]) == 2
+    assert "'neither' is unknown; there are none, encoder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ GAMES = {
     "smooth": ({"own": Smooth(coupled=False), "loss": losses.relativistic_pairs}, TERMS),
     "no game": ({"own": Smooth(coupled=False), "loss": losses.none}, TERMS),
     "packs with conditions": (
-        {"packing": 2, "conditional": True, "spectral_norm": True, "loss": losses.hinge},
+        {"packing": 2, "conditional": True, "spectral_norm": True},
         TWO_KINDS,
     ),
     "classes and a convolution": (
@@ -126,7 +126,7 @@ def test_shared_penalties_are_exact_at_every_placement(name):
         both = compiled(lambda *args: (play(ali, terms, *args)[0], separate(play.args[0], ali, terms, *args)))
         for change in (lambda v: v, saturated):
             ours, (theirs, logits) = both(change(given[0]), *given[1:])
-            assert max(errors(ours, theirs)) < 1e-10
+            assert all(error < 1e-10 for error in errors(ours, theirs))
         assert max(float(jnp.abs(s).max()) for s in logits) > 800  # its sigmoid is 0 in float64
 
 
