@@ -13,9 +13,9 @@
     training   short trainings on DATA/svhn.npz and the like, with pictures
 
 Each part is a process of its own, which appends what it measures to DIR/results.jsonl at once. A part that
-fails or has no time left is noted there, and the next one starts. So nothing that was measured is lost, and
-the command can be repeated, for instance with other parts. `--tiny` tries all parts with small networks, on a
-CPU if need be: its numbers mean nothing.
+fails or has no time left is noted there, and the next one starts. So nothing that was measured is lost.
+Repeat the command to go on: what DIR has from this device is not measured again. `--tiny` tries all parts
+with small networks, on a CPU if need be: its numbers mean nothing.
 """
 
 import argparse

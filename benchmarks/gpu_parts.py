@@ -49,6 +49,7 @@ PEERS = ("torch_textbook", "torch_best", "torch_compiled")
 ROUNDS = 3  # in which the programs of a group take turns
 SECONDS = 0.5  # of training in each
 CALLS = 10  # of each layer in a trace
+MEASURED = "ms"  # what each result of a measurement has
 MARGIN = 0.97  # of its time without it: the most that a form may take to be chosen
 
 
@@ -143,7 +144,15 @@ def steps(run: Run) -> None:
         if run.tiny and forms != FORMS[:2]:
             todo, forms = todo[:1], forms[:2]
         for _, group in itertools.groupby(todo, key=lambda cell: (cell.factor, cell.experiment)):
-            time_steps(run, [(cell, form) for cell in group for form in forms], ceilings)
+            jobs = [(cell, form) for cell in group for form in forms]
+            if not all(is_measured(run, *job) for job in jobs):
+                time_steps(run, jobs, ceilings)
+
+
+def is_measured(run: Run, cell: Cell, form: str = "") -> bool:
+    """Whether the results have a cell, in this form where one is given: the command was repeated."""
+    what = _named(cell, config_of(cell, tiny=run.tiny)) | ({"form": form} if form else {})
+    return any(what.items() <= row.items() for row in run.results.measured(MEASURED))
 
 
 def time_steps(run: Run, jobs: Sequence[Job], ceilings: dict[str, roofline.Ceiling]) -> None:
@@ -230,8 +239,8 @@ def peers(run: Run) -> None:
         return
     for cell in cells(tiny=run.tiny):
         config = config_of(cell, tiny=run.tiny)
-        if config.encoder.width:
-            continue  # its networks have no peer
+        if config.encoder.width or is_measured(run, cell):
+            continue  # networks that follow the image size have no peers
         with _noted(run, **_named(cell, config)):
             variants = PEERS if cell.factor == 1 and not run.tiny else PEERS[:2]
             _beside(run, cell, config, variants)
@@ -261,6 +270,8 @@ def kernels(run: Run) -> None:
     """Trace the steps at the paper's batch, and sum their kernels by layer and kind."""
     for cell in cells(tiny=run.tiny, factors=(1,)):
         config = config_of(cell, tiny=run.tiny)
+        if is_measured(run, cell):
+            continue
         with _noted(run, **_named(cell, config)):
             jax.clear_caches()  # of the programs before, which have the same names
             trainer = Ours(config, config.batch_size)
@@ -268,7 +279,8 @@ def kernels(run: Run) -> None:
             trainer.start()
             found = profile.measure(partial(trainer.run, trainer.unit), trainer.unit)
             values = {**found._asdict(), "rows": [list(row) for row in found.rows]}
-            run.results.add(**_named(cell, config), **values)
+            trainer.stop()
+            run.results.add(**_named(cell, config), **values, ms=found.wall_ms)
             del trainer
 
 
@@ -329,30 +341,28 @@ def layers_of(config: Config) -> list[Layer]:
 
 def layers(run: Run) -> None:
     """Time each convolution, with both of its gradients, in every form; write the table of forms."""
-    seen: set[str] = set()
-    chosen: dict[str, list[str]] = {}
-    times: dict[str, dict[str, float]] = {}
+    times = {row["layer"]: row["ms"] for row in run.results.measured(MEASURED)}
     for cell in cells(tiny=run.tiny, factors=(1,)):
         config = config_of(cell, tiny=run.tiny)
         with _noted(run, **_named(cell, config)):
-            fresh = [layer for layer in layers_of(config) if layer.name not in seen]
-            seen |= {layer.name for layer in fresh}
+            fresh = [layer for layer in layers_of(config) if layer.name not in times]
             for layer, ms in _layer_times(run, fresh).items():
-                base = ms.get("gpu", math.inf)
-                forms = [f for f in convolutions.FORMS if ms.get(f"gpu+{f}", math.inf) < MARGIN * base]
-                chosen[layer.name], times[layer.name] = forms, ms
-                run.results.add(layer=layer.name, batch=layer.x[0], ms=ms, form=" ".join(forms) or "gpu")
+                times[layer.name] = ms
+                run.results.add(layer=layer.name, batch=layer.x[0], ms=ms, form=" ".join(chosen(ms)) or "gpu")
             about = {"date": datetime.date.today().isoformat(), **device()}
-            write_table(run.out / convolutions.TABLE.name, chosen, times, about)
+            write_table(run.out / convolutions.TABLE.name, times, about)
 
 
-def write_table(
-    path: Path, chosen: dict[str, list[str]], times: dict[str, dict[str, float]], about: dict[str, Any]
-) -> None:
+def chosen(ms: dict[str, float]) -> list[str]:
+    """Return the further forms that make a layer faster, from its times by form."""
+    return [f for f in convolutions.FORMS if ms.get(f"gpu+{f}", math.inf) < MARGIN * ms.get("gpu", math.inf)]
+
+
+def write_table(path: Path, times: dict[str, dict[str, float]], about: dict[str, Any]) -> None:
     """Write the table of forms by layer, as `convolutions.TABLE`, with what it was measured on."""
-    text = json.dumps({**about, "layers": chosen, "ms": times}, indent=1)
+    table = {**about, "layers": {name: chosen(ms) for name, ms in times.items()}, "ms": times}
     partial_path = path.with_suffix(".part")
-    partial_path.write_text(text + "\n")
+    partial_path.write_text(json.dumps(table, indent=1) + "\n")
     partial_path.replace(path)
 
 

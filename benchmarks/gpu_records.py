@@ -22,7 +22,7 @@ MOST = 16  # rows of a table of kernels
 
 
 class Results:
-    """The file of results in a folder."""
+    """The results of a part, in the file of a folder."""
 
     def __init__(self, folder: Path, part: str, **common: Any) -> None:
         """Open the file for the results of a part; `common` is put into each of them."""
@@ -41,6 +41,12 @@ class Results:
         finally:
             os.close(file)
 
+    def measured(self, key: str) -> list[Row]:
+        """Return what this part has measured before, on this device: its results that have `key`."""
+        rows = _rows(self.path) if self.path.is_file() else []
+        device = self._common.get("device")
+        return [r for r in rows if r["part"] == self._part and r.get("device") == device and key in r]
+
 
 def read(folder: Path) -> list[Row]:
     """Return the results in a folder, in the order in which they came.
@@ -48,9 +54,12 @@ def read(folder: Path) -> list[Row]:
     Raises:
       ValueError: there are none.
     """
-    path = folder / FILE
-    if not path.is_file():
+    if not (folder / FILE).is_file():
         raise ValueError(f"{folder} has no {FILE}: measure first, with --out {folder}.")
+    return _rows(folder / FILE)
+
+
+def _rows(path: Path) -> list[Row]:
     rows = []
     for line in path.read_text(errors="replace").splitlines():
         try:

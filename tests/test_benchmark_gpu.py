@@ -75,6 +75,11 @@ def test_a_program_that_fails_does_not_hinder_the_others(run):
     assert (timed["experiment"], timed["form"], timed["batch"]) == ("svhn", "gpu", 4)
     assert len(timed["ms"]) == gpu_parts.ROUNDS
     assert min(timed["ms"]) > 0
+    assert gpu_parts.is_measured(run, SVHN, "gpu")  # not again, when the command is repeated
+    assert not gpu_parts.is_measured(run, SVHN, "native")
+    assert not gpu_parts.is_measured(run, SVHN._replace(dtype="bfloat16"), "gpu")
+    elsewhere = run._replace(results=Results(run.out, "steps", device="another"))
+    assert not gpu_parts.is_measured(elsewhere, SVHN, "gpu")
 
 
 def test_layers_are_timed_by_form_and_auto_takes_the_table(run, monkeypatch):
@@ -94,6 +99,9 @@ def test_layers_are_timed_by_form_and_auto_takes_the_table(run, monkeypatch):
     forms = [convolutions.forms_of("gpu+table", layer) for layer in sorted(strided)]
     assert forms == [("kernel_phases",)] * 2
     assert convolutions.forms_of("gpu+table", "3x3x4 k3 s1 p0 4 float32") == ()
+    count = len(gpu_records.read(run.out))
+    gpu_parts.layers(run)  # again: all is measured
+    assert len(gpu_records.read(run.out)) == count
 
 
 def test_the_table_would_be_a_part_of_the_package():
