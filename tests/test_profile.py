@@ -10,6 +10,7 @@ import pytest
 from test_main import message
 
 from ali_jax.main import main
+from ali_jax.records.workdir import RunError
 from ali_jax.tools import profile
 from ali_jax.tools.profile import Event
 
@@ -164,6 +165,11 @@ def test_a_profile_is_printed_as_two_tables(traced, capsys):
     kinds, layers = printed.split("By layer")
     assert " optimizer " in kinds
     assert " Encoder/stack/layer_0 " in layers
+
+
+def test_a_trace_without_kernels_is_an_error():
+    with pytest.raises(RunError, match="nothing that ran on the device"):
+        profile.measure(lambda: None, 1)
 
 
 @pytest.mark.parametrize(

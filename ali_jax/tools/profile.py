@@ -25,6 +25,7 @@ from rich.table import Table
 
 from ali_jax import game as games
 from ali_jax.config import Config
+from ali_jax.records.workdir import RunError
 
 WARM_UP = 2  # calls before the trace: the first compiles
 MOST = 30  # rows of the table that is printed
@@ -157,9 +158,18 @@ def _as_json(found: Profile) -> dict[str, Any]:
 
 
 def measure(function: Callable[[], Any], steps: int, folder: Path | None = None) -> Profile:
-    """Trace one call of a function that takes `steps` steps and is compiled; see `Profile`."""
+    """Trace one call of a function that takes `steps` steps and is compiled; see `Profile`.
+
+    Raises:
+      RunError: the trace shows nothing that ran on a device.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         events, wall = trace(function, folder or Path(temporary))
+    if not events:
+        raise RunError(
+            "The trace shows nothing that ran on the device. On a GPU JAX's profiler needs CUPTI, which "
+            "pip install '.[cuda13]' brings, and the permission to use it."
+        )
     return summarise(events, operations(live_programs()), steps, wall)
 
 
