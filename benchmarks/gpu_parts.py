@@ -317,26 +317,38 @@ def layers_of(config: Config) -> list[Layer]:
     step = step_of(config)
 
     def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        output, module = call(*args, **kwargs), context.module
+        module = context.module
         if isinstance(module, Convolution) and context.method_name == "__call__":
-            x, size = args[0].shape, module.kernel
-            layer = Layer(
-                module.transpose,
-                (size, size, x[3], module.maps),
-                module.stride,
-                module.padding,
-                x,
-                output.shape,
-                jnp.dtype(module.dtype).name,
-            )
-            other = found.get(layer.name, layer)
-            if max(size, x[1]) > 1 and other.x[0] <= x[0]:
+            layer = _layer_of(module, args[0].shape)
+            if layer is not None and found.get(layer.name, layer).x[0] <= layer.x[0]:
                 found[layer.name] = layer
-        return output
+        return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
         jax.eval_shape(step.function, step.state, step.batch)
     return list(found.values())
+
+
+def _layer_of(module: Convolution, shape: tuple[int, int, int, int]) -> Layer | None:
+    """Return the convolution that a module makes of an input; None if it is a matrix product."""
+    size, stride, padding = module.kernel, module.stride, module.padding
+    if not isinstance(size, int) or max(size, *shape[1:3]) == 1:
+        return None
+    batch, *sides, channels = shape
+    if module.transpose:
+        outputs = [stride * (n - 1) + size - 2 * padding for n in sides]
+    else:
+        sides = [n + odd for n, odd in zip(sides, module.odd, strict=True)]
+        outputs = [(n + 2 * padding - size) // stride + 1 for n in sides]
+    return Layer(
+        module.transpose,
+        (size, size, channels, module.maps),
+        stride,
+        padding,
+        (batch, sides[0], sides[1], channels),
+        (batch, outputs[0], outputs[1], module.maps),
+        jnp.dtype(module.dtype).name,
+    )
 
 
 def layers(run: Run) -> None:
