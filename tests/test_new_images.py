@@ -2,10 +2,13 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from test_loop import tiny
 from test_main import message, size_of
 
@@ -58,8 +61,8 @@ def test_codes_of_a_folder_are_written_with_names_and_labels(run, trained, photo
     out, err = capsys.readouterr()
     assert out.split() == [str(run / "codes.npz"), str(run / "codes.csv")]
     assert err == (
-        f"{photos.name}: 6 images, 2 of 24x12 pixels cropped about the centre and resized to 8x8, "
-        "2 made grey.\n"
+        f"{photos.name}: 6 images. 2 made grey. 6 images of 2 sizes (8x8 to 12x24, height x width) are "
+        "resized to 8x8 by crop: on average 17 % of an image is cut off, at most 50 %.\n"
     )
     written = np.load(run / "codes.npz")
     assert written["name"].tolist() == ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/0.png", "c/1.png"]
@@ -73,7 +76,6 @@ def test_codes_of_a_folder_are_written_with_names_and_labels(run, trained, photo
 
 
 def test_codes_become_the_file_that_out_names(run, photos, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
     for name in ("x.parquet", "x.csv", "folder"):
         assert use("encode", run, photos, "--out", tmp_path / name) == 0
     written = parquet.read_table(tmp_path / "x.parquet").to_pydict()
@@ -236,6 +238,20 @@ def test_inputs_are_padded_or_stretched_as_the_run_says(tmp_path):
     assert x["pad"][3, 0] == 255
     assert x["stretch"][0, 0] == 255
     assert x["stretch"][7, 7] < 30
+
+
+def test_an_archive_and_a_parquet_file_are_read(photos, tmp_path):
+    shutil.make_archive(str(tmp_path / "x"), "zip", photos)
+    rule = inputs.Rule((8, 8, 1))
+    folder, archive = inputs.read(photos, rule), inputs.read(tmp_path / "x.zip", rule)
+    assert (archive.names, archive.labels) == (folder.names, folder.labels)
+    np.testing.assert_array_equal(archive.x, folder.x)
+    images = [{"bytes": (photos / name).read_bytes()} for name in folder.names]
+    table = pyarrow.table({"image": images, "label": list(folder.labels)})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    found = inputs.read(tmp_path / "x.parquet", rule)
+    assert sorted(found.labels) == sorted(folder.labels)
+    assert sorted(found.x.reshape(6, -1).sum(axis=1)) == sorted(folder.x.reshape(6, -1).sum(axis=1))
 
 
 def test_arrays_of_any_part_and_other_channels_are_read(tmp_path):

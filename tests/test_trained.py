@@ -1,5 +1,6 @@
 """The model object: what it takes, what it returns, what it refuses, and that it is the run's model."""
 
+import dataclasses
 import pickle
 
 import jax
@@ -63,6 +64,13 @@ def test_one_image_is_given_in_every_form_with_one_result(trained, digits, tmp_p
     assert [trained.encode(form).shape for form in many] == [(1, 3), (1, 3), (2, 3), (2, 3), (1, 3)]
     assert trained.decode(codes[0]).shape == (8, 8, 1)
     assert trained.score_samples(x).shape == ()
+
+
+def test_files_of_another_size_are_fitted_if_the_run_resized_its_own(trained, tmp_path):
+    Image.new("L", (24, 12), 99).save(tmp_path / "x.png")
+    fitting = dataclasses.replace(trained, fit="crop")
+    grey = np.full((8, 8), 99 / 255)
+    np.testing.assert_allclose(fitting.encode(tmp_path / "x.png"), trained.encode(grey), atol=1e-5)
 
 
 def test_draws_depend_on_the_seed_alone(trained, digits):

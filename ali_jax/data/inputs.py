@@ -1,17 +1,18 @@
-"""Images that a trained model is given: a folder, an .npz or one file, brought to the model's shape.
+"""Images that a trained model is given, from whatever training accepts, brought to the model's shape.
 
-Unlike a data set they have no parts: all rows are read, in the order of their names.
+Unlike a data set, a folder, an archive and an .npz have no parts here: all rows are read, by name.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ali_jax.data import archives, folders, images
-from ali_jax.data.dataset import THREADS, DataError, joined
+from ali_jax.data import archives, files, folders, images, packed, sizes
+from ali_jax.data.dataset import THREADS, DataError, LoadOptions, joined
 
 
 class Rule(NamedTuple):
@@ -21,6 +22,12 @@ class Rule(NamedTuple):
     fit: str = "crop"  # how images of another size are brought to it: crop, pad, stretch
     background: int = 255  # grey level behind transparent pixels and beside padded images
     scale: float = 1.0  # factor on the pixels of files
+
+    @property
+    def sizing(self) -> sizes.Sizing:
+        """How images are resized."""
+        height, width, _ = self.shape
+        return sizes.Sizing((height, width), self.fit, self.background)
 
 
 class Inputs(NamedTuple):
@@ -46,101 +53,105 @@ def read(path: Path, rule: Rule, *, skip_broken: bool = False) -> Inputs:
         return _read_npz(path, rule)
     if len(rule.shape) != 3:
         raise DataError(f"{path}: this model takes vectors of {rule.shape[0]} numbers; give them as an .npz")
-    if path.is_file():
-        return _read_files(path, [path], rule, skip_broken)
-    found, _ = folders.find_images(path)
-    if not found:
-        raise DataError(f"{path}: has no images; their names must end in {', '.join(folders.IMAGE_SUFFIXES)}")
-    return _read_files(path, found, rule, skip_broken)
+    if path.is_file() and packed.is_archive(path):
+        return _read_files(path, packed.members(path)[0], rule, skip_broken)
+    if path.is_file() and path.suffix.lower() in folders.IMAGE_SUFFIXES:
+        return _read_files(path, {(path.name,): path}, rule, skip_broken)
+    found = folders.find_images(path)[0] if path.is_dir() else []
+    if found:
+        by_name = {image.relative_to(path).parts: image for image in found}
+        return _read_files(path, by_name, rule, skip_broken)
+    return _read_data(path, rule)
 
 
 class _Decoded(NamedTuple):
     pixels: np.ndarray  # uint8 [H, W, C], of the model's shape
-    size: tuple[int, int]  # width and height before
+    size: sizes.Size  # before
     is_grey: bool
 
 
-def _read_files(root: Path, paths: list[Path], rule: Rule, skip_broken: bool) -> Inputs:
+def _read_files(
+    root: Path, found: Mapping[folders.Names, images.Source], rule: Rule, skip_broken: bool
+) -> Inputs:
+    if not found:
+        raise DataError(f"{root}: has no images; their names must end in {', '.join(folders.IMAGE_SUFFIXES)}")
     with ThreadPoolExecutor(THREADS) as pool:
-        results = list(pool.map(lambda path: _decode(path, rule), paths))
+        results = list(pool.map(lambda source: _decode(source, rule), found.values()))
     errors = [result for result in results if isinstance(result, DataError)]
-    if errors and (not skip_broken or len(errors) == len(paths)):
+    if errors and (not skip_broken or len(errors) == len(found)):
         more = "" if skip_broken else "; --skip-broken leaves such files out"
         raise DataError(f"{joined(errors)}{more}")
-    pairs = zip(paths, results, strict=True)
-    kept = [(path, result) for path, result in pairs if not isinstance(result, DataError)]
+    pairs = zip(found, results, strict=True)
+    kept = [(names, result) for names, result in pairs if not isinstance(result, DataError)]
     decoded = [result for _, result in kept]
-    within = [path.relative_to(root).parts if path != root else (path.name,) for path, _ in kept]
     return Inputs(
         np.stack([result.pixels for result in decoded]),
-        tuple("/".join(parts) for parts in within),
-        tuple(parts[-2] if len(parts) > 1 else "" for parts in within),
+        tuple("/".join(names) for names, _ in kept),
+        tuple(names[-2] if len(names) > 1 else "" for names, _ in kept),
         True,
         _note(root, [result.size for result in decoded], [result.is_grey for result in decoded], rule),
         tuple(map(str, errors)),
     )
 
 
-def _decode(path: Path, rule: Rule) -> _Decoded | DataError:
+def _decode(source: images.Source, rule: Rule) -> _Decoded | DataError:
     try:
-        with images.opened(path) as image:
-            upright = images.upright(image)
-            is_grey = images.is_grey(image)
+        with images.opened(source) as image:
+            upright, is_grey = images.upright(image), images.is_grey(image)
             channels = rule.shape[-1]
             pixels = images.to_uint8(upright, channels, background=rule.background, scale=rule.scale)
     except DataError as error:
         return error
-    return _Decoded(fitted(pixels, rule), (pixels.shape[1], pixels.shape[0]), is_grey)
+    height, width = pixels.shape[:2]
+    return _Decoded(sizes.fitted(pixels, rule.sizing), (height, width), is_grey)
 
 
-def fitted(pixels: np.ndarray, rule: Rule) -> np.ndarray:
-    """Return an image uint8 [H, W, C] in the size of a rule, resampled with antialiasing (Lanczos)."""
-    height, width, channels = rule.shape
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    size, method = (width, height), Image.Resampling.LANCZOS
-    if rule.fit == "stretch":
-        image = image.resize(size, method)
-    elif rule.fit == "pad":
-        color = rule.background if channels == 1 else (rule.background,) * 3
-        image = ImageOps.pad(image, size, method, color=color)
-    else:
-        image = ImageOps.fit(image, size, method)
-    return np.asarray(image).reshape(height, width, channels)
-
-
-def _note(root: Path, sizes: list[tuple[int, int]], grey: list[bool], rule: Rule) -> str:
+def _note(root: Path, found: list[sizes.Size], grey: list[bool], rule: Rule) -> str:
     """Say how many images were read and what was done to them, in one line."""
-    height, width, channels = rule.shape
-    other = sum(is_grey != (channels == 1) for is_grey in grey)
-    kind = "grey" if channels == 1 else "three equal channels"
-    resized = [size for size in sizes if size != (width, height)]
-    parts = [f"{root.name}: 1 image" if len(sizes) == 1 else f"{root.name}: {len(sizes)} images"]
-    if resized:
-        what = {"crop": "cropped about the centre and resized", "pad": "padded and resized"}
-        from_size = f" of {resized[0][0]}x{resized[0][1]} pixels" if len(set(resized)) == 1 else ""
-        parts.append(f"{len(resized)}{from_size} {what.get(rule.fit, 'stretched')} to {width}x{height}")
+    is_grey = rule.shape[-1] == 1
+    other = sum(one != is_grey for one in grey)
+    parts = [f"{root.name}: 1 image." if len(found) == 1 else f"{root.name}: {len(found)} images."]
     if other:
-        parts.append(f"{other} made {kind}")
-    return f"{', '.join(parts)}."
+        parts.append(f"{other} made {'grey' if is_grey else 'coloured'}.")
+    return " ".join([*parts, *(note.text for note in sizes.fit_notes(found, rule.sizing))])
+
+
+def _read_data(path: Path, rule: Rule) -> Inputs:
+    """Read what else training accepts, such as Parquet files, as training reads it: train, then test."""
+    height, width, channels = rule.shape
+    options = LoadOptions(scale=rule.scale, background=rule.background, resize=(height, width), fit=rule.fit)
+    dataset = files.load(str(path), options)
+    batches = [split.rows(np.arange(len(split))) for split in (dataset.train, dataset.test)]
+    x = np.concatenate([np.asarray(batch.x) for batch in batches])
+    labels = [-np.ones(len(batch.x), int) if batch.label is None else batch.label for batch in batches]
+    names = [f"{part}[{i}]" for part, b in zip(dataset.splits, batches, strict=True) for i in range(len(b.x))]
+    notes = [f"{path.name}: {len(x)} images.", *(note.text for note in dataset.notes)]
+    return Inputs(
+        _with_channels(x, channels),
+        tuple(names),
+        tuple(dataset.class_names[k] if k >= 0 else "" for k in np.concatenate(labels)),
+        True,
+        " ".join(notes),
+    )
 
 
 def _read_npz(path: Path, rule: Rule) -> Inputs:
     rows = archives.read_rows(path)
-    x = rows.x
-    note = f"{path.name}: {len(x)} rows."
+    x, note = rows.x, f"{path.name}: {len(rows.x)} rows."
     if len(rule.shape) == 3 and x.dtype == np.uint8 and x.ndim in (3, 4):
         x = x[..., None] if x.ndim == 3 else x
-        if x.shape[-1] != rule.shape[-1] and x.shape[-1] in (1, 3):
-            colour = np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
-            x = colour if rule.shape[-1] == 3 else np.stack([_grey(image) for image in colour])
-            note = f"{path.name}: {len(x)} rows, made {'grey' if rule.shape[-1] == 1 else 'colour'}."
-        if x.shape[1:3] != rule.shape[:2]:
-            note = _note(path, [(x.shape[2], x.shape[1])] * len(x), [x.shape[-1] == 1] * len(x), rule)
-            x = np.stack([fitted(image, rule) for image in x])
+        if x.shape[-1] in (1, 3):
+            found, grey = [x.shape[1:3]] * len(x), [x.shape[-1] == 1] * len(x)
+            note = _note(path, found, grey, rule)
+            x = _with_channels(x, rule.shape[-1])
+            x = np.stack([sizes.fitted(image, rule.sizing) for image in x])
     return Inputs(x, rows.names, rows.labels, False, note)
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+def _with_channels(x: np.ndarray, channels: int) -> np.ndarray:
+    """Return images uint8 [N, H, W, 1 or 3] as grey or coloured ones."""
+    if x.shape[-1] == channels:
+        return x
+    if channels == 3:
+        return np.repeat(x, 3, axis=-1)
+    return np.stack([np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in x])

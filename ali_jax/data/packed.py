@@ -53,6 +53,15 @@ def read_archive(path: Path, options: LoadOptions) -> Contents:
     Raises:
         DataError: the archive is damaged, has links, or would take more memory than there is.
     """
+    return folders.arranged(path, *members(path), options)
+
+
+def members(path: Path) -> tuple[dict[folders.Names, Stored], Counter[str]]:
+    """Return the images of an archive by the names that lead to them, and what is skipped, by reason.
+
+    Raises:
+        DataError: as `read_archive`.
+    """
     found: dict[folders.Names, Stored] = {}
     skipped: Counter[str] = Counter()
     for member in (_of_zip if path.name.lower().endswith(".zip") else _of_tar)(path):
@@ -60,7 +69,7 @@ def read_archive(path: Path, options: LoadOptions) -> Contents:
             skipped[reason] += 1
         else:
             found[member.names] = member.image
-    return folders.arranged(path, dict(sorted(found.items())), skipped, options)
+    return dict(sorted(found.items())), skipped
 
 
 def _unusable(names: folders.Names) -> str:

@@ -51,7 +51,7 @@ def run(config: Config, options: Options) -> int:
     """Run a mode on the images at `options.inputs`; return the exit status."""
     trained = load(options.workdir)
     source = config.dataset
-    rule = inputs.Rule(trained.shape, source.get("fit", "crop"), trained.background, trained.scale)
+    rule = inputs.Rule(trained.shape, source.fit, trained.background, trained.scale)
     assert options.inputs is not None
     found = _read(options.inputs, rule, options)
     given = Given(config, options, trained, found, _units(trained, found), _conditions(trained, found))
@@ -249,7 +249,7 @@ def _kept_directions(path: Path, step: int) -> dict[str, Any]:
 
 
 def _between_folders(config: Config, options: Options, trained: Model) -> np.ndarray:
-    rule = inputs.Rule(trained.shape, config.dataset.get("fit", "crop"), trained.background, trained.scale)
+    rule = inputs.Rule(trained.shape, config.dataset.fit, trained.background, trained.scale)
     codes = []
     for folder in (options.start, options.to):
         assert folder is not None

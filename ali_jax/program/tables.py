@@ -1,27 +1,19 @@
 """Tables of named rows as .npz, .csv or .parquet."""
 
 import csv
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ali_jax.program.command import UsageError
 from ali_jax.records.workdir import replaced
 
 Columns = Mapping[str, Any]  # arrays [N], or [N, K] for K columns
 
 
 def write_table(path: Path, columns: Columns) -> None:
-    """Write columns in the format of the file's suffix, atomically; two-dimensional ones stay whole in .npz.
-
-    Raises:
-      UsageError: .parquet needs a package that is not installed.
-    """
-    if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UsageError(f"{path}: Parquet files need pyarrow: pip install pyarrow.")
+    """Write columns in the format of the file's suffix, atomically; .npz keeps two dimensions."""
     writers = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}
     with replaced(path) as partial:
         writers[path.suffix.lower()](partial, columns)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ali_jax import model
-from ali_jax.data import DataError, images, survey
+from ali_jax.data import DataError, images, sizes, survey
 from ali_jax.evaluate.running import compiled
 from ali_jax.game import Game, member_of, trained_run
 from ali_jax.metrics.blocks import map_fixed_blocks
@@ -48,6 +48,7 @@ class Model:
       conditions: names of the columns of y; empty for a model without conditions.
       scale: factor on vectors, and on the pixels of integers and files, as `config.dataset.scale`.
       background: grey level behind transparent pixels of files.
+      fit: how files of another size are brought to the model's, as `config.dataset.fit`; "" to refuse them.
       name: of the data.
       step: number of training steps.
     """
@@ -60,6 +61,7 @@ class Model:
     conditions: tuple[str, ...] = ()
     scale: float = 1.0
     background: int = 255
+    fit: str = ""
     name: str = "data"
     step: int = 0
 
@@ -191,6 +193,8 @@ class Model:
         with contextlib.nullcontext(file) if is_open else images.opened(Path(file).expanduser()) as opened:
             upright = images.upright(opened)
             pixels = images.to_uint8(upright, channels, background=self.background, scale=self.scale)
+        if self.fit:
+            pixels = sizes.fitted(pixels, sizes.Sizing((height, width), self.fit, self.background))
         if pixels.shape[:2] != (height, width):
             raise DataError(
                 f"{name} has {pixels.shape[1]}x{pixels.shape[0]} pixels, and this model takes "
@@ -317,6 +321,7 @@ def model_of(game: Game, state: TrainState, member: int = 0) -> Model:
         conditions=tuple(dataset.attributes) if source.conditional else (),
         scale=float(source.scale),
         background=int(source.background) if grey is None else grey,
+        fit=source.fit if source.resize != () else "",
         name=dataset.name,
         step=int(state.step),
     )
