@@ -39,6 +39,7 @@ PLACEHOLDERS = {
     "PATH": "my_images",
     "SLICE": "v5e:4x4",
     "--config.KEY=VALUE": "--config.seed=1",
+    "--config.dataset.resize=S": "--config.dataset.resize=64",
 }
 
 

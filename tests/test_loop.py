@@ -362,7 +362,7 @@ def test_a_run_prints_what_it_trains_and_tests_on(tmp_path, capsys):
         ),
         ({"dataset__conditional": True, "condition__size": 9}, "size is 9, but digits has 10 conditions"),
         ({"frozen": ("decoder",)}, "a decoder that is not trained needs config.init_from"),
-        ({"init_from": "nowhere"}, "nowhere holds no run"),
+        ({"init_from": "nowhere"}, "'nowhere', which holds no run"),
         ({"dataset__name": "digit"}, "There is no data set 'digit'. Did you mean digits?"),
         (
             {"discriminator__x_batch_norm": (True,), "penalties__r1__gamma": 1.0},
