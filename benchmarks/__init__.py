@@ -3,5 +3,5 @@
 Speed: against peers (`compare`, `svm`), against the limits of the machine (`roofline`), all of it on a GPU
 (`gpu`), of the forms of the gradient penalty (`penalties`). Trust: the power of the two-sample tests
 (`power`), ALI on a problem with a known answer (`known_answer`), the effect of each ingredient of a recipe
-(`ablation`), anomaly detection against simple detectors (`anomaly`).
+(`ablation`), anomaly detection against simple detectors (`anomaly`), edits of images (`edit`).
 """
