@@ -4,13 +4,13 @@
 functions run them as evaluation does: running batch statistics, no dropout.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ali_jax.networks.inputs import check_codes, check_x, latent_dim
 from ali_jax.types import ALI, Array, Batch, Logits, Networks, Noise, Pairs, PyTree, Variables
 
 
@@ -27,7 +27,7 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
     Returns:
       Parameters and running batch statistics of the three networks.
     """
-    _check_x(ali, x)
+    check_x(ali, x)
     keys = Networks(*jax.random.split(key, 3))
     rows = packing(ali)
     x1, y1 = x[:rows], None if y is None else y[:rows]
@@ -41,17 +41,6 @@ def init(ali: ALI, key: Array, x: Array, y: Array | None = None) -> Variables:
     if hasattr(ali.decoder, "fit_bias"):
         params = params._replace(decoder=ali.decoder.fit_bias(params.decoder, x))
     return Variables(params, Networks(*(v.get("batch_stats", {}) for v in initial)))
-
-
-def latent_dim(ali: ALI) -> int:
-    """Return Z, the encoder's attribute `latent_dim`; raise a ValueError if it has none."""
-    size = getattr(ali.encoder, "latent_dim", None)
-    if size is None:
-        raise ValueError(
-            f"The encoder {type(ali.encoder).__name__} says nothing of the length of its codes: give it the "
-            "field `latent_dim: int`."
-        )
-    return size
 
 
 def packing(ali: ALI) -> int:
@@ -107,7 +96,7 @@ def generate(
     Returns:
       The pairs, and the new batch statistics of encoder and decoder.
     """
-    _check_x(ali, batch.x)
+    check_x(ali, batch.x)
     key_e, key_d = jax.random.split(noise.key_generator)
     z_hat, stats_e = run_training(
         ali.encoder, params.encoder, batch_stats.encoder, (batch.x, noise.epsilon, batch.y), key_e
@@ -217,7 +206,7 @@ def encode(
     Returns:
       Codes z [B, Z].
     """
-    _check_x(ali, x)
+    check_x(ali, x)
     shape = (x.shape[0], latent_dim(ali))
     epsilon = jnp.zeros(shape) if key is None else jax.random.normal(key, shape)
     flax_variables = collections(variables.params.encoder, variables.batch_stats.encoder)
@@ -239,7 +228,7 @@ def decode(
     Returns:
       x_tilde [B, *X]; images are in [0, 1].
     """
-    _check_codes(ali, z)
+    check_codes(ali, z)
     flax_variables = collections(variables.params.decoder, variables.batch_stats.decoder)
     return ali.decoder.apply(flax_variables, z, y, train=False, rngs=None if key is None else streams(key))
 
@@ -328,7 +317,7 @@ def discriminate(ali: ALI, variables: Variables, x: Array, z: Array, y: Array | 
       Logits [B]; of a D of K classes [B, K]; of a D that packs m pairs [B / m]. Large means that a pair looks
       like one of the encoder's.
     """
-    _check_x(ali, x)
+    check_x(ali, x)
     flax_variables = collections(variables.params.discriminator, variables.batch_stats.discriminator)
     return ali.discriminator.apply(flax_variables, x, z, y, train=False)
 
@@ -362,7 +351,7 @@ def posterior(ali: ALI, variables: Variables, x: Array, y: Array | None = None) 
         raise ValueError(
             "posterior: this encoder is not a Gaussian with `moments(x, y, *, train)`; sample it instead."
         )
-    _check_x(ali, x)
+    check_x(ali, x)
     flax_variables = collections(variables.params.encoder, variables.batch_stats.encoder)
     return ali.encoder.apply(flax_variables, x, y, train=False, method="moments")
 
@@ -383,7 +372,7 @@ def features(ali: ALI, variables: Variables, x: Array, y: Array | None = None, *
     Returns:
       Features [B, F], flattened.
     """
-    _check_x(ali, x)
+    check_x(ali, x)
     flax_variables = collections(variables.params.encoder, variables.batch_stats.encoder)
     epsilon = jnp.zeros((x.shape[0], latent_dim(ali)))
     z, sown = ali.encoder.apply(flax_variables, x, epsilon, y, train=False, mutable=["intermediates"])
@@ -400,50 +389,6 @@ def streams(key: Array) -> dict[str, Array]:
     """Return a module's random streams: `params`, `dropout`, and `noise` for stochastic decoders."""
     key_params, key_dropout, key_noise = jax.random.split(key, 3)
     return {"params": key_params, "dropout": key_dropout, "noise": key_noise}
-
-
-def _check_x(ali: ALI, x: Array) -> None:
-    """Raise a ValueError for data that the networks do not take: no array, no floats, or of another shape.
-
-    The shape of one x is known where the decoder has the attribute `x_shape`.
-    """
-    if not hasattr(x, "dtype"):
-        raise ValueError(f"x is a {type(x).__name__}: give an array, as np.asarray(x, np.float32) makes it.")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"x is {x.dtype}, and the networks take floats, images in [0, 1]: divide by the largest value of "
-            "a pixel, as in x / np.float32(255)."
-        )
-    shape = getattr(ali.decoder, "x_shape", None)
-    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
-        raise ValueError(wrong_shape("x", x.shape, shape))
-
-
-def wrong_shape(what: str, given: Sequence[int], shape: Sequence[int]) -> str:
-    """Return the message that an array is not [N, *shape], with the cure where it can be told."""
-    given, shape = tuple(given), tuple(shape)
-    cure = "bring the data to this shape"
-    if given == shape:
-        cure = f"add the axis of rows, {what}[None]"
-    elif (*given[1:], 1) == shape:
-        cure = f"add the axis of channels, {what}[..., None]"
-    elif len(given) == 4 and (*given[2:], given[1]) == shape:
-        cure = f"put the channels last, np.moveaxis({what}, 1, -1)"
-    elif len(given) > 1 and math.prod(given[1:]) == math.prod(shape):
-        cure = f"reshape it, {what}.reshape(-1, {', '.join(map(str, shape))})"
-    elif len(given) == len(shape) + 1 == 4:
-        cure = f"resize the images to {shape[0]}x{shape[1]} pixels with {shape[2]} channels"
-    wanted = ", ".join(map(str, ("N", *shape)))
-    return f"{what} has the shape {list(given)}, and this model takes [{wanted}]: {cure}."
-
-
-def _check_codes(ali: ALI, z: Array) -> None:
-    """Raise a ValueError for codes that are not an array [B, Z]."""
-    if getattr(z, "ndim", None) != 2 or z.shape[1] != latent_dim(ali):
-        given = list(z.shape) if hasattr(z, "shape") else f"that of a {type(z).__name__}"
-        raise ValueError(
-            f"The shape of z is {given}: codes of this model are an array [N, {latent_dim(ali)}]."
-        )
 
 
 def _interleave(a: Array, b: Array, m: int) -> Array:

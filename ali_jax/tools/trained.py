@@ -22,6 +22,7 @@ from ali_jax.evaluate.running import compiled
 from ali_jax.game import Game, member_of, trained_run
 from ali_jax.metrics.blocks import map_fixed_blocks
 from ali_jax.networks.convolutions import platform_of
+from ali_jax.networks.inputs import wrong_shape
 from ali_jax.types import ALI, PyTree, TrainState, Variables
 
 Images: TypeAlias = Any  # an array, a PIL image, a path, or a sequence of one of them
@@ -178,7 +179,7 @@ class Model:
         is_one = x.shape == self.shape
         x = x[None] if is_one else x
         if x.shape[1:] != self.shape:
-            raise ValueError(model.wrong_shape("x", x.shape, self.shape))
+            raise ValueError(wrong_shape("x", x.shape, self.shape))
         if not len(x):
             raise ValueError("There are no rows: give at least one.")
         return self._units(x), is_one
