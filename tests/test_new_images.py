@@ -1,6 +1,7 @@
 """The modes that take --inputs: what they write of which images, and what they refuse."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -19,6 +20,7 @@ from ali_jax.main import main
 from ali_jax.metrics import directions
 from ali_jax.program import command, loop, new_images
 from ali_jax.tools.anomaly import anomaly_scores
+from ali_jax.tools.trained import Model
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +211,16 @@ def test_scores_have_the_p_values_of_the_test_rows(run, trained, tmp_path, capsy
         assert float(row["score"]) == pytest.approx(score, rel=1e-4)
         assert float(row["p_value"]) == pytest.approx((1 + (scores >= score).sum()) / (1 + len(x)), abs=0.01)
     assert float(rows[2]["p_value"]) == pytest.approx(1 / (1 + len(x)), rel=1e-3)
+
+
+def test_a_conditional_model_takes_the_folders_as_classes(photos):
+    conditional = Model(None, None, (8, 8, 1), conditions=("a", "b", "c", "d"))
+    found = inputs.read(photos, inputs.Rule((8, 8, 1)))
+    assert new_images._conditions(conditional, found) == list("aabbcc")
+    with pytest.raises(command.UsageError, match="'no class' is none of a, b, c, d"):
+        new_images._conditions(conditional, inputs.read(photos / "a" / "0.png", inputs.Rule((8, 8, 1))))
+    with pytest.raises(command.UsageError, match="'c' is none of a, b"):
+        new_images._conditions(dataclasses.replace(conditional, conditions=("a", "b")), found)
 
 
 def test_broken_files_are_named_and_left_out_if_asked(run, photos, tmp_path, capsys):
