@@ -103,11 +103,12 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
     Test rows that also occur in train are left out; where all do, train rows are compared with each other. At
     most 60,000 rows of train, of images above 77x77 pixels fewer (1 GiB), and 2,000 of test are used.
     """
+    unseen = _test_distance(dataset)  # before the samples: large ones would not fit beside the test rows
     train = train_rows(dataset)
     x_tilde = draw_samples(ali, variables, key, MEMORISATION_ROWS, dataset)
     distance = reconstruction.median_distance(x_tilde, train.x, divisor=dataset.divisor)
     scalars = {
-        "memorisation": reconstruction.distance_ratio(distance, _test_distance(dataset)),
+        "memorisation": reconstruction.distance_ratio(distance, unseen),
         "n_memorisation": float(MEMORISATION_ROWS),
         "n_train": float(len(train.x)),
     }
