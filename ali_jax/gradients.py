@@ -117,7 +117,7 @@ def game_gradients(
         grad_discriminator, ct_pairs = _one_pass(pull_judge, ct_generator, ct)
     else:
         ct = Logits(*(jnp.ones_like(model.of_encoder(s)) for s in logits))
-        grad_discriminator, ct_pairs = _two_pullbacks(pull_judge, ct_generator, ct_discriminator)
+        grad_discriminator, ct_pairs = pull_judge(ct_discriminator)[0], pull_judge(ct_generator)[1]
 
     grad_penalties = []
     input_gradients = partial(_input_gradients, judge, pairs, ct)
@@ -165,24 +165,13 @@ def _penalty_term(
     return _Term(losses, grad, ct_pairs, metrics)
 
 
-def _two_pullbacks(
-    pull_judge: Pullback, ct_generator: Logits, ct_discriminator: Logits
-) -> tuple[PyTree, Pairs]:
-    """Pull both players' cotangents of the logits back through D, one after the other.
-
-    Returns:
-      D's gradient, and the generator's cotangent of the pairs.
-    """
-    return pull_judge(ct_discriminator)[0], pull_judge(ct_generator)[1]
-
-
 def _one_pass(pull_judge: Pullback, ct_generator: Logits, ct: Logits) -> tuple[PyTree, Pairs]:
-    """Do the same with one pullback, exact where each logit depends on its own pair only.
+    """Return D's gradient and the generator's cotangent of the pairs, from one pullback for both players.
 
-    The pairs' cotangent is then b_i J_i, for the generator's cotangents b of the logits and J_i the gradient
-    of logit i in its pair. So one pullback of D's own cotangents a serves both: D's gradient as it is, and
-    the pairs' after scaling row i by b_i / a_i. What is pulled back is `_away_from_zero` of a.
-    docs/reference/performance.md has the derivation.
+    It is exact where each logit depends on its own pair only. The pairs' cotangent is then b_i J_i, for the
+    generator's cotangents b of the logits and J_i the gradient of logit i in its pair. So one pullback of D's
+    own cotangents a serves both: D's gradient as it is, and the pairs' after scaling row i by b_i / a_i. What
+    is pulled back is `_away_from_zero` of a. docs/reference/performance.md has the derivation.
 
     A discriminator that packs m pairs has one logit for m rows, which then share its factor.
     """
@@ -213,11 +202,7 @@ def _input_gradients(judge: Pullback, pairs: Pairs, ct: Logits, discriminator: P
     same pass, which XLA compiles once.
     """
 
-    def scores(pairs: Pairs) -> Logits:
-        logits, _ = judge(discriminator, pairs)
-        return jax.tree.map(model.of_encoder, logits)
-
-    _, pull = jax.vjp(scores, pairs)
+    _, pull = jax.vjp(lambda w: jax.tree.map(model.of_encoder, judge(discriminator, w)[0]), pairs)
     return _scaled(pull(ct)[0], jax.tree.map(jnp.reciprocal, ct))
 
 
@@ -228,12 +213,9 @@ def _scaled(pairs: Pairs, by: Logits) -> Pairs:
         by = jnp.repeat(by, len(rows) // len(by))
         return rows * by.reshape(-1, *(1,) * (rows.ndim - 1)).astype(rows.dtype)
 
-    return pairs._replace(
-        x=scaled(pairs.x, by.q),
-        z_hat=scaled(pairs.z_hat, by.q),
-        x_tilde=scaled(pairs.x_tilde, by.p),
-        z=scaled(pairs.z, by.p),
-    )
+    x, z_hat = (scaled(rows, by.q) for rows in (pairs.x, pairs.z_hat))
+    x_tilde, z = (scaled(rows, by.p) for rows in (pairs.x_tilde, pairs.z))
+    return Pairs(x, z_hat, x_tilde, z, pairs.y)
 
 
 def _asks(penalty: Penalty) -> bool:
