@@ -3,9 +3,12 @@
 The public functions of this module are what `config.penalties` may name. A penalty's generator loss is
 differentiated in the parameters of encoder and decoder and in the pairs. Its discriminator loss is
 differentiated in the parameters of D alone.
+
+A weight is a number, which may be traced, or a function of the step, such as a schedule of optax.
 """
 
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 from ali_jax import losses, model
 from ali_jax.types import ALI, Array, Batch, InputGradients, Logits, Losses, Metrics, Pairs, Variables
 
-Weight: TypeAlias = float | Array
+Weight: TypeAlias = float | Array | Callable[[Array], Array]
 Placement = Literal["encoder", "decoder", "both", "prior"]
 Masks = Literal["own", "game"]
 PLACES = {  # by placement: the inputs of D, as fields of `Pairs`
@@ -46,7 +49,7 @@ def r1(
 
     s_i is the logit of pair i, and (x, z) are constants. Of K logits s is the logsumexp. A pack of pairs
     counts as one pair. At the encoder's pairs (x, z_hat) the penalty is R1, at the decoder's (x_tilde, z) it
-    is R2; `prior` means (x, z). Weights may be traced.
+    is R2; `prior` means (x, z).
 
     Args:
       gamma: weight of the x part, in units of x in [0, 1]: scaling x by c means gamma c^2; None: 0.
@@ -81,6 +84,7 @@ def r1(
     count = len(pairs.x) // model.packing(ali)
     squares = jnp.array([[_sum_of_squares(g) for g in of_pairs] for of_pairs in gradients])
     by_x, by_z = squared = jnp.sum(squares, axis=0) / count
+    gamma, gamma_z, gamma_final = (_at(step, weight) for weight in (gamma, gamma_z, gamma_final))
     weights = _weights(gamma, gamma_z, gamma_final, step / num_steps)
     if every > 1:
         weights *= jnp.where((step + 1) % every == 0, every, 0)
@@ -106,9 +110,12 @@ def _sum_of_squares(g: Array) -> Array:
     return jnp.sum(jnp.square(g.astype(jnp.promote_types(g.dtype, jnp.float32))))
 
 
-def _weights(
-    gamma: Weight | None, gamma_z: Weight | None, gamma_final: Weight | None, progress: Array | float
-) -> Array:
+def _at(step: Array, weight: Weight | None) -> Any:
+    """Return a weight at a step."""
+    return weight(step) if callable(weight) else weight
+
+
+def _weights(gamma: Any, gamma_z: Any, gamma_final: Any, progress: Array | float) -> Array:
     """Return `r1`'s weights of x and z, [2], after a share `progress` of the steps."""
     gamma = 0.0 if gamma is None else gamma
     weights = jnp.stack([jnp.asarray(w, float) for w in (gamma, gamma if gamma_z is None else gamma_z)])
@@ -131,10 +138,9 @@ def cycle_x(
     The square is summed over the D dimensions of x and averaged over the batch; weight 1 / D makes it a mean.
     The decoder runs as in training.
     """
-    del step
     x_hat = _decoded(ali, variables, pairs.z_hat, pairs.y, key)
     distance = _squared_distance(pairs.x, x_hat)
-    return Losses(weight * distance, jnp.zeros(())), {"cycle/x": distance}
+    return Losses(_at(step, weight) * distance, jnp.zeros(())), {"cycle/x": distance}
 
 
 def cycle_z(
@@ -158,7 +164,6 @@ def cycle_z(
       sampled: whether the code is a sample of q(z | x_tilde), as in ALICE. The variance of q is then part of
         the distance, so the term drives it to zero. Otherwise the code is the one at epsilon = 0.
     """
-    del step
     key_epsilon, key = jax.random.split(key)
     epsilon = jax.random.normal(key_epsilon, pairs.z.shape) if sampled else jnp.zeros_like(pairs.z)
     z_hat, _ = model.run_training(
@@ -169,7 +174,7 @@ def cycle_z(
         key,
     )
     distance = _squared_distance(pairs.z, z_hat)
-    return Losses(weight * distance, jnp.zeros(())), {"cycle/z": distance}
+    return Losses(_at(step, weight) * distance, jnp.zeros(())), {"cycle/z": distance}
 
 
 def adversarial_cycle(
@@ -182,14 +187,13 @@ def adversarial_cycle(
     Raises:
       ValueError: D has no `pair_layers`.
     """
-    del step
     _require(ali, "pair_layers", "(64, 64)", "adversarial_cycle")
     key_decoder, key = jax.random.split(key)
     x_hat = _decoded(ali, variables, pairs.z_hat, pairs.y, key_decoder)
     compared = Pairs(pairs.x, pairs.x, pairs.x, x_hat, pairs.y)
     logits = _scores(ali, variables, compared, key, "pair")
     added, metrics = losses.ali(logits, Batch(pairs.x))
-    return Losses(*(weight * a for a in added)), _named("adversarial_cycle", metrics)
+    return Losses(*(_at(step, weight) * a for a in added)), _named("adversarial_cycle", metrics)
 
 
 def unary_scores(
@@ -203,12 +207,11 @@ def unary_scores(
     Raises:
       ValueError: D has no `unary_scores`.
     """
-    del step
     _require(ali, "unary_scores", "True", "unary_scores")
     q, p = _scores(ali, variables, pairs, key, "unary")
     of_x, metrics_x = losses.hinge(Logits(q[:, 0], p[:, 0]), Batch(pairs.x))
     of_z, metrics_z = losses.hinge(Logits(q[:, 1], p[:, 1]), Batch(pairs.x))
-    added = Losses(*(weight * (a + b) for a, b in zip(of_x, of_z, strict=True)))
+    added = Losses(*(_at(step, weight) * (a + b) for a, b in zip(of_x, of_z, strict=True)))
     return added, {**_named("unary/x", metrics_x), **_named("unary/z", metrics_z)}
 
 
@@ -231,7 +234,6 @@ def elbo(
     Raises:
       ValueError: the encoder is not Gaussian, or has no method `moments`.
     """
-    del step
     if not model.has_gaussian_encoder(ali):
         raise ValueError("elbo needs a Gaussian encoder: set config.encoder.posterior = 'gaussian'.")
     key_encoder, key_decoder = jax.random.split(key)
@@ -243,7 +245,7 @@ def elbo(
     x_hat = _decoded(ali, variables, pairs.z_hat, pairs.y, key_decoder)
     error = _squared_distance(pairs.x, x_hat) / (2 * sigma**2)
     kl = jnp.sum(jnp.square(mu) + jnp.exp(2 * log_sigma) - 1 - 2 * log_sigma) / (2 * len(mu))
-    return Losses(weight * (error + kl), jnp.zeros(())), {"elbo/error": error, "elbo/kl": kl}
+    return Losses(_at(step, weight) * (error + kl), jnp.zeros(())), {"elbo/error": error, "elbo/kl": kl}
 
 
 def _decoded(ali: ALI, variables: Variables, z: Array, y: Array | None, key: Array) -> Array:

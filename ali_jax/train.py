@@ -3,7 +3,7 @@
 The gradients are `gradients.game_gradients`; many steps as one program are `game.compile`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ali_jax import model
-from ali_jax.gradients import Gradient, game_gradients
+from ali_jax.gradients import Aux, Gradient, game_gradients
 from ali_jax.types import (
     ALI,
     Array,
@@ -56,11 +56,12 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    ema_decay: float = 0.0,
+    ema_decay: float | Callable[[Array], Array] = 0.0,
     axis_name: str | None = None,
     gradient: Gradient = "auto",
     augment: Augment | None = None,
     noise: Noise | None = None,
+    gradients_of: Callable[..., tuple[Networks[PyTree], Aux]] = game_gradients,
 ) -> tuple[TrainState, Metrics]:
     """Update both players at once from one minibatch.
 
@@ -68,12 +69,13 @@ def train_step(
       ali, tx, loss, penalties: the game; see `game_gradients`.
       state: from `init_state`.
       batch: this step's data, or in a named axis this device's share of them.
-      ema_decay: of the averaged variables, if the state has them. At step t it is min(ema_decay,
-        (1 + t) / (10 + t)).
+      ema_decay: of the averaged variables, if the state has them. A number has a warm-up: after t steps the
+        decay is min(ema_decay, (1 + t) / (10 + t)). A function of t gives it as it is.
       axis_name: the named axis to average over, under `jax.pmap`, `jax.shard_map(..., check_vma=False)` or
         `jax.vmap`; None in a single program.
       gradient, augment: see `game_gradients`.
       noise: this step's noise; None: drawn from the state's key, the step and the device's index.
+      gradients_of: takes the place of `game_gradients`; it has the same arguments and results.
 
     Returns:
       The new state, and metrics: `loss/generator`, `loss/discriminator` and those of loss and penalties.
@@ -83,7 +85,7 @@ def train_step(
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         noise = model.draw_noise(ali, key, batch.x.shape[0])
-    grads, aux = game_gradients(
+    grads, aux = gradients_of(
         ali, state.variables, loss, penalties, batch, noise, state.step, gradient=gradient, augment=augment
     )
     metrics = {
@@ -103,7 +105,9 @@ def train_step(
     ema: Any = state.ema
     if ema is not None:
         with jax.named_scope("average"):
-            decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+            decay = (
+                ema_decay(step) if callable(ema_decay) else jnp.minimum(ema_decay, (1 + step) / (10 + step))
+            )
             ema = optax.incremental_update(variables, ema, 1 - decay)
     return TrainState(step, state.key, variables, ema, opt_state), metrics
 

@@ -259,6 +259,32 @@ def test_the_average_warms_up():
     assert distance(moved.ema, expected) < 1e-6
 
 
+def test_a_decay_that_is_a_function_has_no_warm_up():
+    ali, _, tx, start, data = setting("digits")
+    state = start()._replace(step=jnp.asarray(6))
+    decay = optax.linear_schedule(0.0, 0.8, 8)
+    moved, _ = train.train_step(ali, tx, losses.ali, (), state, Batch(data[0]), ema_decay=decay)
+    expected = jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, state.ema, moved.variables)  # after 7 steps
+    assert distance(moved.ema, expected) < 1e-6
+
+
+def test_a_step_takes_gradients_of_ones_own():
+    ali, _, _, start, data = setting("digits")
+
+    def reversed_gradients(*args, **options):
+        grads, aux = gradients.game_gradients(*args, **options)
+        return jax.tree.map(jnp.negative, grads), aux
+
+    sgd = optax.sgd(0.1)
+    state = start()
+    state = state._replace(opt_state=sgd.init(state.variables.params))
+    step = partial(train.train_step, ali, sgd, losses.ali, (), state, Batch(data[0]))
+    (there, _), (back, _) = step(), step(gradients_of=reversed_gradients)
+    middle = jax.tree.map(lambda a, b: (a + b) / 2, there.variables.params, back.variables.params)
+    assert distance(middle, state.variables.params) < 1e-6
+    assert distance(there.variables.params, state.variables.params) > 1e-6
+
+
 def test_each_player_has_its_own_optimiser_and_a_frozen_network_stays(key):
     ali, config, _, start, data = setting("digits")
     config.optimizer.discriminator.learning_rate = 0.0

@@ -271,6 +271,21 @@ def test_r1_of_class_logits_is_that_of_their_logsumexp_and_weights_may_be_traced
     np.testing.assert_allclose(*both(2.0, 0.5, 2.0), rtol=1e-4)
 
 
+def test_weights_may_be_functions_of_the_step():
+    s = setting()
+    arguments = (s.ali, s.variables, s.pairs, s.noise.key_penalties, jnp.asarray(3))
+    falling = optax.linear_schedule(2.0, 0.0, 4)  # 0.5 at step 3
+    for penalty, name, more in (
+        (penalties.r1, "gamma", {"gamma_z": 1.0}),
+        (penalties.r1, "gamma_z", {"gamma": 1.0}),
+        (penalties.cycle_x, "weight", {}),
+        (penalties.cycle_z, "weight", {}),
+        (penalties.elbo, "weight", {}),
+    ):
+        found, expected = (penalty(*arguments, **{name: w}, **more)[0] for w in (falling, 0.5))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["adversarial_cycle", "unary_scores"])
 def test_a_penalty_without_its_part_of_the_discriminator_is_refused(name):
     s = setting()

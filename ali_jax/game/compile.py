@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ali_jax.data import Feed
 from ali_jax.game import lazy
-from ali_jax.gradients import Gradient
+from ali_jax.gradients import Gradient, game_gradients
 from ali_jax.networks import convolutions
 from ali_jax.train import train_step
 from ali_jax.types import ALI, Array, Augment, Batch, Loss, Metrics, Penalty, PyTree, TrainState
@@ -58,10 +58,11 @@ def make_train_step(
     steps: int,
     mesh: Mesh | None = None,
     parallel: Literal["mesh", "pmap"] = "mesh",
-    ema_decay: float = 0.0,
+    ema_decay: float | Callable[[Array], Array] = 0.0,
     gradient: Gradient = "auto",
     population: Population | None = None,
     augment: Augment | None = None,
+    gradients_of: Callable[..., Any] = game_gradients,
 ) -> Call:
     """Make the compiled `(state, data) -> (state, metrics)` that takes `steps` steps.
 
@@ -77,7 +78,7 @@ def make_train_step(
       mesh: the devices, along the axis "data"; None: the default device.
       parallel: `mesh`: one program over all devices, the batch sharded, the state replicated; `pmap`: the
         same step along a named axis, under `jax.pmap`; `ali` must have been built with that `axis_name`.
-      ema_decay, gradient, augment: see `train_step`.
+      ema_decay, gradient, augment, gradients_of: see `train_step`.
       population: members that are trained at once, with their own optimiser and penalties instead of `tx`
         and `penalties`. All leaves of the state but its step have a leading axis K, and so have the metrics.
         It is K that is divided among the devices of the mesh.
@@ -91,12 +92,23 @@ def make_train_step(
     """
     mesh = mesh or Mesh(jax.devices()[:1], (AXIS,))
     axis_name = AXIS if parallel == "pmap" else None
-    options = {"ema_decay": ema_decay, "axis_name": axis_name, "gradient": gradient, "augment": augment}
 
     def update(
         tx: optax.GradientTransformation, penalties: Sequence[Penalty], state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        return train_step(ali, tx, loss, penalties, state, batch, **options)
+        return train_step(
+            ali,
+            tx,
+            loss,
+            penalties,
+            state,
+            batch,
+            ema_decay=ema_decay,
+            axis_name=axis_name,
+            gradient=gradient,
+            augment=augment,
+            gradients_of=gradients_of,
+        )
 
     if parallel == "pmap":
         step = one_step(update, feed, shards=mesh.size)
