@@ -272,6 +272,9 @@ TABLE = (
         "Share of `num_steps` at the full learning rate; a cosine follows. 1 = no schedule."),
     Key("optimizer.final_fraction", 0.0, rules.not_negative,
         "Share of the learning rate that is left at the end of the cosine."),
+    Key("optimizer.packed_size", 0, rules.count_or_zero,
+        "Parameters of at most this many elements, such as 16384, share one vector in Adam's state: fewer "
+        "kernels on a GPU. It does not change what is computed. 0 = none."),
 
     Group("Populations", "Several runs that are trained at once, as one program."),
     Key("population.seeds", 0, rules.count_or_zero,

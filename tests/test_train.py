@@ -11,11 +11,13 @@ import pytest
 import small
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ali_jax import config as configs
 from ali_jax import data as data_module
 from ali_jax import gradients, losses, model, train
 from ali_jax.data import ArraySplit
 from ali_jax.game import compile, parts
 from ali_jax.networks import convolutions
+from ali_jax.records import checkpoint
 from ali_jax.types import Batch, Logits, Losses, Networks, TrainState, Variables
 
 
@@ -298,8 +300,9 @@ def test_each_player_has_its_own_optimiser_and_a_frozen_network_stays(key):
     assert change.decoder == change.discriminator == 0
 
 
-def _adam_step(platform):
+def _adam_step(platform, packed_size=0):
     config = small.experiment("svhn")
+    config.optimizer.packed_size = packed_size
     tx = parts.make_optimizer(config, platform=platform)
 
     def step(params, state, grads):
@@ -321,6 +324,49 @@ def test_adam_for_a_cpu_is_optax_s_adam(key):
             moved, state = step(moved, state, grads)
         found[platform] = moved, state
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found["cpu"], found["gpu"])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_adam_of_small_leaves_in_one_vector_keeps_every_bit(key, platform):
+    sizes = ((5, 3), (16,), (2, 2, 4), (17,), ())  # all but one have at most 16 elements
+    params = Networks(*({"b": [jax.random.normal(key, size) for size in sizes]} for _ in range(3)))
+    found = []
+    for packed_size in (0, 16):
+        tx, step = _adam_step(platform, packed_size)
+        moved, state = jax.tree.map(jnp.copy, params), tx.init(params)
+        for i in range(3):
+            grads = jax.tree.map(lambda leaf, i=i: jnp.sin(leaf * (1 + i)), params)
+            moved, state = step(moved, state, grads)
+        found.append((moved, state))
+    (moved, _), (packed, state) = found
+    jax.tree.map(np.testing.assert_array_equal, packed, moved)
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(state))
+    of_generator, of_discriminator = (
+        2 * (15 + 16 + 16 + 1),
+        15 + 16 + 16 + 1,
+    )  # in mu and in nu, beside counts
+    assert sizes == sorted([1, 1, *2 * [of_generator, 17, 17, of_discriminator, 17]])
+
+
+def test_a_run_does_not_go_on_with_another_packing(tmp_path):
+    config = small.experiment("svhn")
+    states = []
+    for size in (0, 16):
+        config.optimizer.packed_size = size
+        params = Networks(*({"w": jnp.ones(2), "b": jnp.ones(3)} for _ in range(3)))
+        opt_state = parts.make_optimizer(config).init(params)
+        variables = Variables(params, Networks({}, {}, {}))
+        states.append(TrainState(jnp.ones((), jnp.int32), jax.random.PRNGKey(0), variables, None, opt_state))
+    manager = checkpoint.open_manager(tmp_path, create=True)
+    checkpoint.save(manager, states[0], {})
+    checkpoint.wait(manager)
+    whole = NamedSharding(Mesh(jax.devices()[:1], ("data",)), PartitionSpec())
+    like = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=whole), states[1])
+    with pytest.raises(checkpoint.CheckpointError, match=r"holds another model .*opt_state"):
+        checkpoint.restore(manager, like)
+    checkpoint.close(manager, failed=False)
+    changed = configs.with_values(config, {"optimizer.packed_size": 0})
+    assert configs.conflicts(config, changed) == {"optimizer.packed_size": (16, 0)}
 
 
 def test_adam_for_a_cpu_copies_neither_moments_nor_parameters():

@@ -259,6 +259,7 @@ PROGRAM = (
     ),
     Row("optimizer.constant_fraction", 0.5, STEP),
     Row("optimizer.final_fraction", 0.3, STEP, "cosine"),
+    Row("optimizer.packed_size", 4, STEP),
     Row("population.seeds", 3, start(*ROLES) | STEP | TRAIN | start("key"), "seeds"),
     Row("population.vary", (("optimizer.discriminator.b2", (0.3, 0.4)),), step(DISCRIMINATOR), "seeds"),
     Row("population.vary", (("encoder.init_std", (0.3, 0.4)),), start(ENCODER), "seeds"),
