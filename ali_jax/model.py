@@ -75,9 +75,9 @@ def draw_noise(ali: ALI, key: Array, size: int) -> Noise:
     Returns:
       z and epsilon ~ N(0, I), [B, Z] each, and keys for everything else that is random.
     """
-    key_z, key_epsilon, *keys = jax.random.split(key, 5)
-    shape = (size, latent_dim(ali))
-    return Noise(jax.random.normal(key_z, shape), jax.random.normal(key_epsilon, shape), *keys)
+    key, *keys = jax.random.split(key, 4)
+    z, epsilon = jax.random.normal(key, (2, size, latent_dim(ali)))  # one draw
+    return Noise(z, epsilon, *keys)
 
 
 def generate(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ali_jax import model
+from ali_jax.bits import HASHED
 from ali_jax.gradients import Aux, Gradient, game_gradients
 from ali_jax.types import (
     ALI,
@@ -81,7 +82,8 @@ def train_step(
       The new state, and metrics: `loss/generator`, `loss/discriminator` and those of loss and penalties.
     """
     if noise is None:
-        key = jax.random.fold_in(state.key, state.step)
+        key = jax.random.wrap_key_data(jax.random.key_data(state.key), impl=HASHED)
+        key = jax.random.fold_in(key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         noise = model.draw_noise(ali, key, batch.x.shape[0])

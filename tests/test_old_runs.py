@@ -10,12 +10,16 @@ import re
 import tarfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from small import ROOT
 
 from ali_jax import config as configs
+from ali_jax import model, train
+from ali_jax.data import feeds
 from ali_jax.main import main
+from ali_jax.types import Noise
 
 FOLDER = Path(__file__).parent / "fixtures" / "old_runs"
 KINDS = ("single", "population", "convolutional", "semi_supervised", "format_2")
@@ -53,7 +57,26 @@ def assert_same_numbers(found: dict, expected: dict) -> None:
         assert found[name] == pytest.approx(value, **tolerance), name
 
 
-def test_a_finished_run_goes_on_as_the_code_that_made_it_did(old):
+def earlier_draw_noise(ali, key, size):
+    key_z, key_epsilon, *keys = jax.random.split(key, 5)
+    shape = (size, model.latent_dim(ali))
+    return Noise(jax.random.normal(key_z, shape), jax.random.normal(key_epsilon, shape), *keys)
+
+
+def earlier_uniform(x, key):
+    return jax.random.uniform(key, x.shape, minval=-1, maxval=1)
+
+
+@pytest.fixture
+def earlier_streams(monkeypatch):
+    """Draw as the code did that made the runs: with keys of threefry, and z apart from epsilon."""
+    monkeypatch.setattr(train, "HASHED", "threefry2x32")
+    monkeypatch.setattr(model, "draw_noise", earlier_draw_noise)
+    monkeypatch.setattr(feeds, "HASHED", "threefry2x32")
+    monkeypatch.setattr(feeds, "_uniform", earlier_uniform)
+
+
+def test_a_finished_run_goes_on_as_the_code_that_made_it_did(old, earlier_streams):
     config = (old / "config.json").read_text()
     text = f"from ali_jax import config\n\n\ndef get_config():\n    return config.from_json({config!r})\n"
     (old.parent / "config.py").write_text(text)

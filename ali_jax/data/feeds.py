@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from ali_jax.bits import mix
+from ali_jax.bits import HASHED, hashed, mix
 from ali_jax.data.dataset import THREADS, DataError, Split, scaled
 from ali_jax.data.order import Order
 from ali_jax.types import Array, Batch, PyTree
@@ -76,16 +76,21 @@ class Plan(NamedTuple):
         batch = scaled(batch, self.divisor)
         if not self.dequantize:
             return batch
-        key = _key(words ^ _NOISE, step, shard)
-        noise = jax.random.uniform(key, batch.x.shape, minval=-self.dequantize, maxval=self.dequantize)
-        return batch._replace(x=batch.x + noise)
+        noise = _uniform(batch.x, _key(words ^ _NOISE, step, shard))
+        return batch._replace(x=batch.x + self.dequantize * noise)
 
 
 def _key(words: Any, step: Array, shard: Shard | None) -> Array:
     """Return the key of a step, and of a shard, for a purpose that `words` [2] stand for."""
-    key = jax.random.wrap_key_data(mix(words), impl="threefry2x32")
+    key = jax.random.wrap_key_data(mix(words), impl=HASHED)
     key = jax.random.fold_in(key, step)
     return key if shard is None else jax.random.fold_in(key, shard[0])
+
+
+def _uniform(x: Array, key: Array) -> Array:
+    """Return hashes of the positions as noise that is uniform on [-1, 1], of the shape and type of x."""
+    position = jax.lax.iota(jnp.uint32, x.size).reshape(x.shape)
+    return hashed(jax.random.key_data(key), position).astype(x.dtype) * 2.0**-31 - 1
 
 
 class DeviceFeed:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ali_jax.bits import mix
+from ali_jax.bits import hashed
 from ali_jax.networks import convolutions
 from ali_jax.types import Array
 
@@ -300,8 +300,7 @@ class Dropout(nn.Module):
             return h
         words = jax.random.key_data(self.make_rng("dropout"))
         positions = jax.lax.iota(jnp.uint32, h.size).reshape(h.shape)
-        bits = mix(mix(positions ^ words[0]) + words[1])
-        mask = bits >= np.uint32(self.rate * 2**32)
+        mask = hashed(words, positions) >= np.uint32(self.rate * 2**32)
         return jnp.where(mask, h / (1 - self.rate), 0)
 
 
