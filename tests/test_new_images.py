@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pyarrow
@@ -155,11 +156,66 @@ def test_a_direction_between_two_folders(run, trained, photos, capsys):
     z = [trained.encode(sorted((photos / name).iterdir())) for name in "ab"]
     kept = json.loads((run / "directions.json").read_text())["directions"]["a b"]
     np.testing.assert_allclose(kept["vector"], z[1].mean(0) - z[0].mean(0), atol=1e-5)
-    assert kept["ends"] == [str(photos / "a"), str(photos / "b")]
+    assert kept["source"] == [str(photos / "a"), str(photos / "b")]
     assert use("edit", run, photos / "a", "--direction", "a b") == 0
     capsys.readouterr()
     assert use("edit", run, photos / "a", "--direction", "b") == 2
     assert "There is no direction 'b'. This run has 0, 1, 2," in capsys.readouterr().err
+
+
+def test_a_direction_of_folders_is_that_of_their_images_today(run, trained, photos, tmp_path):
+    ends = [tmp_path / name for name in ("from", "to")]
+    for end, name in zip(ends, "ab", strict=True):
+        shutil.copytree(photos / name, end)
+    more = ("--from", ends[0], "--to", ends[1], "--direction", "mine")
+    assert use("edit", run, photos / "a", *more) == 0
+    shutil.copy(photos / "c" / "0.png", ends[1] / "new.png")
+    assert use("edit", run, photos / "a", *more) == 0
+    rule = inputs.Rule(trained.shape)
+    z = [trained.encode(inputs.read(end, rule).x / np.float32(255)) for end in ends]
+    kept = json.loads((run / "directions.json").read_text())["directions"]["mine"]
+    np.testing.assert_allclose(kept["vector"], z[1].mean(0) - z[0].mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--direction", "3", "--from", "a", "--to", "b"), "3 is a direction of the run's own data"),
+        (("--direction", "4:7", "--from", "a", "--to", "b"), "4:7 is a direction of the run's own data"),
+        (("--direction", "pc1", "--from", "a", "--to", "b"), "pc1 is a direction of the run's own data"),
+        (("--direction", "mine", "--from", "a", "--to", "a"), "'mine' leads nowhere"),
+        (("--direction", "4:4"), "'4:4' leads nowhere"),
+    ],
+)
+def test_a_direction_that_is_taken_or_leads_nowhere_is_refused(
+    run, photos, capsys, monkeypatch, flags, message
+):
+    monkeypatch.chdir(photos)
+    assert use("edit", run, photos / "a", *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_skipped_or_lies_under_transparency_is_said_as_in_training(tmp_path):
+    rng = np.random.default_rng(0)
+    ink = np.zeros((8, 8, 4), np.uint8)
+    ink[2:5, 2:5] = (0, 0, 0, 255)
+    Image.fromarray(ink).save(tmp_path / "logo.png")
+    frames = [Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)) for _ in range(3)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "photo.heic").touch()
+    rule = inputs.Rule((8, 8, 1))
+    note = inputs.read(tmp_path, rule).note
+    assert "Skipped: 1 .heic file, all but the first frame of 1 image" in note
+    assert "transparen" in note
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in ("logo.png", "moving.gif", "photo.heic"):
+            archive.write(tmp_path / name, name)
+    of_zip = inputs.read(tmp_path / "all.zip", rule).note
+    assert of_zip.replace("all.zip", tmp_path.name) == note
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.fromarray((rng.random((8, 8)) < 0.5).astype(np.uint8)).save(masks / "0.png")
+    assert "all but black" in inputs.read(masks, rule).note
 
 
 def test_correlated_attributes_are_told_apart_by_least_squares():

@@ -3,7 +3,8 @@
 Unlike a data set, a folder, an archive and an .npz have no parts here: all rows are read, by name.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ali_jax.data import archives, files, folders, images, packed, sizes
-from ali_jax.data.dataset import THREADS, DataError, LoadOptions, joined
+from ali_jax.data import archives, files, folders, images, packed, pictures, sizes
+from ali_jax.data.dataset import THREADS, DataError, LoadOptions, Note, joined
 
 
 class Rule(NamedTuple):
@@ -54,24 +55,28 @@ def read(path: Path, rule: Rule, *, skip_broken: bool = False) -> Inputs:
     if len(rule.shape) != 3:
         raise DataError(f"{path}: this model takes vectors of {rule.shape[0]} numbers; give them as an .npz")
     if path.is_file() and packed.is_archive(path):
-        return _read_files(path, packed.members(path)[0], rule, skip_broken)
+        return _read_files(path, *packed.members(path), rule, skip_broken)
     if path.is_file() and path.suffix.lower() in folders.IMAGE_SUFFIXES:
-        return _read_files(path, {(path.name,): path}, rule, skip_broken)
-    found = folders.find_images(path)[0] if path.is_dir() else []
+        return _read_files(path, {(path.name,): path}, Counter(), rule, skip_broken)
+    found, skipped = folders.find_images(path) if path.is_dir() else ([], Counter())
     if found:
         by_name = {image.relative_to(path).parts: image for image in found}
-        return _read_files(path, by_name, rule, skip_broken)
+        return _read_files(path, by_name, skipped, rule, skip_broken)
     return _read_data(path, rule)
 
 
 class _Decoded(NamedTuple):
     pixels: np.ndarray  # uint8 [H, W, C], of the model's shape
-    size: sizes.Size  # before
-    is_grey: bool
+    header: pictures.Header  # of the file
+    size: sizes.Size  # upright, before it was resized
 
 
 def _read_files(
-    root: Path, found: Mapping[folders.Names, images.Source], rule: Rule, skip_broken: bool
+    root: Path,
+    found: Mapping[folders.Names, images.Source],
+    skipped: Counter[str],
+    rule: Rule,
+    skip_broken: bool,
 ) -> Inputs:
     if not found:
         raise DataError(f"{root}: has no images; their names must end in {', '.join(folders.IMAGE_SUFFIXES)}")
@@ -84,26 +89,37 @@ def _read_files(
     pairs = zip(found, results, strict=True)
     kept = [(names, result) for names, result in pairs if not isinstance(result, DataError)]
     decoded = [result for _, result in kept]
+    headers = [result.header for result in decoded]
+    sources = [found[names] for names, _ in kept]
+    notes = [
+        _note(root, [result.size for result in decoded], [header.is_grey for header in headers], rule),
+        *_texts(pictures.skipped_note(pictures.Shelf(root.name, len(decoded), skipped), headers)),
+        *_texts(pictures.pixel_notes(sources, headers, rule.shape[-1], rule.background, rule.scale)),
+    ]
     return Inputs(
         np.stack([result.pixels for result in decoded]),
         tuple("/".join(names) for names, _ in kept),
         tuple(names[-2] if len(names) > 1 else "" for names, _ in kept),
         True,
-        _note(root, [result.size for result in decoded], [result.is_grey for result in decoded], rule),
+        " ".join(notes),
         tuple(map(str, errors)),
     )
+
+
+def _texts(notes: Iterable[Note]) -> list[str]:
+    return [note.text for note in notes]
 
 
 def _decode(source: images.Source, rule: Rule) -> _Decoded | DataError:
     try:
         with images.opened(source) as image:
-            upright, is_grey = images.upright(image), images.is_grey(image)
+            upright, header = images.upright(image), pictures.header_of(image)
             channels = rule.shape[-1]
             pixels = images.to_uint8(upright, channels, background=rule.background, scale=rule.scale)
     except DataError as error:
         return error
     height, width = pixels.shape[:2]
-    return _Decoded(sizes.fitted(pixels, rule.sizing), (height, width), is_grey)
+    return _Decoded(sizes.fitted(pixels, rule.sizing), header, (height, width))
 
 
 def _note(root: Path, found: list[sizes.Size], grey: list[bool], rule: Rule) -> str:
@@ -113,7 +129,7 @@ def _note(root: Path, found: list[sizes.Size], grey: list[bool], rule: Rule) -> 
     parts = [f"{root.name}: 1 image." if len(found) == 1 else f"{root.name}: {len(found)} images."]
     if other:
         parts.append(f"{other} made {'grey' if is_grey else 'coloured'}.")
-    return " ".join([*parts, *(note.text for note in sizes.fit_notes(found, rule.sizing))])
+    return " ".join([*parts, *_texts(sizes.fit_notes(found, rule.sizing))])
 
 
 def _read_data(path: Path, rule: Rule) -> Inputs:
@@ -125,7 +141,7 @@ def _read_data(path: Path, rule: Rule) -> Inputs:
     x = np.concatenate([np.asarray(batch.x) for batch in batches])
     labels = [-np.ones(len(batch.x), int) if batch.label is None else batch.label for batch in batches]
     names = [f"{part}[{i}]" for part, b in zip(dataset.splits, batches, strict=True) for i in range(len(b.x))]
-    notes = [f"{path.name}: {len(x)} images.", *(note.text for note in dataset.notes)]
+    notes = [f"{path.name}: {len(x)} images.", *_texts(dataset.notes)]
     return Inputs(
         _with_channels(x, channels),
         tuple(names),

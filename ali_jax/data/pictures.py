@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ali_jax.data import images, sizes, survey
 from ali_jax.data.dataset import (
@@ -44,6 +45,15 @@ class Shelf(NamedTuple):
     name: str
     number: int  # of images
     skipped: Counter[str]  # number of other files, by reason
+
+
+class Header(NamedTuple):
+    """What can be known of an image without decoding it."""
+
+    size: sizes.Size
+    is_grey: bool
+    has_alpha: bool
+    has_frames: bool  # beside the first
 
 
 def contents(
@@ -85,15 +95,24 @@ def contents(
         )
         for name, part in rows.items()
     }
-    with_alpha = [path for path, header in zip(every, headers, strict=True) if header.has_alpha]
     found = [
-        *_skipped_note(shelf, headers),
+        *skipped_note(shelf, headers),
         *notes,
         *sizes.fit_notes([header.size for header in headers], sizing),
-        *survey.transparency_notes(with_alpha, channels, options.background, options.scale),
-        *survey.file_range_notes(every, options.background, options.scale),
+        *pixel_notes(every, headers, channels, options.background, options.scale),
     ]
     return Contents(parts, tuple(classes), found)
+
+
+def pixel_notes(
+    files: Sequence[images.Source], headers: Sequence[Header], channels: int, background: int, scale: float
+) -> list[Note]:
+    """Say what lies under transparency, and whether the pixels use their range."""
+    with_alpha = [file for file, header in zip(files, headers, strict=True) if header.has_alpha]
+    return [
+        *survey.transparency_notes(with_alpha, channels, background, scale),
+        *survey.file_range_notes(files, background, scale),
+    ]
 
 
 def read(source: images.Source, channels: int, options: LoadOptions) -> np.ndarray:
@@ -117,16 +136,7 @@ def _plural(what: str, number: int) -> str:
     return f"{what}s"
 
 
-class _Header(NamedTuple):
-    """What can be known of an image without decoding it."""
-
-    size: sizes.Size
-    is_grey: bool
-    has_alpha: bool
-    has_frames: bool  # beside the first
-
-
-def _headers(files: Sequence[images.Source]) -> list[_Header]:
+def _headers(files: Sequence[images.Source]) -> list[Header]:
     """Read the headers of images; a DataError names those that are unreadable."""
     with ThreadPoolExecutor(THREADS) as pool:
         headers = list(pool.map(_header, files))
@@ -135,16 +145,21 @@ def _headers(files: Sequence[images.Source]) -> list[_Header]:
     return [header for header in headers if not isinstance(header, DataError)]
 
 
-def _header(file: images.Source) -> _Header | DataError:
+def _header(file: images.Source) -> Header | DataError:
     try:
         with images.opened(file) as image:
-            has_frames = getattr(image, "is_animated", False) and image.format not in ONE_PICTURE
-            return _Header(images.size(image), images.is_grey(image), image.has_transparency_data, has_frames)
+            return header_of(image)
     except DataError as error:
         return error
 
 
-def _common_size(files: Sequence[images.Source], headers: Sequence[_Header]) -> sizes.Size:
+def header_of(image: Image.Image) -> Header:
+    """Return what the header of an opened image says."""
+    has_frames = getattr(image, "is_animated", False) and image.format not in ONE_PICTURE
+    return Header(images.size(image), images.is_grey(image), image.has_transparency_data, has_frames)
+
+
+def _common_size(files: Sequence[images.Source], headers: Sequence[Header]) -> sizes.Size:
     """Return the size of all images; a DataError names the first of another size."""
     size = headers[0].size
     wrong = [i for i, header in enumerate(headers) if header.size != size]
@@ -158,7 +173,8 @@ def _common_size(files: Sequence[images.Source], headers: Sequence[_Header]) -> 
     return size
 
 
-def _skipped_note(shelf: Shelf, headers: Sequence[_Header]) -> list[Note]:
+def skipped_note(shelf: Shelf, headers: Sequence[Header]) -> list[Note]:
+    """Say which files and frames are not read, by reason; nothing where all are."""
     skipped, animated = +shelf.skipped, sum(header.has_frames for header in headers)
     reasons = [counted(skipped)] if skipped else []
     if animated:

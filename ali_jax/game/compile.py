@@ -92,23 +92,13 @@ def make_train_step(
     """
     mesh = mesh or Mesh(jax.devices()[:1], (AXIS,))
     axis_name = AXIS if parallel == "pmap" else None
+    options: dict[str, Any] = {"ema_decay": ema_decay, "axis_name": axis_name, "gradient": gradient}
+    options |= {"augment": augment, "gradients_of": gradients_of}
 
     def update(
         tx: optax.GradientTransformation, penalties: Sequence[Penalty], state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        return train_step(
-            ali,
-            tx,
-            loss,
-            penalties,
-            state,
-            batch,
-            ema_decay=ema_decay,
-            axis_name=axis_name,
-            gradient=gradient,
-            augment=augment,
-            gradients_of=gradients_of,
-        )
+        return train_step(ali, tx, loss, penalties, state, batch, **options)
 
     if parallel == "pmap":
         step = one_step(update, feed, shards=mesh.size)

@@ -23,7 +23,7 @@ from ali_jax.metrics.neighbors import nearest_few
 from ali_jax.names import did_you_mean
 from ali_jax.program.command import Options, UsageError
 from ali_jax.program.tables import write_table
-from ali_jax.records.workdir import RunError, write_text
+from ali_jax.records.workdir import RunError, absolute, write_text
 from ali_jax.tools.anomaly import anomaly_scores
 from ali_jax.tools.trained import Model, load
 
@@ -224,19 +224,41 @@ _MODES = {
 def direction(config: Config, options: Options, trained: Model) -> tuple[str, np.ndarray]:
     """Return the name and the vector [Z] of the direction that the flags ask for.
 
-    It is read from `directions.json` in the folder of the run if that has it, for this step and with these
-    ends; otherwise it is computed, and written there.
+    One between two folders is computed anew each time they are given, and written to `directions.json` in the
+    folder of the run, so that its name alone asks for it later. One of the data is read from there if that
+    has it for the same step and data.
+
+    Raises:
+      UsageError: there is no such direction, its name is taken, or its ends are the same.
     """
     path = options.workdir / "directions.json"
-    name = options.direction or f"{options.start}:{options.to}"
-    ends = [str(end) for end in (options.start, options.to) if end is not None]
+    name = options.direction or f"{options.start} to {options.to}"
     kept = _kept_directions(path, trained.step)
-    if name in kept and (not ends or kept[name]["ends"] == ends):
-        return name, np.array(kept[name]["vector"])
-    vector = _between_folders(config, options, trained) if ends else _of_data(config, name, trained)
-    kept[name] = {"ends": ends, "vector": vector.tolist()}
+    source = [absolute(str(end)) for end in (options.start, options.to) if end is not None]
+    is_of_folders = bool(source)
+    if is_of_folders:
+        _check_is_free(name, trained)
+    else:
+        dataset = config.dataset
+        source = [dataset.name, absolute(dataset.path), dataset.train_split]
+        if name in kept and (kept[name]["source"] == source or len(kept[name]["source"]) == 2):
+            return name, np.array(kept[name]["vector"])
+    vector = _between_folders(config, options, trained) if is_of_folders else _of_data(config, name, trained)
+    if not np.linalg.norm(vector) > 0:
+        raise UsageError(f"The direction {name!r} leads nowhere: its two ends have the same mean code.")
+    kept[name] = {"source": source, "vector": vector.tolist()}
     write_text(path, json.dumps({"step": trained.step, "directions": kept}) + "\n")
     return name, vector
+
+
+def _check_is_free(name: str, trained: Model) -> None:
+    """Raise a UsageError if a direction between folders has the name of one of the data."""
+    of_data = {*trained.classes, *trained.conditions}
+    if name in of_data or re.fullmatch(r"pc\d+", name) or set(name.split(":")) <= of_data:
+        raise UsageError(
+            f"--direction {name} is a direction of the run's own data: give the one between --from and --to "
+            "another name, or leave --direction out."
+        )
 
 
 def _kept_directions(path: Path, step: int) -> dict[str, Any]:
