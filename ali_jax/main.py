@@ -244,7 +244,7 @@ def _export(config: Config, options: Options) -> int:
         raise UsageError(f"--out {folder} is a file; --mode export writes into a folder.")
     game, state = _restore(config, options)
     with under_way():
-        for path in export(game, state, folder):
+        for path in export(game, state, folder, options.workdir):
             print(path)
     return 0
 

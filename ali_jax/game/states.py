@@ -6,11 +6,12 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ali_jax.game.from_config import blank_data, prepare
 from ali_jax.game.game import Game, abstract_state, fresh_state, member_of
-from ali_jax.records import checkpoint, known_data
+from ali_jax.records import checkpoint, known_data, weights
 from ali_jax.records.workdir import read_config
 from ali_jax.types import ALI, TrainState, Variables
 
@@ -61,16 +62,27 @@ def _with_trained_networks(game: Game, state: TrainState) -> TrainState:
 def trained_run(workdir: pathlib.Path) -> tuple[Game, TrainState]:
     """Return the game of the run in a folder, on one device and with blank data, and its newest state.
 
+    Of an exported folder, the state has the weights that were exported and the step; key and optimiser state
+    are only shapes.
+
     Raises:
-      ValueError: the folder holds no run.
-      RunError: the run has no checkpoint that can be read.
+      ValueError: the folder holds no run and no exported model.
+      RunError: it has no checkpoint, or no weights, that can be read.
     """
     config, facts = read_config(workdir), known_data.read(workdir)
     with config.unlocked():
         config.evaluators = ()
     needs_data = config.dataset.conditional and not facts  # to know the size of y
     game = prepare(config, None if needs_data else blank_data(config, facts), trained=True)
+    if weights.is_exported(workdir):
+        return game, _exported_state(game, workdir)
     return game, trained_state(game, workdir)[0]
+
+
+def _exported_state(game: Game, folder: pathlib.Path) -> TrainState:
+    state = abstract_state(game)
+    variables, step = weights.read(folder, state.variables)
+    return state._replace(step=jnp.asarray(step), variables=variables, ema=None)
 
 
 def _trained_variables(game: Game, folder: pathlib.Path) -> Variables:

@@ -35,7 +35,8 @@ modes:
   score        write anomaly scores of your images, with p-values
   report       write report.html, one page about the whole run
   compare      write one page that shows runs side by side: --workdirs DIR DIR ... --out FILE
-  export       write encoder, decoder and weights into the folder --out DIR, for use without this package
+  export       write encoder, decoder, weights and a model card into the folder --out DIR, for use without
+               this package
   describe     print layers, parameters, operations per step and bytes of state; give --config, no --workdir
   preflight    compile the training step for a TPU slice and print what each chip needs; give --config and
                --topology, no --workdir

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state, validation
 from sklearn.utils.validation import check_is_fitted
@@ -23,9 +22,9 @@ from ali_jax.config import Config
 from ali_jax.data.order import Order
 from ali_jax.game import parts
 from ali_jax.networks.convolutions import compiler_options, platform_of
-from ali_jax.tools.export import flat_weights
+from ali_jax.records.weights import flat_weights, nested_weights
 from ali_jax.tools.trained import Model
-from ali_jax.types import ALI, Array, Batch, Networks, TrainState, Variables
+from ali_jax.types import ALI, Array, Batch, TrainState, Variables
 
 STEPS_PER_CALL = 50
 FIRST_ROWS = 256  # that the networks are initialised from
@@ -180,7 +179,12 @@ class ALIEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         recipe = Recipe(**self.recipe_)
         ali = _programs(recipe, platform_of()).ali
         return Model(
-            ali, _variables(self.weights_), recipe.shape, divisor=1.0, name="rows", step=recipe.num_steps
+            ali,
+            jax.tree.map(jnp.asarray, nested_weights(self.weights_)),
+            recipe.shape,
+            divisor=1.0,
+            name="rows",
+            step=recipe.num_steps,
         )
 
     @property
@@ -229,13 +233,6 @@ def _check_pixels(x: np.ndarray) -> None:
             f"The images lie between {x.min():.4g} and {x.max():.4g} where white is 1: give uint8 from 0 to "
             "255, or floats in [0, 1]."
         )
-
-
-def _variables(weights: dict[str, np.ndarray]) -> Variables:
-    """Return weights by names such as encoder/params/mu/kernel as variables."""
-    tree: Any = traverse_util.unflatten_dict(weights, sep="/")
-    of_networks = [[tree[role].get(kind, {}) for role in Networks._fields] for kind in Variables._fields]
-    return jax.tree.map(jnp.asarray, Variables(*(Networks(*trees) for trees in of_networks)))
 
 
 def _trained(recipe: Recipe, x: np.ndarray, seed: int) -> Variables:

@@ -1,11 +1,10 @@
 """Export a trained model: encoder and decoder as programs that run without this package, and the weights.
 
 The programs are `jax.export` artefacts: they take any batch size, contain the weights, and run on several
-platforms. The encoder takes images as uint8, as they are stored. Golden outputs and a README accompany them.
-Needs the packages of the extra `export`.
+platforms. The encoder takes images as uint8, as they are stored. Golden outputs, the config, and a model card
+(`README.md`) accompany them. Needs the packages of the extra `export`.
 """
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,17 +13,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax import export as jax_export
 
+from ali_jax import config as configs
 from ali_jax import data, model, networks
+from ali_jax.config import Config
 from ali_jax.game import Game, member_of
 from ali_jax.networks.convolutions import compiler_options, platform_of
+from ali_jax.records import known_data
+from ali_jax.records import weights as weights_file
+from ali_jax.records.read import read_run
 from ali_jax.records.workdir import RunError, write_text
+from ali_jax.tools import card
 from ali_jax.types import ALI, Array, TrainState, Variables
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PACKAGES = ("flatbuffers", "safetensors")  # jax.export serialises with flatbuffers
+PACKAGES = ("flatbuffers", "safetensors", "yaml")  # jax.export serialises with flatbuffers
+TEXTS = ("config.json", "data.json", "README.md")
 GOLDEN_ROWS = 4
 TOLERANCE = 1e-4  # of golden outputs, absolute and relative, as platforms round differently
 
@@ -37,10 +42,17 @@ class _Program(NamedTuple):
     rows: tuple[jax.ShapeDtypeStruct, ...]
 
 
-def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
-    """Write the model of a run into a folder: programs, golden outputs, weights, README; return their paths.
+def export(game: Game, state: TrainState, folder: Path, workdir: Path | None = None) -> list[Path]:
+    """Write the model of a run into a folder: programs, golden outputs, weights, card; return their paths.
 
     The weights are the averaged ones if the run has them. Of a population the first member is exported.
+    `ali_jax.load` reads the folder.
+
+    Args:
+      game: the run, with its data.
+      state: its trained model.
+      folder: where to write; it is made if there is none.
+      workdir: the folder of the run, whose last evaluation stands in the card; None leaves the numbers out.
 
     Raises:
       ValueError: a required package is not installed.
@@ -48,9 +60,8 @@ def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ValueError(f"Exporting needs {' and '.join(missing)}: pip install 'ali_jax[export]'.")
-    from safetensors.numpy import save_file
-
-    if game.members:
+    members = len(game.members)
+    if members:
         game, state = game.members[0], member_of(state, 0)
     config = game.config.copy_and_resolve_references()
     config.lowering = "native"  # the CPU's forms would be slow on the other platforms
@@ -75,9 +86,39 @@ def export(game: Game, state: TrainState, folder: Path) -> list[Path]:
 
     golden: dict[str, Any] = {"x": x, "z": z, "x_hat": x_hat, **dict(zip(("y",), y, strict=False))}
     np.savez(folder / "golden.npz", **golden)
-    save_file(flat_weights(variables), folder / "weights.safetensors")
-    write_text(folder / "README.md", _readme(game, int(state.step), golden, paths[0]))
-    return [*paths, *(folder / name for name in ("golden.npz", "weights.safetensors", "README.md"))]
+    weights_file.write(folder, variables, int(state.step))
+    write_text(folder / "config.json", configs.to_json(_published(game.config)))
+    known_data.write(folder, _kind_of(game.dataset))
+    program = card.Program(golden, _platforms(paths[0]), TOLERANCE)
+    run = None if workdir is None else read_run(workdir)
+    text = card.model_card(game.config, game.dataset, variables, int(state.step), program, run, members)
+    write_text(folder / "README.md", text)
+    return [*paths, *(folder / name for name in ("golden.npz", weights_file.FILE, *TEXTS))]
+
+
+def _published(config: Config) -> Config:
+    """Return a config without what only its own machine and its training need: paths, and frozen networks."""
+    return configs.with_values(
+        config,
+        {
+            "dataset.path": "",
+            "dataset.directory": "",
+            "evaluation.inception_weights": "",
+            "init_from": "",
+            "frozen": (),
+        },
+    )
+
+
+def _kind_of(dataset: data.Dataset) -> dict[str, Any]:
+    """Return the facts about data that say what a model takes, without values of their rows."""
+    facts = data.facts.describe(dataset)
+    without = {"digest": "", "labels": "", "values": ""}
+    return {**facts, **{part: {**facts[part], **without} for part in ("train", "test")}}
+
+
+def _platforms(path: Path) -> tuple[str, ...]:
+    return tuple(jax_export.deserialize(bytearray(path.read_bytes())).platforms)
 
 
 def export_program(function: Callable[..., Array], rows: Sequence[jax.ShapeDtypeStruct]) -> bytes:
@@ -106,17 +147,6 @@ def export_program(function: Callable[..., Array], rows: Sequence[jax.ShapeDtype
         if not usable:
             raise
         return bytes(lowered(usable).serialize())
-
-
-def flat_weights(variables: Variables) -> dict[str, np.ndarray]:
-    """Return the arrays of all networks by names such as encoder/params/mu/kernel."""
-    named = {
-        f"{network}/{kind}": tree
-        for kind, trees in variables._asdict().items()
-        for network, tree in trees._asdict().items()
-    }
-    flat = traverse_util.flatten_dict(named, sep="/")
-    return {name: np.asarray(flat[name]) for name in sorted(flat)}
 
 
 def _encoder(ali: ALI, variables: Variables, divisor: float) -> Callable[..., Array]:
@@ -154,40 +184,3 @@ def _succeeds(function: Callable[[Sequence[str]], Any], names: Sequence[str]) ->
     except (NotImplementedError, ValueError):
         return False
     return True
-
-
-def _readme(game: Game, step: int, golden: dict[str, Any], encoder: Path) -> str:
-    exported = jax_export.deserialize(bytearray(encoder.read_bytes()))
-    shapes = {name: f"{a.dtype} [B, {', '.join(map(str, a.shape[1:]))}]" for name, a in golden.items()}
-    y_in = ", golden['y']" if "y" in golden else ""
-    condition = f"\n- `y`, the condition, {shapes['y']}, is the second argument of both" if y_in else ""
-    unit = (
-        f"images as stored, 0 to {game.dataset.divisor:g}"
-        if golden["x"].dtype == np.uint8
-        else "data as stored"
-    )
-    range_of_x = ", in [0, 1]" if golden["x"].dtype == np.uint8 else ""
-    return f"""# {game.dataset.name}: encoder and decoder of ALI after {step:,} steps
-
-Needs `jax` (exported with {importlib.metadata.version("jax")}), `flatbuffers` and `numpy`, but not ali_jax.
-
-```python
-import jax, numpy as np
-load = lambda name: jax.export.deserialize(bytearray(open(name, "rb").read()))
-golden = np.load("golden.npz")
-z = load("encoder.jax").call(golden["x"]{y_in})
-x_hat = load("decoder.jax").call(z{y_in})
-```
-
-- `encoder.jax`: x, {shapes["x"]}, {unit}, to the mean code z, {shapes["z"]}
-- `decoder.jax`: z to x_hat, {shapes["x_hat"]}{range_of_x}; samples are decodings of z ~ N(0, I){condition}
-- B is any batch size; platforms: {", ".join(exported.platforms)}
-- `weights.safetensors`: parameters and batch statistics of all three networks, float32
-
-`golden.npz` holds inputs and the outputs of the programs. On other platforms they agree up to rounding:
-
-```python
-np.testing.assert_allclose(z, golden["z"], rtol={TOLERANCE}, atol={TOLERANCE})
-np.testing.assert_allclose(x_hat, golden["x_hat"], rtol={TOLERANCE}, atol={TOLERANCE})
-```
-"""

@@ -1,7 +1,8 @@
 """A trained model as one object: images in, codes, images and scores out, as NumPy arrays.
 
-`load` makes it from the folder of a run. It is a shell over the functions of `ali_jax.model`: it brings what
-people have to the networks' units, and runs blocks of fixed shapes, so that little is compiled.
+`load` makes it from the folder of a run or of `--mode export`. It is a shell over the functions of
+`ali_jax.model`: it brings what people have to the networks' units, and runs blocks of fixed shapes, so that
+little is compiled.
 """
 
 import contextlib
@@ -285,15 +286,15 @@ def load(workdir: str | os.PathLike[str], member: int = 0) -> Model:
     """Load the trained model of a run, with its averaged weights where it has them; its data are not read.
 
     Args:
-      workdir: the folder of the run.
+      workdir: the folder of the run, or that of its export (`--mode export`).
       member: which member of a population, from 0.
 
     Returns:
       The model.
 
     Raises:
-      ValueError: the folder holds no run, or the run has no such member.
-      RunError: the run has no readable checkpoint.
+      ValueError: the folder holds no run and no exported model, or there is no such member.
+      RunError: the run has no readable checkpoint, or the exported weights are damaged.
     """
     game, state = trained_run(Path(workdir).expanduser())
     return model_of(game, state, member)
