@@ -17,7 +17,7 @@ from ali_jax import data, evaluate, model
 from ali_jax.config import base
 from ali_jax.data import ArraySplit, Dataset
 from ali_jax.evaluate import rows, running
-from ali_jax.metrics import blocks, divergence, neighbors
+from ali_jax.metrics import blocks, divergence, neighbors, reconstruction
 from ali_jax.names import public_functions
 from ali_jax.networks import Encoder
 from ali_jax.types import Networks, Report, Variables
@@ -135,7 +135,10 @@ def lonely(faces):
     return faces._replace(test=faces.test.part(0, 1))
 
 
-BLOCKWISE = ("reconstruction_error", "error_extremes", "memorisation", "neighbours", "effective_support")
+BLOCKWISE = (
+    *("reconstruction_error", "error_extremes", "memorisation", "near_duplicates", "neighbours"),
+    "effective_support",
+)
 
 
 def test_images_in_small_blocks_give_the_numbers_and_pictures_of_all_at_once(faces, key, monkeypatch):
@@ -288,6 +291,28 @@ def test_recalled_training_data_are_balanced_kept_by_copies_and_found_out(digits
     copied = evaluate.class_balance(*copier(digits), key, digits, num_samples=100).scalars
     assert copied["class_kept"] == copied["classifier_accuracy"] == found["classifier_accuracy"]
     assert copied["class_kept_sampled"] > 0.9
+
+
+def test_near_duplicates_are_test_images_that_train_has_but_for_little_noise(faces, key):
+    """Of 30 test images, one is in train, two differ by under 2 % of the range, two by more, 25 wholly."""
+    x, some = faces.test.x.copy(), faces.train.x
+    for row, by in enumerate((0, 3, 5, 6, 8)):  # of 255: 2 % are 5.1
+        x[row] = np.where(some[row] < 128, some[row] + by, some[row] - by)
+    changed = faces._replace(attributes=(), test=ArraySplit(x), train=ArraySplit(some))
+    found = evaluate.near_duplicates(*copier(changed), key, changed).scalars
+    assert found == pytest.approx({"near_duplicates": 3 / 30, "n_near_duplicates": 30, "n_train": 40})
+    assert evaluate.is_control("near_duplicates")
+
+
+def test_near_duplicates_and_memorisation_search_train_once(faces, key, monkeypatch):
+    dataset = faces._replace(attributes=(), test=ArraySplit(faces.test.x), train=ArraySplit(faces.train.x))
+    searched, search = [], reconstruction.nearest
+    monkeypatch.setattr(
+        reconstruction, "nearest", lambda x, *a, **k: searched.append(len(x)) or search(x, *a, **k)
+    )
+    for evaluator in (evaluate.near_duplicates, evaluate.memorisation):
+        evaluator(*copier(dataset), key, dataset)
+    assert searched == [30, 2000]
 
 
 def test_frechet_distances_tell_copies_of_train_from_a_collapsed_model(digits, key):

@@ -22,7 +22,7 @@ from ali_jax.program import loop
 from ali_jax.records import read
 from ali_jax.records.writers import Spread, spreads
 from ali_jax.report import write
-from ali_jax.types import Networks, Variables
+from ali_jax.types import Networks, Report, Variables
 
 EVIL = "<script>alert(1)</script>&\"'"
 
@@ -80,6 +80,7 @@ GOOD = {
     "mode_kept": 0.9,
     "posterior_sigma": 0.4,
     "memorisation": 1.1,
+    "near_duplicates": 0.005,
     "batch_norm_gap_encoder": 0.01,
     "batch_norm_gap_decoder": 0.01,
 }
@@ -103,6 +104,7 @@ def test_good_numbers_raise_no_concern_and_missing_ones_neither():
         ("posterior_sigma", 0.005, "deterministic"),
         ("posterior_sigma", 0.99, "prior"),
         ("memorisation", 0.2, "nearer"),
+        ("near_duplicates", 0.02, "also in train"),
         ("batch_norm_gap_decoder", 0.5, "decoder"),
     ],
 )
@@ -123,14 +125,26 @@ def test_the_page_has_the_notes_on_the_data_and_the_names_of_classes(whole):
     split = ArraySplit(np.zeros((3, 2, 2, 1), np.uint8))
     dataset = Dataset("x", split, split, 255.0, 2, class_names=("cats", "<dogs>"), notes=notes)
     variables = Variables(Networks({}, {}, {}), Networks({}, {}, {}))
-    look = SimpleNamespace(dataset=dataset, shape=(2, 2, 1), variables=variables, weights="raw")
+    copies = Report({"near_duplicates": 2 / 3, "n_near_duplicates": 3.0, "n_train": 1400.0}, {})
+    look = SimpleNamespace(
+        dataset=dataset,
+        shape=(2, 2, 1),
+        variables=variables,
+        weights="raw",
+        report=lambda name: copies if name == "near_duplicates" else None,
+    )
     concerns = write._concerns(run, look)
     assert "<p><strong>The data.</strong> The images are dark.</p>" in concerns
+    assert "66.7% of the test images are also in train, or nearly." in concerns
     assert "No warnings" not in concerns
     assert "skipped" not in concerns
     table = "".join(write._what_was_run(run, look))
     cells = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td>', table))
     assert cells["classes"] == "0 cats, 1 &lt;dogs&gt;"
+    assert cells["near-duplicates"] == (
+        "2 of 3 test images differ by at most 2% of the range (root mean square over pixels) from one of "
+        "1,400 training images"
+    )
     assert cells["about the data"] == "2 .txt &lt;files&gt; are skipped."
     numbered = dataset._replace(class_names=("0", "1"), notes=())
     look.dataset = numbered

@@ -1,4 +1,4 @@
-"""Evaluators of distances from samples to training data: Frechet and kernel distances, memorisation."""
+"""Evaluators of distances to training data: Frechet and kernel distances, memorisation, near-duplicates."""
 
 import functools
 from collections.abc import Callable
@@ -24,6 +24,10 @@ from ali_jax.metrics.blocks import map_blocks
 from ali_jax.types import ALI, Array, Report, Variables
 
 MEMORISATION_ROWS = 2_000  # samples, and at most as many test rows, whose median distance is taken
+NEAR = 0.02  # of the range: root mean square over pixels by which near-duplicates differ at most
+
+
+N_TRAIN = count("n_train", "train rows searched")
 
 
 def _frechet_numbers(extractor: str, features: str) -> tuple[Number, ...]:
@@ -93,7 +97,7 @@ def inception_distance(
             headline="distance to training data",
         ),
         count("n_memorisation", "samples drawn"),
-        count("n_train", "train rows searched"),
+        N_TRAIN,
     )
 )
 def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
@@ -111,6 +115,36 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
         "memorisation": reconstruction.distance_ratio(distance, unseen),
         "n_memorisation": float(MEMORISATION_ROWS),
         "n_train": float(len(train.x)),
+    }
+    return Report(scalars, {})
+
+
+@evaluator(
+    needs=(IMAGES,),
+    numbers=(
+        Number(
+            "near_duplicates",
+            f"share of test images from which some train image differs by at most {NEAR:.0%} of the range "
+            "(root mean square over pixels)",
+            share_of="n_near_duplicates",
+            control=True,
+        ),
+        count("n_near_duplicates", "test images compared with train"),
+        N_TRAIN,
+    ),
+)
+def near_duplicates(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -> Report:
+    """Count test images that also occur in train, or nearly: numbers on them are not about new images.
+
+    It finds the same image in other compression or slightly brighter, but not one that was moved, cropped or
+    mirrored. Images that are nearly empty count as near-duplicates of each other. Of train and test the rows
+    are those of `memorisation`.
+    """
+    apart = _test_distances(dataset) / np.sqrt(np.prod(dataset.test.shape))  # root mean square
+    scalars = {
+        "near_duplicates": float(np.mean(apart <= NEAR)),
+        "n_near_duplicates": float(len(apart)),
+        "n_train": float(len(train_rows(dataset).x)),
     }
     return Report(scalars, {})
 
@@ -228,5 +262,21 @@ def _kernel_distance(rows: np.ndarray, reference: np.ndarray) -> frechet.KernelD
 
 @cached_by_data(maxsize=2)
 def _test_distance(dataset: Dataset) -> float:
-    test = unit(test_rows(dataset).x[:MEMORISATION_ROWS], dataset.divisor)
-    return reconstruction.unseen_distance(test, train_rows(dataset).x, divisor=dataset.divisor)
+    return reconstruction.unseen_distance(
+        _compared(dataset),
+        train_rows(dataset).x,
+        divisor=dataset.divisor,
+        distances=_test_distances(dataset),
+
+    )
+
+
+@cached_by_data(maxsize=2)
+def _test_distances(dataset: Dataset) -> np.ndarray:
+    """Return the Euclidean distances [n] of some test rows to the nearest train row."""
+    train = train_rows(dataset).x
+    return reconstruction.nearest_distances(_compared(dataset), train, divisor=dataset.divisor)
+
+
+def _compared(dataset: Dataset) -> np.ndarray:
+    return unit(test_rows(dataset).x[:MEMORISATION_ROWS], dataset.divisor)

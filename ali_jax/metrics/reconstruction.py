@@ -59,17 +59,20 @@ def median_distance(x: np.ndarray, train: np.ndarray, *, divisor: float = 1.0) -
 
     Rows of train of an integer type are first divided by `divisor`.
     """
-    return float(np.median(_nearest_distances(x, train, divisor)))
+    return float(np.median(nearest_distances(x, train, divisor=divisor)))
 
 
-def unseen_distance(test: np.ndarray, train: np.ndarray, *, divisor: float = 1.0) -> float:
+def unseen_distance(
+    test: np.ndarray, train: np.ndarray, *, divisor: float = 1.0, distances: np.ndarray | None = None
+) -> float:
     """Return the median distance of test [N, *X] to the nearest row of train [M, *X], without repeated rows.
 
     Test rows that also occur in train take no part. Where all of them do, the distances are those of at most
     N distinct rows of train to the nearest other one. Where train has a single distinct row, the result is 0.
-    Rows of train of an integer type are first divided by `divisor`.
+    Rows of train of an integer type are first divided by `divisor`. `distances` [N] are those of
+    `nearest_distances` from test to train, where they are known already.
     """
-    distances = _nearest_distances(test, train, divisor)
+    distances = nearest_distances(test, train, divisor=divisor) if distances is None else distances
     if distances.any():
         return float(np.median(distances[distances != 0]))
     distinct = np.unique(train.reshape(len(train), -1), axis=0)
@@ -80,5 +83,9 @@ def unseen_distance(test: np.ndarray, train: np.ndarray, *, divisor: float = 1.0
     return float(np.median(nearest_few(unit(some, divisor), distinct, 2, divisor=divisor)[1][:, 1]))
 
 
-def _nearest_distances(x: np.ndarray, train: np.ndarray, divisor: float) -> np.ndarray:
+def nearest_distances(x: np.ndarray, train: np.ndarray, *, divisor: float = 1.0) -> np.ndarray:
+    """Return the distance [N] of each row of x [N, *X] to the nearest row of train [M, *X].
+
+    Rows of train of an integer type are first divided by `divisor`.
+    """
     return nearest(x.reshape(len(x), -1), train.reshape(len(train), -1), divisor=divisor)[1]

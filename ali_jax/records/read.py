@@ -173,6 +173,12 @@ _CHECKS = (
         "The decoder may copy training images. Look at the nearest neighbours.",
     ),
     _Check(
+        ("near_duplicates",),
+        lambda share: share > 0.01,
+        "{0:.1%} of the test images are also in train, or nearly.",
+        "Numbers of test rows say less about new images: take the copies out of one of the two.",
+    ),
+    _Check(
         ("accuracy/data", "accuracy/sample"),
         lambda data, sample: min(data, sample) > 0.99,
         "The discriminator tells nearly all pairs apart: {0:.1%} and {1:.1%}.",

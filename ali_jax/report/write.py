@@ -13,6 +13,7 @@ import numpy as np
 
 from ali_jax import evaluate as evaluators
 from ali_jax.evaluate import Number
+from ali_jax.evaluate.distances import NEAR
 from ali_jax.evaluate.figures import Panel
 from ali_jax.game import Game, evaluate, evaluation_key, member_of
 from ali_jax.records.read import Run, changed, concerns, interval, read_run
@@ -134,8 +135,9 @@ def _concerns(run: Run, look: _Look) -> str:
     for name in ("reconstruction_error", "posterior") if not metrics else ():  # not evaluated yet: quick ones
         report = look.report(name)
         metrics |= report.scalars if report else {}
-    if jax.tree.leaves(look.variables.batch_stats):
-        report = look.report("batch_norm")
+    of_batches = ["batch_norm"] if jax.tree.leaves(look.variables.batch_stats) else []
+    for name in (*of_batches, "near_duplicates"):
+        report = look.report(name)
         metrics |= report.scalars if report else {}
     modes = 0 if look.dataset.modes is None else len(look.dataset.modes)
     warnings = concerns(metrics, run.training[-1] if run.training else {}, look.dataset.num_classes, modes)
@@ -143,8 +145,8 @@ def _concerns(run: Run, look: _Look) -> str:
     if not warnings and not of_data:
         text = (
             "<strong>No warnings.</strong> Checked, where the run has the numbers: missing classes or modes, "
-            "an ignored encoder, an extreme posterior sigma, copies of training images, a discriminator that "
-            "wins, batch statistics that disagree."
+            "an ignored encoder, an extreme posterior sigma, copies of training images, test images that are "
+            "also in train, a discriminator that wins, batch statistics that disagree."
         )
         return f'<div class="concerns none"><p>{text}</p></div>'
     lines = [f"<p><strong>The data.</strong> {escape(text)}</p>" for text in of_data]
@@ -168,6 +170,7 @@ def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
         "data": f"{dataset.name}, {kind}{classes}",
         "training rows": f"{len(dataset.train):,} ({dataset.splits[0]})",
         "test rows": f"{len(dataset.test):,} ({dataset.splits[1]})",
+        **_near_duplicates(look),
         **({"classes": _class_list(dataset.class_names)} if dataset.class_names else {}),
         **({"about the data": " ".join(notes)} if notes else {}),
         "parameters": ", ".join(f"{role} {size:,}" for role, size in sizes.items()),
@@ -187,6 +190,18 @@ def _what_was_run(run: Run, look: _Look) -> Iterator[str]:
     if rows:
         summary = f"Config: {len(rows)} keys that are not at their default"
         yield html.folded(summary, html.table(("key", "value", "default"), rows))
+
+
+def _near_duplicates(look: _Look) -> dict[str, str]:
+    """Return the row on test images that are also in train; none for data that are not images."""
+    report = look.report("near_duplicates")
+    if report is None:
+        return {}
+    n, share = int(report.scalars["n_near_duplicates"]), report.scalars["near_duplicates"]
+    return {
+        "near-duplicates": f"{round(n * share):,} of {n:,} test images differ by at most {NEAR:.0%} of the "
+        f"range (root mean square over pixels) from one of {int(report.scalars['n_train']):,} training images"
+    }
 
 
 def _class_list(names: Sequence[str]) -> str:
