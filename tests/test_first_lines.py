@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from ali_jax.program import devices
+from ali_jax.program import cost, devices
 
 
 def device(platform, capability=None):
@@ -65,3 +65,25 @@ def test_nvidia_smi_tells_of_one_too_but_who_chose_the_cpu_is_left_alone(machine
     assert "JAX does not see it" in devices.unseen_gpu("cpu", driver=driver)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert devices.unseen_gpu("cpu", driver=driver) == ""
+
+
+def test_what_a_run_costs_is_said_in_images_then_in_time_and_memory():
+    assert cost.before(90_000, 100, 1_400) == (
+        "To do: 90,000 steps of 100 images. That is 9,000,000 images: 6,429 passes over train."
+    )
+    assert cost.before(1, 10, 40, members=3) == (
+        "To do: 1 step of 10 images for each of 3 members. That is 30 images, 10 each: 0.25 passes over "
+        "train."
+    )
+    assert cost.after(7_300_000, 1000.0, (3 * 2**29, "on a device")) == (
+        "To go: about 2:01:40 (h:mm:ss) at 1,000 images/s, evaluations apart. Memory so far: 1.50 GiB on a "
+        "device."
+    )
+
+
+def test_memory_is_that_of_the_fullest_device_or_of_the_process():
+    on = [SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak}) for peak in (5, 7, 6)]
+    assert cost.memory(on) == (7, "on a device")
+    size, where = cost.memory(jax.local_devices())
+    assert where == "in this process"
+    assert 2**26 < size < 2**38  # JAX alone takes more than 64 MiB

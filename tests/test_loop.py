@@ -330,12 +330,20 @@ def test_an_error_during_the_run_is_a_run_error_not_a_usage_error(tmp_path, monk
 
 
 def test_a_run_prints_what_it_trains_and_tests_on(tmp_path, capsys):
-    config = tiny(num_steps=1, dataset__train_split="train[:900]", dataset__test_split="train[900:]")
+    config = tiny(
+        num_steps=4,
+        steps_per_call=1,
+        dataset__train_split="train[:900]",
+        dataset__test_split="train[900:]",
+    )
     assert loop.run(config, tmp_path) == 0
     sentence = "digits trains on 900 rows (train[:900]) and tests on 500 rows (train[900:]).\n"
     said = capsys.readouterr().err
     assert sentence in said
     assert "Trains on 1 x cpu; networks compute in float32, their matrix products in float32.\n" in said
+    assert "To do: 4 steps of 11 images. That is 44 images: 0.049 passes over train.\n" in said
+    assert re.search(r"\nTo go: about 0:00:0\d \(h:mm:ss\) at [\d,]+ images/s, .* in this process\.\n", said)
+    assert said.count("To go") == 1
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,6 @@ def _test_distance(dataset: Dataset) -> float:
         train_rows(dataset).x,
         divisor=dataset.divisor,
         distances=_test_distances(dataset),
-
     )
 
 

@@ -37,7 +37,7 @@ from ali_jax.game import (
     population,
     prepare,
 )
-from ali_jax.program import devices, hosts, terminal
+from ali_jax.program import cost, devices, hosts, terminal
 from ali_jax.records import checkpoint, known_data
 from ali_jax.records.workdir import (
     RunError,
@@ -131,6 +131,7 @@ class _Clock:
         self.progress = {"wall_seconds": 0.0, "timed_seconds": 0.0, "timed_images": 0.0}
         self.images_per_second: float | None = None  # of the last call
         self.first_call = True
+        self.has_estimated = False  # whether the time to go was said
         self._last = started
 
     def now(self) -> dict[str, float]:
@@ -206,6 +207,9 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
         # Several processes must stop at the same step, which `hosts.preempted` sees to.
         signals = terminal.STOP_SIGNALS if jax.process_count() == 1 else ()
         stops = stack.enter_context(terminal.signals_noted(signals))
+        if left := config.num_steps - step:
+            rows, members = len(game.dataset.train), max(len(game.members), 1)
+            reporter.say(cost.before(left, config.batch_size, rows, members=members))
         sitting = _Sitting(game, manager, records, reporter, clock, facts, stops, set())
         reporter.start(step)
 
@@ -315,6 +319,11 @@ def _settle(sitting: _Sitting, call: _Call | None) -> None:
         reporter.say(
             f"The first {call.count} steps were done {seconds:.1f} s after the start, including compilation."
         )
+    left = (config.num_steps - call.step) * _images_per_step(sitting.game)
+    if clock.images_per_second and left and not clock.has_estimated:
+        clock.has_estimated = True
+        held = cost.memory(sitting.game.mesh.local_devices)
+        reporter.say(cost.after(left, clock.images_per_second, held))
     reporter.progress(call.step, metrics, clock.images_per_second)
     if _is_due(config, "log_every", call.step):
         logged = metrics
@@ -322,7 +331,6 @@ def _settle(sitting: _Sitting, call: _Call | None) -> None:
             members = range(len(sitting.game.members))
             logged = population.spread([{key: value[k] for key, value in values.items()} for k in members])
         sitting.records.scalars(call.step, logged, images_per_second=clock.images_per_second)
-        left = (config.num_steps - call.step) * _images_per_step(sitting.game)
         reporter.log(call.step, metrics, clock.images_per_second, left)
 
 
