@@ -202,6 +202,11 @@ def test_the_card_shows_ali_jax_reading_the_folder(exported):
     assert seen["x_tilde"].shape == (16, 8, 8, 1)
 
 
+def test_the_card_names_data_of_the_hub_and_no_path(tmp_path):
+    assert card._named_on_the_hub("hf:someone/faces:small") == {"datasets": ["someone/faces"]}
+    assert card._named_on_the_hub(f"hf:{tmp_path}") == card._named_on_the_hub(str(tmp_path)) == {}
+
+
 def recorded(tmp_path, **metrics):
     """Return a run whose only evaluation has these numbers."""
     return Run(tmp_path, tiny(), [], [{"step": 10, **metrics}], {}, [])

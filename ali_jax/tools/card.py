@@ -6,6 +6,7 @@ intervals. The licence is left to the user.
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import ali_jax
 from ali_jax import evaluate as evaluators
 from ali_jax.config import Config
 from ali_jax.data import Dataset
+from ali_jax.data.hub import PREFIX
 from ali_jax.records.read import Run, changed, interval
 from ali_jax.records.writers import Spread, spreads
 from ali_jax.types import Variables
@@ -64,13 +66,13 @@ def model_card(
     """
     rows = [] if run is None or _evaluated_step(run) != step else numbers(run, is_member=members > 0)
     parts = [
-        _metadata(dataset, rows),
+        _metadata(config, dataset, rows),
         f"# {dataset.name}: encoder and decoder of ALI after {step:,} steps",
         "Adversarially learned inference (ALI) trains a decoder, which makes data from codes, together with "
         "an encoder, which infers the codes of data.",
         *_use(dataset, program),
         *_training(config, dataset, variables, step, members),
-        *_numbers(rows, dataset, config),
+        *_numbers(rows, dataset),
         "## Licence",
         "Not chosen yet: replace the line `# license` at the top of this file, and consider the licence of "
         "the data.",
@@ -108,13 +110,14 @@ def _evaluated_step(run: Run) -> int:
     return run.evaluations[-1]["step"] if run.evaluations else run.step
 
 
-def _metadata(dataset: Dataset, rows: list[Row]) -> str:
+def _metadata(config: Config, dataset: Dataset, rows: list[Row]) -> str:
     """Return the YAML block, with the comment in which the user names a licence."""
     is_image = len(dataset.test.shape) == 3
     task = {"pipeline_tag": "unconditional-image-generation"} if is_image else {}
     facts: dict[str, Any] = {
         "library_name": "ali_jax",
         **task,
+        **_named_on_the_hub(config.dataset.path),
         "tags": ["adversarially-learned-inference", "bigan", "gan", "representation-learning", "jax", "flax"],
     }
     if rows:
@@ -122,7 +125,7 @@ def _metadata(dataset: Dataset, rows: list[Row]) -> str:
             "task": {"type": task.get("pipeline_tag", "other")},
             "dataset": {"name": dataset.name, "type": dataset.name, "split": dataset.splits[1]},
             "metrics": [
-                {"type": row.name, "name": row.meaning or row.name, "value": round(row.value, 6)}
+                {"type": row.name, "name": row.meaning or row.name, "value": float(f"{row.value:.6g}")}
                 for row in rows
                 if not row.name.startswith("n_")
             ],
@@ -130,6 +133,14 @@ def _metadata(dataset: Dataset, rows: list[Row]) -> str:
         facts["model-index"] = [{"name": f"ALI on {dataset.name}", "results": [result]}]
     text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{LICENCE}\n{text}---"
+
+
+def _named_on_the_hub(path: str) -> dict[str, Any]:
+    """Return the entry of a data set of the hub; none for data of another source."""
+    name = path.removeprefix(PREFIX)
+    if name == path or Path(name).exists():
+        return {}
+    return {"datasets": [name.partition(":")[0]]}
 
 
 def _use(dataset: Dataset, program: Program) -> Iterator[str]:
@@ -210,10 +221,10 @@ def _training(
     yield _table(("key", "value"), ((f"`{key}`", f"`{value!r}`") for key, value in different.items()))
 
 
-def _numbers(rows: list[Row], dataset: Dataset, config: Config) -> Iterator[str]:
+def _numbers(rows: list[Row], dataset: Dataset) -> Iterator[str]:
     yield "## Numbers"
     if not rows:
-        yield "The run was not evaluated at this step."
+        yield "None were recorded at this step."
         return
     yield (
         f"Train is {dataset.splits[0]} of {dataset.name}, test is {dataset.splits[1]}. Intervals are at "
