@@ -233,6 +233,17 @@ def test_a_new_run_starts_from_the_averaged_weights_of_the_networks_that_it_name
                 jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_fine_tuning_may_have_other_rows_steps_batches_and_penalties(whole):
+    values = {"num_steps": 20, "batch_size": 7, "dataset__train_split": "train[:300]", "ema_decay": 0.0}
+    made = game.prepare(tiny(init_from=str(whole), init_networks=ALL, penalties__r1__gamma=0.3, **values))
+    assert len(made.dataset.train) == 300
+    state = states._with_trained_networks(made, blank_state(made))
+    trained = game.trained_state(game.prepare(tiny()), whole)[0].ema
+    jax.tree.map(np.testing.assert_array_equal, state.variables.params, trained.params)
+    assert state.step == 0
+    assert not any(map(np.any, jax.tree.leaves(state.opt_state)))
+
+
 def test_networks_of_other_shapes_are_refused_by_name(whole):
     made = game.prepare(tiny(init_from=str(whole), init_networks=ALL, discriminator__z_layers=(9,)))
     with pytest.raises(ValueError, match="its discriminator, or its number of members, differs"):
