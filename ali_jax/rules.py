@@ -129,6 +129,7 @@ grid = Rule(_all_of(_is_positive_integer, 2), "two positive numbers, rows and co
 size = Rule(_all_of(_is_positive_integer, 0, 1, 2), "(), (S,) or (H, W) of positive numbers")
 shape = Rule(_all_of(_is_positive_integer, 0, 1, 3), "(), (D,) or (H, W, C) of positive numbers")
 roles = Rule(_all_of(lambda role: role in ROLES), f"a tuple of names among {', '.join(ROLES)}")
+trackers = Rule(_all_of(lambda name: name == "wandb"), "('wandb',) or ()")
 some_roles = Rule(
     lambda value: value != () and roles.holds(value), f"a tuple of one or more names among {', '.join(ROLES)}"
 )

@@ -290,8 +290,8 @@ RUNS = {
     (("evaluators", ()), ("report", True)): {"evaluated": [], "report": True},
 }
 
-# Keys that need files: tests of their own, below, show what they do.
-FILES = ("init_from", "init_member", "init_networks", "dataset.background")
+# Keys that need files: tests of their own, below, show what they do; of trackers, those of test_trackers.
+FILES = ("init_from", "init_member", "init_networks", "dataset.background", "trackers")
 
 
 def tiny(base: str, **changes: Any) -> configs.Config:

@@ -39,6 +39,8 @@ from ali_jax.game import (
 )
 from ali_jax.program import cost, devices, hosts, terminal
 from ali_jax.records import checkpoint, known_data
+from ali_jax.records.trackers import Trackers
+from ali_jax.records.trackers import check as check_trackers
 from ali_jax.records.workdir import (
     RunError,
     absolute,
@@ -84,6 +86,7 @@ def run(config: Config, workdir: Path, *, started: float | None = None, verbosit
     clock = _Clock(time.monotonic() if started is None else started)
     configs.validate(config)
     check_names(config)
+    check_trackers(config.trackers)
     check_writable(workdir)
     config = with_known_shape(config, workdir)
     with contextlib.ExitStack() as stack:
@@ -202,7 +205,7 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
             write_text(workdir / "config.json", configs.to_json(_resolved(game)))
             (workdir / "summary.json").unlink(missing_ok=True)  # it is about fewer steps
             note_sitting(workdir, from_step=step, **_circumstances(game))
-        records = stack.enter_context(contextlib.closing(Records(workdir, step, write=main)))
+        records = _open_records(stack, config, workdir, step, reporter)
         feed = stack.enter_context(contextlib.closing(make_feed(game)))
         # Several processes must stop at the same step, which `hosts.preempted` sees to.
         signals = terminal.STOP_SIGNALS if jax.process_count() == 1 else ()
@@ -229,6 +232,17 @@ def _train(game: Game, workdir: Path, clock: _Clock, verbosity: int) -> int:
             if config.report:
                 _write_report(sitting, state, workdir)
     return 0
+
+
+def _open_records(
+    stack: contextlib.ExitStack, config: Config, workdir: Path, step: int, reporter: Terminal
+) -> Records:
+    """Open what the sitting writes to, its trackers too; the stack closes it."""
+    main = jax.process_index() == 0
+    warn = functools.partial(reporter.say, level=logging.WARNING)
+    trackers = Trackers(config.trackers if main else (), workdir, config, warn)
+    stack.push(lambda *error: trackers.close(failed=error[0] is not None))
+    return stack.enter_context(contextlib.closing(Records(workdir, step, write=main, trackers=trackers)))
 
 
 def _take_steps(sitting: _Sitting, state: TrainState, step: int, feed: Any) -> tuple[TrainState, int]:

@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 
 from ali_jax.evaluate.figures import save_png
 from ali_jax.names import printable
+from ali_jax.records.trackers import Trackers
 from ali_jax.records.workdir import write_text
 
 MetricsRow = dict[str, Any]
@@ -79,10 +80,13 @@ class Records:
     """The files that a run appends to: metrics.jsonl, TensorBoard's events and images/.
 
     They are opened at the step that a run continues from. Rows of later steps are cut, since they will be
-    written again. If several processes share a run, only one may `write`.
+    written again. If several processes share a run, only one may `write`. `trackers` are told the same.
     """
 
-    def __init__(self, workdir: Path, step: int, *, write: bool = True) -> None:
+    def __init__(
+        self, workdir: Path, step: int, *, write: bool = True, trackers: Trackers | None = None
+    ) -> None:
+        self._trackers = trackers
         path = workdir / "metrics.jsonl"
         self.rows = read_rows(path, step)
         self._images = workdir / "images" if write else None
@@ -98,10 +102,16 @@ class Records:
         self.rows.append(row)
         self._file.write(_line(row))
         self._file.flush()
-        for key, value in {**values, **only_events}.items():
-            if value is not None and math.isfinite(value):
-                self._events.add_scalar(key, value, step)
+        finite = {
+            key: float(value)
+            for key, value in {**values, **only_events}.items()
+            if value is not None and math.isfinite(value)
+        }
+        for key, value in finite.items():
+            self._events.add_scalar(key, value, step)
         self._events.flush()
+        if self._trackers is not None:
+            self._trackers.scalars(step, finite)
 
     def sync(self) -> None:
         """Flush all rows to disk; call it before a checkpoint that continues after them is written."""
@@ -115,6 +125,8 @@ class Records:
             if self._images is not None:
                 save_png(self._images / f"{name}_{step}.png", image)
             self._events.add_image(name, image, step, dataformats="HWC")
+        if self._trackers is not None and images:
+            self._trackers.images(step, images)
 
     def close(self) -> None:
         """Close the files."""
