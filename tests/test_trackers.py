@@ -191,4 +191,4 @@ def test_both_sittings_of_a_resumed_run_are_one_run_of_wandb(tmp_path, monkeypat
     assert {name: late[20][name] for name in recorded if name != "step"} == pytest.approx(
         {name: value for name, value in recorded.items() if name != "step"}
     )
-    assert late[20]["samples"]["_type"] == "image-file"
+    assert late[20]["samples/_type"] == "image-file"
