@@ -182,6 +182,13 @@ def test_a_trace_without_kernels_is_an_error():
             "--steps goes with --mode",
         ),
         (["--mode", "profile", "--workdir", "nowhere"], "nowhere holds no run"),
+        (
+            [
+                *["--mode", "profile", "--config", "experiments/mixture.py", "--steps", "3"],
+                "--config.penalties.r1.every=5",
+            ],
+            "--steps is 3; it must be a multiple of config.penalties.r1.every = 5",
+        ),
         (["--mode", "profile", "--config", "experiments/mixture.py", "--out", "README.md"], "is a file"),
     ],
 )
