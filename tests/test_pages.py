@@ -187,6 +187,10 @@ def test_what_was_run_is_told_fact_by_fact(single, two):
         "classes": ["0 to 9"],
         "training rows": ["1,400 (train)"],
         "test rows": ["397 (test)"],
+        "near-duplicates": [
+            "0 of 397 test images differ by at most 2% of the range (root mean square over pixels) from one "
+            "of 1,400 training images"
+        ],
         "parameters": ["encoder {}, decoder {}, discriminator {}".format(*sizes)],
         "loss": ["hinge"],
         "weights shown": ["averaged (decay 0.9)"],
