@@ -49,3 +49,21 @@ def real_data():
     if not folder:
         pytest.skip("ALI_JAX_DATA names no folder of real data (.npz)")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """Give the folder of a short run of digits, whose bytes go from 0 to 16."""
+    from test_loop import loop, tiny
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert loop.run(tiny(num_steps=10, evaluators=()), folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(run):
+    """Give the model of that run."""
+    import ali_jax
+
+    return ali_jax.load(run)

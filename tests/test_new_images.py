@@ -14,28 +14,13 @@ from pyarrow import parquet
 from test_loop import tiny
 from test_main import message, size_of
 
-import ali_jax
 from ali_jax import game
 from ali_jax.data import DataError, inputs
 from ali_jax.main import main
 from ali_jax.metrics import directions
-from ali_jax.program import command, loop, new_images
+from ali_jax.program import command, new_images
 from ali_jax.tools.anomaly import anomaly_scores
 from ali_jax.tools.trained import Model
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Give the folder of a run of digits."""
-    folder = tmp_path_factory.mktemp("new_images") / "run"
-    assert loop.run(tiny(num_steps=10, evaluators=()), folder) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(run):
-    """Give the model of that run."""
-    return ali_jax.load(run)
 
 
 @pytest.fixture(scope="module")

@@ -14,22 +14,7 @@ import ali_jax
 from ali_jax import game, model
 from ali_jax.evaluate import running
 from ali_jax.metrics.blocks import map_fixed_blocks
-from ali_jax.program import loop
 from ali_jax.tools.trained import Model, model_of
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Give the folder of a run of digits, whose bytes go from 0 to 16."""
-    folder = tmp_path_factory.mktemp("trained")
-    assert loop.run(tiny(num_steps=10, evaluators=()), folder) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(run):
-    """Give the model of that run."""
-    return ali_jax.load(run)
 
 
 @pytest.fixture(scope="module")
