@@ -172,8 +172,8 @@ def _profile(config: Config, options: Options) -> int:
 
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise UsageError(f"--out {options.out} is a file; --mode profile keeps the trace in a folder.")
-    every = config.penalties.r1.every
-    if (options.steps or config.steps_per_call) % every:
+    every = config.penalties.get("r1", {}).get("every", 1)  # it divides config.steps_per_call
+    if options.steps % every:
         raise UsageError(
             f"--steps is {options.steps}; it must be a multiple of config.penalties.r1.every = {every}."
         )
