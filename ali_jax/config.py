@@ -76,6 +76,9 @@ TABLE = (
     Key("ema_decay", 0.0, rules.fraction,
         "Decay of an exponential moving average of the networks, with warm-up; 0 = none. Where there is "
         "one, evaluation uses it."),
+    Key("ema_half_life", 0.0, rules.not_negative,
+        "Half-life of that average in training images, instead of its decay: 2^(-batch_size / half-life); "
+        "0 = `ema_decay`."),
     Key("parallel", "mesh", rules.one_of("mesh", "pmap"),
         "How several devices share a batch: one program over a mesh, or `jax.pmap`."),
     Key("lowering", "auto", rules.lowering,
@@ -173,6 +176,15 @@ TABLE = (
         "Random Fourier features of x, for perceptrons; () = none."),
     Key("encoder.width", 0, rules.count_or_zero,
         "Maps of the first layer, where the layers are to follow the image size; 0 = `layers`."),
+    Key("encoder.maps", (), rules.widths,
+        "Of a residual network: maps of its stages, from the image to the grid; () = they follow `width`."),
+    Key("encoder.blocks", 1, rules.count, "Of a residual network: blocks of a stage."),
+    Key("encoder.expansion", 1, rules.count,
+        "Of a residual network: maps within a block, as a multiple of the stage's."),
+    Key("encoder.patch", 1, rules.one_or_two,
+        "Of a residual network: 1 for a first stage at the image's own size, 2 for one at half of it."),
+    Key("encoder.blur", True, rules.flag,
+        "Of a residual network: whether maps are blurred where their size changes."),
 
     Group("The decoder", "As the encoder; its layers are transposed convolutions."),
     Key("decoder.name", "Decoder", rules.named_in("ali_jax.networks"), "The class."),
@@ -187,6 +199,15 @@ TABLE = (
         "Last activation: sigmoid for data in [0, 1], linear for others."),
     Key("decoder.width", 0, rules.count_or_zero,
         "Maps of the last layer, where the layers are to follow the image size; 0 = `layers`."),
+    Key("decoder.maps", (), rules.widths,
+        "Of a residual network: maps of its stages, from the image to the grid; () = they follow `width`."),
+    Key("decoder.blocks", 1, rules.count, "Of a residual network: blocks of a stage."),
+    Key("decoder.expansion", 1, rules.count,
+        "Of a residual network: maps within a block, as a multiple of the stage's."),
+    Key("decoder.patch", 1, rules.one_or_two,
+        "Of a residual network: 1 for a first stage at the image's own size, 2 for one at half of it."),
+    Key("decoder.blur", True, rules.flag,
+        "Of a residual network: whether maps are blurred where their size changes."),
 
     Group("The discriminator",
           "D(x) and D(z) are joined by D(x, z), which ends in a linear layer of its own."),
@@ -226,6 +247,17 @@ TABLE = (
         "Whether D also scores x and z alone, for `penalties.unary_scores`."),
     Key("discriminator.pair_layers", (), rules.layers,
         "Layers of D(x, x'), for `penalties.adversarial_cycle`; () = none."),
+    Key("discriminator.maps", (), rules.widths,
+        "Of a residual network: maps of its stages, from the image to the grid; () = they follow `width`."),
+    Key("discriminator.blocks", 1, rules.count, "Of a residual network: blocks of a stage."),
+    Key("discriminator.expansion", 1, rules.count,
+        "Of a residual network: maps within a block, as a multiple of the stage's."),
+    Key("discriminator.patch", 1, rules.one_or_two,
+        "Of a residual network: 1 for a first stage at the image's own size, 2 for one at half of it."),
+    Key("discriminator.blur", True, rules.flag,
+        "Of a residual network: whether maps are blurred where their size changes."),
+    Key("discriminator.head", "projection", rules.one_of("projection", "concatenation"),
+        "How a residual D joins D(x) and D(z): by a bilinear form, or by a perceptron of `joint_layers`."),
 
     Group("Conditions", "How the networks take y, where `dataset.conditional` is on."),
     Key("condition.size", 0, rules.count_or_zero, "A, the length of y; 0 = as the data have it."),
@@ -241,6 +273,8 @@ TABLE = (
         "Weight of its part in z; negative = the same as `gamma`."),
     Key("penalties.r1.gamma_final", -1.0, rules.finite,
         "Weight at `num_steps`, reached geometrically; negative = it stays constant."),
+    Key("penalties.r1.schedule", "geometric", rules.one_of("geometric", "cosine"),
+        "How the weight gets there: by the same factor each step, or along half a cosine."),
     Key("penalties.r1.at", "encoder", rules.one_of("encoder", "decoder", "both", "prior"),
         "At which pairs: (x, z_hat), (x_tilde, z), both of them, or x beside an independent z."),
     Key("penalties.r1.every", 1, rules.count,
@@ -274,6 +308,9 @@ TABLE = (
         "Share of `num_steps` at the full learning rate; a cosine follows. 1 = no schedule."),
     Key("optimizer.final_fraction", 0.0, rules.not_negative,
         "Share of the learning rate that is left at the end of the cosine."),
+    Key("optimizer.b2_final", -1.0, rules.finite,
+        "Decay of both second moments at `num_steps`, reached from `b2` along half a cosine; negative = they "
+        "stay constant."),
     Key("optimizer.packed_size", 0, rules.count_or_zero,
         "Parameters of at most this many elements, such as 16384, share one vector in Adam's state: fewer "
         "kernels on a GPU. It does not change what is computed. 0 = none."),
@@ -386,6 +423,57 @@ def semi_supervised_recipe(config: Config, maps: int) -> None:
     for adam in (config.optimizer.generator, config.optimizer.discriminator):
         adam.learning_rate = 3e-4
     config.optimizer.constant_fraction = 2 / 3
+
+
+def residual_recipe(config: Config, *, small: bool = False) -> None:
+    """Set, in place, the residual networks of `ali_jax.networks` and the game of R3GAN (Huang et al., 2024).
+
+    Relativistic pairs; a gradient penalty at both kinds of pairs; Adam with b1 = 0; and along half a cosine,
+    over all of training, rate and penalty fall to a tenth and b2 rises from 0.9 to 0.99. To that a joint game
+    adds a log sigma that starts near -1 and is clipped to (-6, 0.5), and ALICE's cycle on x with a weak
+    weight, which the experiment sets: 20 over the number of dimensions of x is weak.
+
+    Args:
+      config: the experiment's; it sets data, numbers of steps and the weight of the cycle.
+      small: networks for two CPU cores instead of a GPU.
+    """
+    config.loss = "relativistic_pairs"
+    config.batch_size = 64
+    config.latent_dim = 64
+    config.ema_half_life = 44_000.0
+    for network, name in (
+        (config.encoder, "ResidualEncoder"),
+        (config.decoder, "ResidualDecoder"),
+        (config.discriminator, "ResidualDiscriminator"),
+    ):
+        network.name = name
+        network.slope = 0.2
+        network.width, network.patch = (16, 2) if small else (64, 1)
+        network.blocks = network.expansion = 1 if small else 2
+    config.encoder.layers = config.discriminator.x_layers = (256,)
+    config.discriminator.z_layers = (256, 256)
+    config.encoder.center = config.discriminator.center = True
+    config.encoder.log_sigma_clip = (-6.0, 0.5)
+    config.encoder.log_sigma_bias = -1.0
+    config.encoder.log_sigma_init = 0.1
+    config.penalties.r1.gamma = 0.2
+    config.penalties.r1.gamma_final = 0.02
+    config.penalties.r1.at = "both"
+    config.penalties.r1.schedule = "cosine"
+    for adam in (config.optimizer.generator, config.optimizer.discriminator):
+        adam.learning_rate = 1e-3
+        adam.b1 = 0.0
+        adam.b2 = 0.9
+    config.optimizer.b2_final = 0.99
+    config.optimizer.constant_fraction = 0.0
+    config.optimizer.final_fraction = 0.1
+
+
+def average_decay(config: Config) -> float:
+    """Return the decay per step of the averaged parameters; 0: there are none."""
+    if config.ema_half_life:
+        return 2.0 ** (-config.batch_size / config.ema_half_life)
+    return config.ema_decay
 
 
 def flat(config: Config, prefix: str = "") -> dict[str, Any]:

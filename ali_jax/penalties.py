@@ -19,6 +19,7 @@ from ali_jax.types import ALI, Array, Batch, InputGradients, Logits, Losses, Met
 Weight: TypeAlias = float | Array | Callable[[Array], Array]
 Placement = Literal["encoder", "decoder", "both", "prior"]
 Masks = Literal["own", "game"]
+Schedule = Literal["geometric", "cosine"]
 PLACES = {  # by placement: the inputs of D, as fields of `Pairs`
     "encoder": [("x", "z_hat")],
     "decoder": [("x_tilde", "z")],
@@ -38,6 +39,7 @@ def r1(
     gamma_z: Weight | None = None,
     gamma_final: Weight | None = None,
     num_steps: int = 1,
+    schedule: Schedule = "geometric",
     at: Placement = "encoder",
     every: int = 1,
     masks: Masks = "own",
@@ -54,8 +56,9 @@ def r1(
     Args:
       gamma: weight of the x part, in units of x in [0, 1]: scaling x by c means gamma c^2; None: 0.
       gamma_z: weight of the z part; None: gamma.
-      gamma_final: the larger of the two weights after num_steps. Both change geometrically, by the same
-        factor per step. None: they are constant, and so are two weights of 0.
+      gamma_final: the larger of the two weights after num_steps, to which both change by the same factors.
+        None: they are constant, and so are two weights of 0.
+      schedule: geometric, with the same factor each step, or along half a cosine.
       at: where the gradient is taken. `both` adds R1 and R2.
       every: n, to take the penalty with n times its weight at steps n - 1, 2 n - 1 and so on, and not at
         others: the same mean over steps, but another estimator of it (Karras et al., 2020).
@@ -85,7 +88,7 @@ def r1(
     squares = jnp.array([[_sum_of_squares(g) for g in of_pairs] for of_pairs in gradients])
     by_x, by_z = squared = jnp.sum(squares, axis=0) / count
     gamma, gamma_z, gamma_final = (_at(step, weight) for weight in (gamma, gamma_z, gamma_final))
-    weights = _weights(gamma, gamma_z, gamma_final, step / num_steps)
+    weights = _weights(gamma, gamma_z, gamma_final, step / num_steps, schedule)
     if every > 1:
         weights *= jnp.where((step + 1) % every == 0, every, 0)
     penalty = 0.5 * jnp.sum(weights.astype(squared.dtype) * squared)
@@ -115,7 +118,9 @@ def _at(step: Array, weight: Weight | None) -> Any:
     return weight(step) if callable(weight) else weight
 
 
-def _weights(gamma: Any, gamma_z: Any, gamma_final: Any, progress: Array | float) -> Array:
+def _weights(
+    gamma: Any, gamma_z: Any, gamma_final: Any, progress: Array | float, schedule: Schedule
+) -> Array:
     """Return `r1`'s weights of x and z, [2], after a share `progress` of the steps."""
     gamma = 0.0 if gamma is None else gamma
     weights = jnp.stack([jnp.asarray(w, float) for w in (gamma, gamma if gamma_z is None else gamma_z)])
@@ -123,11 +128,14 @@ def _weights(gamma: Any, gamma_z: Any, gamma_final: Any, progress: Array | float
         return weights
     if not isinstance(gamma_final, jax.Array) and gamma_final <= 0:
         raise ValueError(
-            f"r1: gamma_final is {gamma_final}; it must be positive, since weights change geometrically."
+            f"r1: gamma_final is {gamma_final}; it must be positive, since weights change by a factor."
         )
     largest = weights.max()
     ratio = jnp.where(largest > 0, gamma_final / jnp.where(largest > 0, largest, 1.0), 1.0)
-    return weights * jnp.exp(jnp.clip(progress, 0, 1) * jnp.log(ratio))
+    progress = jnp.clip(progress, 0, 1)
+    if schedule == "cosine":
+        return weights * (ratio + (1 - ratio) * (1 + jnp.cos(jnp.pi * progress)) / 2)
+    return weights * jnp.exp(progress * jnp.log(ratio))
 
 
 def cycle_x(

@@ -123,6 +123,7 @@ fractions = Rule(_each(fraction.holds), "rates in [0, 1): one for all layers, (0
 count = Rule(lambda value: _is_integer(value, 1, 2**31), "positive and below 2^31")
 count_or_zero = Rule(_is_integer, "at least 0")
 seed = Rule(lambda value: _is_integer(value, 0, 2**32), "in [0, 2^32)")
+one_or_two = Rule(lambda value: _is_integer(value) and value in (1, 2), "1 or 2")
 stack = Rule(lambda value: _is_integer(value) and value in (0, 3), "3, one image per channel, or 0")
 
 grid = Rule(_all_of(_is_positive_integer, 2), "two positive numbers, rows and columns")

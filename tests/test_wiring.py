@@ -82,6 +82,13 @@ CONVOLUTIONS = {
     "discriminator.x_layers": ((4, 2, 1, 1),),
     "decoder.output": "sigmoid",
 }
+RESIDUAL = {
+    "decoder.output": "sigmoid",
+    **{f"{key}batch_norm": (True,) for key in ("encoder.", "decoder.", "discriminator.x_")},
+    **{f"{role}.name": f"Residual{role.title()}" for role in Networks._fields},
+    **{f"{role}.maps": (2, 2) for role in Networks._fields},
+    **{f"{role}.patch": 2 for role in Networks._fields},
+}
 WIDTHS = {"encoder.layers": (), "decoder.layers": (), "discriminator.x_layers": ()}
 # By name: values beside those of `tiny`, and the data; None: those that the config names.
 BASES: dict[str, tuple[dict[str, Any], Any]] = {
@@ -106,6 +113,7 @@ BASES: dict[str, tuple[dict[str, Any], Any]] = {
         {**CONVOLUTIONS, **WIDTHS, **{f"{role}.width": 1 for role in ROLES}},
         images,
     ),
+    "residual": (RESIDUAL, images),
     "augmented": ({**CONVOLUTIONS, "augment.cutout": 0.3}, images),
     "fading": ({**CONVOLUTIONS, "augment.cutout": 0.3, "augment.final": 0.5}, images),
     "semi": (
@@ -148,6 +156,8 @@ PROGRAM = (
     Row("dtype", "bfloat16", STEP),
     Row("ema_decay", 0.5, step("average"), "averaged"),
     Row("ema_decay", 0.9, step("average")),
+    Row("ema_half_life", 300.0, step("average"), "averaged"),
+    Row("ema_half_life", 300.0, step("average")),
     Row("parallel", "pmap", STEP),
     Row("lowering", "native", STEP),
     Row("lowering", "native", STEP, "images"),
@@ -196,6 +206,12 @@ PROGRAM = (
             Row(f"{role}.slope", 0.3, STEP),
             Row(f"{role}.init_std", 0.3, start(role)),
             Row(f"{role}.width", 2, start(role) | STEP, "pyramid"),
+            Row(f"{role}.maps", (2, 3), start(role) | STEP, "residual"),
+            Row(f"{role}.maps", (2, 3), refused="maps is set, but .* has no such field"),
+            Row(f"{role}.blocks", 2, start(role) | STEP, "residual"),
+            Row(f"{role}.expansion", 2, start(role) | STEP, "residual"),
+            Row(f"{role}.patch", 1, start(role) | STEP, "residual"),
+            Row(f"{role}.blur", False, STEP, "residual"),
         )
     ),
     Row("encoder.layers", (2, 3), start(ENCODER) | STEP),
@@ -233,12 +249,14 @@ PROGRAM = (
     Row("discriminator.z_everywhere", True, start(DISCRIMINATOR) | STEP),
     Row("discriminator.unary_scores", True, start(DISCRIMINATOR) | step(DISCRIMINATOR)),
     Row("discriminator.pair_layers", (3,), start(DISCRIMINATOR) | step(DISCRIMINATOR)),
+    Row("discriminator.head", "concatenation", start(DISCRIMINATOR) | STEP, "residual"),
     Row("condition.size", 3, refused="config.condition.size is 3, but faces has 2", base="faces"),
     Row("condition.embedding", 4, start(*ROLES) | STEP, "faces"),
     Row("condition.learned", True, start(*ROLES) | STEP, "faces"),
     Row("penalties.r1.gamma", 0.3, step(DISCRIMINATOR), "r1"),
     Row("penalties.r1.gamma_z", 0.3, step(DISCRIMINATOR), "r1"),
     Row("penalties.r1.gamma_final", 0.3, step(DISCRIMINATOR), "r1"),
+    Row("penalties.r1.schedule", "cosine", step(DISCRIMINATOR), "annealed"),
     Row("penalties.r1.at", "decoder", step(DISCRIMINATOR), "r1"),
     Row("penalties.r1.every", 2, STEP, "r1"),
     Row("penalties.r1.every", 4, refused="it must divide config.steps_per_call = 2", base="r1"),
@@ -259,6 +277,7 @@ PROGRAM = (
     ),
     Row("optimizer.constant_fraction", 0.5, STEP),
     Row("optimizer.final_fraction", 0.3, STEP, "cosine"),
+    Row("optimizer.b2_final", 0.3, STEP),
     Row("optimizer.packed_size", 4, STEP),
     Row("population.seeds", 3, start(*ROLES) | STEP | TRAIN | start("key"), "seeds"),
     Row("population.vary", (("optimizer.discriminator.b2", (0.3, 0.4)),), step(DISCRIMINATOR), "seeds"),

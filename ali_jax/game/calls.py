@@ -73,7 +73,7 @@ def make_call(game: Game, feed: data.Feed, steps: int) -> Any:
         steps=steps,
         mesh=game.mesh,
         parallel=config.parallel,
-        ema_decay=config.ema_decay,
+        ema_decay=configs.average_decay(config),
         gradient=config.gradient,
         population=_population(game, feed) if game.members else None,
         augment=game.augment,

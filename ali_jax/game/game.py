@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ali_jax import data, train
-from ali_jax.config import Config
+from ali_jax.config import Config, average_decay
 from ali_jax.game import compile
 from ali_jax.types import ALI, Array, Augment, Batch, Loss, Penalty, PyTree, TrainState
 
@@ -61,7 +61,7 @@ def abstract_state(game: Game) -> TrainState:
 
 def fresh_state(game: Game, key: Array, batch: Batch) -> TrainState:
     """Make the state of a single run before its first step, from its key and data."""
-    return train.init_state(game.ali, game.tx, key, batch, ema=game.config.ema_decay > 0)
+    return train.init_state(game.ali, game.tx, key, batch, ema=average_decay(game.config) > 0)
 
 
 def member_of(state: TrainState, k: int) -> TrainState:

@@ -1,6 +1,7 @@
 """From a config to the parts of a game: optimiser, loss, penalties, what D sees instead of the pairs."""
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ def make_optimizer(config: Config, *, platform: str = "gpu") -> optax.GradientTr
     for player in ("generator", "discriminator"):
         adam = config.optimizer[player]
         rate = _schedule(adam.learning_rate, config)
-        scale = scale_by_adam(b1=adam.b1, b2=adam.b2, eps=adam.eps)
+        scale = _with_b2(partial(scale_by_adam, b1=adam.b1, eps=adam.eps), adam.b2, config)
         if config.optimizer.packed_size:
             scale = _packed(scale, config.optimizer.packed_size)
         players[player] = optax.chain(scale, optax.scale_by_learning_rate(rate))
@@ -47,6 +48,21 @@ def make_optimizer(config: Config, *, platform: str = "gpu") -> optax.GradientTr
         *("frozen" if n in config.frozen else label for n, label in zip(labels._fields, labels, strict=True))
     )
     return optax.multi_transform(players, labels)
+
+
+def _with_b2(
+    scale_by_adam: Callable[..., optax.GradientTransformation], b2: Any, config: Config
+) -> optax.GradientTransformation:
+    """Return an Adam whose b2 is constant, or goes to `optimizer.b2_final` along half a cosine."""
+    final = config.optimizer.b2_final
+    if final < 0:
+        return scale_by_adam(b2=b2)
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        share = (1 - jnp.cos(jnp.pi * jnp.clip(state.count / config.num_steps, 0, 1))) / 2
+        return scale_by_adam(b2=b2 + (final - b2) * share).update(updates, state, params)
+
+    return optax.GradientTransformation(scale_by_adam(b2=b2).init, update)
 
 
 def _scale_by_adam_on_cpu(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformation:

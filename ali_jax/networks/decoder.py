@@ -66,7 +66,10 @@ class Decoder(nn.Module):
 
         The authors use 500 training images. A linear output keeps its zeros.
         """
-        if self.output != "sigmoid":
-            return params
-        mean = jnp.clip(jnp.mean(x, axis=0), 1e-7, 1 - 1e-7)
-        return {**params, "untied": {"bias": jnp.log(mean) - jnp.log1p(-mean)}}
+        return bias_of_mean(params, x) if self.output == "sigmoid" else params
+
+
+def bias_of_mean(params: PyTree, x: Array) -> PyTree:
+    """Return a decoder's parameters with the bias `untied` that makes the mean image of x [N, *X]."""
+    mean = jnp.clip(jnp.mean(x, axis=0), 1e-7, 1 - 1e-7)
+    return {**params, "untied": {"bias": jnp.log(mean) - jnp.log1p(-mean)}}

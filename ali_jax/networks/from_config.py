@@ -7,6 +7,7 @@ the keys beside `name` are its fields.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,12 +16,12 @@ import jax.numpy as jnp
 from ali_jax.config import Config, base, check_value
 from ali_jax.data.sizes import by, cure
 from ali_jax.names import did_you_mean, public_classes
-from ali_jax.networks import convolutions, decoder, discriminator, encoder
+from ali_jax.networks import convolutions, decoder, discriminator, encoder, residual
 from ali_jax.networks.fit import check_fit
 from ali_jax.networks.layers import Layer, is_convolutional
 from ali_jax.types import ALI, Networks
 
-MODULES = (encoder, decoder, discriminator)  # whose public classes a config may name
+MODULES = (encoder, decoder, discriminator, residual)  # whose public classes a config may name
 SIDES = (8, 256)  # the least and the largest side of images whose size the layers follow
 LONGEST = 4  # times the shorter side
 
@@ -120,14 +121,16 @@ def _follow_size(sections: Mapping[str, dict[str, Any]], shape: tuple[int, ...])
         ("decoder", "layers", inverted_pyramid),
         ("discriminator", "x_layers", pyramid),
     ):
-        width = sections[role].pop("width")
+        width, section = sections[role].pop("width"), sections[role]
+        if "maps" in section:
+            key, table = "maps", partial(stage_maps, patch=section["patch"])
         if not width:
             continue
-        if sections[role][key]:
+        if section[key]:
             raise ValueError(f"config.{role} sets both width and {key}: give one of them.")
         if len(shape) != 3:
             raise ValueError(f"config.{role}.width is for images; the data are {by(shape)}.")
-        sections[role][key] = table(shape[:2], width, what=role)
+        section[key] = table(shape[:2], width, what=role)
 
 
 def _make(role: str, section: dict[str, Any], **given: Any) -> nn.Module:
@@ -158,7 +161,8 @@ class Untrained:
 
 def has_convolutions(config: Config) -> bool:
     """Whether the decoder that a config describes is convolutional; nothing is built."""
-    return bool(config.decoder.width) or is_convolutional(config.decoder.layers)
+    decoder = config.decoder
+    return bool(decoder.width) or bool(decoder.get("maps")) or is_convolutional(decoder.layers)
 
 
 def pyramid(size: int | Sequence[int], width: int, *, what: str) -> tuple[Layer, ...]:
@@ -185,6 +189,17 @@ def inverted_pyramid(size: int | Sequence[int], width: int, *, what: str) -> tup
     maps = [width * min(2**i, 8) for i in range(len(sides) - 1)]
     doublings = zip(sides[-2::-1], (*maps[-2::-1], width), strict=True)
     return ((_spanning(sides[-1]), 1, maps[-1]), *((4, 2, m, 1, *_odd(after)) for after, m in doublings))
+
+
+def stage_maps(size: int | Sequence[int], width: int, *, what: str, patch: int = 1) -> tuple[int, ...]:
+    """Return the maps of the stages of a residual network that follow the image size, as `pyramid` does.
+
+    Args:
+      size, width, what: as `pyramid` takes them.
+      patch: 1 for a first stage at the image's own size, 2 for one at half of it.
+    """
+    count = len(_sides(size, what)) - (patch > 1)
+    return tuple(width * min(2**i, 8) for i in range(count))
 
 
 def _sides(size: int | Sequence[int], what: str) -> list[tuple[int, int]]:

@@ -133,11 +133,13 @@ class Convolution(nn.Module):
     lowering: convolutions.Lowering = "native"
     dtype: Any = jnp.float32
     spectral_norm: bool = False
+    init_factor: float = 1.0
 
     @nn.compact
     def __call__(self, h: Array, *, train: bool = False) -> Array:
         sides = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
-        kernel = self.param("kernel", initializer(self.init_std), (*sides, h.shape[-1], self.maps))
+        initial = _scaled(self.init_std, self.init_factor)
+        kernel = self.param("kernel", initial, (*sides, h.shape[-1], self.maps))
         if self.spectral_norm:
             kernel = SpectralNorm(name="spectral")(kernel, train=train)
         h, kernel = h.astype(self.dtype), kernel.astype(self.dtype)
@@ -180,11 +182,12 @@ class Dense(nn.Module):
     init_std: float = 0.01
     dtype: Any = jnp.float32
     spectral_norm: bool = False
+    init_factor: float = 1.0
 
     @nn.compact
     def __call__(self, h: Array, *, train: bool = False) -> Array:
         h = h.reshape(h.shape[0], -1)
-        kernel = self.param("kernel", initializer(self.init_std), (h.shape[-1], self.width))
+        kernel = self.param("kernel", _scaled(self.init_std, self.init_factor), (h.shape[-1], self.width))
         if self.spectral_norm:
             kernel = SpectralNorm(name="spectral")(kernel, train=train)
         return h.astype(self.dtype) @ kernel.astype(self.dtype)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ali_jax import evaluate as evaluators
+from ali_jax.config import average_decay
 from ali_jax.evaluate import Number
 from ali_jax.evaluate.distances import NEAR
 from ali_jax.evaluate.figures import Panel
@@ -77,7 +78,7 @@ class _Look:
         self.dataset, self.shape = game.dataset, game.dataset.test.shape
         variables = state.variables if state.ema is None else state.ema
         self.variables: Variables = jax.tree.map(lambda leaf: leaf.addressable_data(0), variables)
-        self.weights = "raw" if state.ema is None else f"averaged (decay {game.config.ema_decay:g})"
+        self.weights = "raw" if state.ema is None else f"averaged (decay {average_decay(game.config):g})"
         self.key = evaluation_key(game.config)
 
     @functools.cache  # noqa: B019 - an instance lives as long as its page is written

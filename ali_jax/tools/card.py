@@ -15,7 +15,7 @@ import yaml
 
 import ali_jax
 from ali_jax import evaluate as evaluators
-from ali_jax.config import Config
+from ali_jax.config import Config, average_decay
 from ali_jax.data import Dataset
 from ali_jax.data.hub import PREFIX
 from ali_jax.records.read import Run, changed, interval
@@ -212,7 +212,9 @@ def _training(
         "steps": f"{step:,} of {config.batch_size:,} rows: {images:,} rows, "
         f"{images / len(dataset.train):,.1f} passes over the training rows",
         "parameters": ", ".join(f"{role} {size:,}" for role, size in sizes.items()),
-        "weights": f"averaged, decay {config.ema_decay:g}" if config.ema_decay else "those of the last step",
+        "weights": f"averaged, decay {average_decay(config):g}"
+        if average_decay(config)
+        else "those of the last step",
         **({"population": f"the first of {members} members"} if members else {}),
     }
     yield _table(("", ""), facts.items())

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ali_jax import data, model, networks, train
-from ali_jax.config import Config
+from ali_jax.config import Config, average_decay
 from ali_jax.game import parts
 from ali_jax.types import ALI, Batch, Networks, PyTree, TrainState
 
@@ -36,7 +36,7 @@ def describe(config: Config) -> dict[str, Any]:
     ali = networks.build(native, x_shape=shape)
     tx = parts.make_optimizer(config)
     batch = abstract_batch(config, shape)
-    init = partial(train.init_state, ali, tx, ema=config.ema_decay > 0)
+    init = partial(train.init_state, ali, tx, ema=average_decay(config) > 0)
     state = jax.eval_shape(init, jax.random.PRNGKey(0), batch)
     return {
         "parameters": {role: _size(params) for role, params in state.variables.params._asdict().items()},
@@ -134,7 +134,7 @@ def training_step(config: Config, ali: ALI) -> Callable:
         parts.make_optimizer(config),
         parts.make_loss(config),
         parts.make_penalties(config),
-        ema_decay=config.ema_decay,
+        ema_decay=average_decay(config),
         gradient=config.gradient,
         augment=parts.make_augment(config),
     )

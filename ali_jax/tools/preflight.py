@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from ali_jax import networks, train
-from ali_jax.config import Config
+from ali_jax.config import Config, average_decay
 from ali_jax.game import compile, parts, population
 from ali_jax.tools.describe import abstract_batch, data_shape, training_step
 from ali_jax.types import PyTree
@@ -248,7 +248,9 @@ def _compile(config: Config, topology: str, mesh: Mesh) -> Any:
     shape = data_shape(config)
     ali = networks.build(config, x_shape=shape, platform="tpu")
     batch = _placed(abstract_batch(config, shape), split)
-    init = functools.partial(train.init_state, ali, parts.make_optimizer(config), ema=config.ema_decay > 0)
+    init = functools.partial(
+        train.init_state, ali, parts.make_optimizer(config), ema=average_decay(config) > 0
+    )
     state = _placed(jax.eval_shape(init, jax.random.PRNGKey(0), batch), whole)
     step = jax.jit(training_step(config, ali), donate_argnums=0, out_shardings=whole)
     try:

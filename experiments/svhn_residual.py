@@ -1,0 +1,39 @@
+"""ALI on SVHN (32x32) with residual networks and `config.residual_recipe`.
+
+    python -m ali_jax.main --config experiments/svhn_residual.py:small --workdir runs/svhn_residual
+
+The networks are for a GPU; those of `svhn_residual.py:small` are for two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from ali_jax import config as defaults
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the configuration for a GPU, or that for two cores."""
+    if variant not in ("", "small"):
+        raise ValueError(f"svhn_residual.py:{variant}: the only variant is small.")
+    config = defaults.base()
+    defaults.residual_recipe(config, small=bool(variant))
+    config.num_steps = 150_000
+    config.steps_per_call = 50
+    config.log_every = 250
+    config.checkpoint_every = 2_500
+    config.evaluate_every = 25_000
+
+    config.dataset.name = "svhn_cropped"
+    config.dataset.shape = (32, 32, 3)
+
+    config.penalties.cycle_x.weight = 20 / 3072
+
+    config.evaluators = (
+        "samples",
+        "reconstructions",
+        "interpolations",
+        "reconstruction_error",
+        "class_balance",
+        "posterior",
+        "memorisation",
+    )
+    return config
