@@ -308,7 +308,7 @@ TABLE = (
         "Share of `num_steps` at the full learning rate; a cosine follows. 1 = no schedule."),
     Key("optimizer.final_fraction", 0.0, rules.not_negative,
         "Share of the learning rate that is left at the end of the cosine."),
-    Key("optimizer.b2_final", -1.0, rules.finite,
+    Key("optimizer.b2_final", -1.0, rules.below_one,
         "Decay of both second moments at `num_steps`, reached from `b2` along half a cosine; negative = they "
         "stay constant."),
     Key("optimizer.packed_size", 0, rules.count_or_zero,
@@ -609,6 +609,7 @@ def schedules(config: Config) -> list[str]:
     annealed = r1.gamma_final >= 0 or "penalties.r1.gamma_final" in varied
     uses = {
         "optimizer.constant_fraction": config.optimizer.constant_fraction < 1,
+        "optimizer.b2_final": config.optimizer.b2_final >= 0,
         "instance_noise": config.instance_noise > 0,
         "augment.final": config.augment.final != 1 and augmented(config),
         "penalties.r1.gamma_final": penalised and annealed,

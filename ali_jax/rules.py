@@ -117,6 +117,7 @@ finite = Rule(_is_number, "finite")
 positive = Rule(lambda value: _is_number(value, 0) and value > 0, "positive and finite")
 not_negative = Rule(lambda value: _is_number(value, 0), "at least 0 and finite")
 fraction = Rule(lambda value: _is_number(value, 0) and value < 1, "in [0, 1)")
+below_one = Rule(lambda value: _is_number(value) and value < 1, "below 1 and finite")
 probability = Rule(lambda value: _is_number(value, 0) and value <= 1, "in [0, 1]")
 fractions = Rule(_each(fraction.holds), "rates in [0, 1): one for all layers, (0.2,), or one per layer")
 

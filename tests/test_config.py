@@ -149,6 +149,7 @@ def test_num_steps_may_grow_only_where_no_schedule_depends_on_it():
         {},
         {"optimizer__constant_fraction": 0.5},
         {"penalties__r1__gamma_final": 0.1},
+        {"optimizer__b2_final": 0.9},
         {**annealed, "penalties__r1__gamma_z": 1.0},
         {**annealed, **of_members},
     ):
