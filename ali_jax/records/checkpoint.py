@@ -250,6 +250,8 @@ def _read(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Any:
             _check_same_model(Path(manager.directory) / str(step), like)
         else:
             failure = _difference(items.state, like, step)
+        if failure:
+            gc.collect()  # the debris, while nobody hears it
     return items if not failure else failure[:200].rstrip(".") + "."
 
 
@@ -295,7 +297,6 @@ def _without_debris() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-            gc.collect()
     finally:
         sys.unraisablehook = hook
 
