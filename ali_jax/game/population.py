@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from ali_jax import config as configs
 from ali_jax.config import Config
@@ -112,7 +112,7 @@ def spread(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
         std = half = float("nan")
         if len(finite) > 1:
             std = float(finite.std(ddof=1))
-            half = float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1)) * std / len(finite) ** 0.5
+            half = float(stdtrit(len(finite) - 1, (1 + LEVEL) / 2)) * std / len(finite) ** 0.5
         summary |= {f"{name}/std": std, f"{name}/low": mean - half, f"{name}/high": mean + half}
         summary |= {f"{name}/{k}": float(number) for k, number in enumerate(numbers)}
     return summary

@@ -9,7 +9,7 @@ are exchangeable.
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import betaincinv
 
 
 def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ def false_alarm_interval(n: int, alpha: float, *, level: float = 0.95) -> tuple[
     as in `allowed_exceedances`, and lies between the bounds with probability `level`.
     """
     k = allowed_exceedances(n, alpha)
-    low, high = stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], k, n + 1 - k)
+    low, high = betaincinv(k, n + 1 - k, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -61,8 +61,10 @@ def count_law(n: int, m: int, alpha: float) -> Any:
     It is Beta-binomial(m, k, n + 1 - k), over calibration sets of n scores and new rows, for scores without
     ties.
     """
+    from scipy.stats import betabinom
+
     k = allowed_exceedances(n, alpha)
-    return stats.betabinom(m, k, n + 1 - k)
+    return betabinom(m, k, n + 1 - k)
 
 
 def _checked(calibration: np.ndarray) -> np.ndarray:

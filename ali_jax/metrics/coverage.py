@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import beta, chi2, norm
+from scipy.special import betaincinv, gammaincinv, ndtri
 
 from ali_jax.metrics.blocks import map_blocks, rows_per_block
 from ali_jax.metrics.neighbors import nearest, parts
@@ -129,7 +129,7 @@ def chao(counts: np.ndarray, *, level: float = LEVEL) -> Interval:
         variance = unseen + once * (2 * once - 1) ** 2 / 4 - once**4 / (4 * total)
     if not unseen:
         return Interval(seen, seen, seen)
-    factor = np.exp(norm.ppf((1 + level) / 2) * np.sqrt(np.log1p(max(variance, 0.0) / unseen**2)))
+    factor = np.exp(ndtri((1 + level) / 2) * np.sqrt(np.log1p(max(variance, 0.0) / unseen**2)))
     return Interval(seen + unseen, float(seen + unseen / factor), float(seen + unseen * factor))
 
 
@@ -210,12 +210,12 @@ def _binomial(successes: np.ndarray, n: np.ndarray | int, alpha: float) -> tuple
     SciPy's `binomtest` gives the same for a single count.
     """
     failures = n - successes
-    low = np.where(successes > 0, beta.ppf(alpha / 2, np.maximum(successes, 1), failures + 1), 0.0)
-    high = np.where(failures > 0, beta.ppf(1 - alpha / 2, successes + 1, np.maximum(failures, 1)), 1.0)
+    low = np.where(successes > 0, betaincinv(np.maximum(successes, 1), failures + 1, alpha / 2), 0.0)
+    high = np.where(failures > 0, betaincinv(successes + 1, np.maximum(failures, 1), 1 - alpha / 2), 1.0)
     return low, high
 
 
 def _poisson(count: float, alpha: float) -> tuple[float, float]:
     """Return Garwood's exact interval for the expectation, with alpha / 2 beyond either end."""
-    low = chi2.ppf(alpha / 2, 2 * count) / 2 if count else 0.0
-    return float(low), float(chi2.ppf(1 - alpha / 2, 2 * count + 2) / 2)
+    low = gammaincinv(count, alpha / 2) if count else 0.0
+    return float(low), float(gammaincinv(count + 1, 1 - alpha / 2))

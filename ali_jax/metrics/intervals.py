@@ -1,6 +1,6 @@
 """Intervals for fractions."""
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 
 def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -16,7 +16,7 @@ def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[floa
         )
     if not 0 < level < 1:
         raise ValueError(f"The level is {level}: it must lie between 0 and 1, such as 0.95.")
-    quantile = float(norm.ppf(0.5 + level / 2))
+    quantile = float(ndtri(0.5 + level / 2))
     share, weight = successes / n, quantile**2 / n
     center = (share + weight / 2) / (1 + weight)
     half = quantile * (share * (1 - share) / n + weight / (4 * n)) ** 0.5 / (1 + weight)

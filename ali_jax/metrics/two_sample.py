@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+from scipy.special import ndtr
 
 from ali_jax.types import Array
 
@@ -154,13 +154,13 @@ class KolmogorovSmirnov(NamedTuple):
     p_values: np.ndarray  # [Z] after Holm's correction; the smallest tests whether any dimension differs
 
 
-def ks_tests(
-    z: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray] = scipy.stats.norm.cdf
-) -> KolmogorovSmirnov:
+def ks_tests(z: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray] = ndtr) -> KolmogorovSmirnov:
     """Test each column of z [N, Z] against a distribution function, by default the standard normal's."""
     if z.ndim != 2 or not len(z):
         raise ValueError(f"z has shape {z.shape}: give [N, Z] with N at least 1.")
-    test: Any = scipy.stats.ks_1samp(np.asarray(z, np.float64), cdf, axis=0, method="exact")
+    from scipy.stats import ks_1samp
+
+    test: Any = ks_1samp(np.asarray(z, np.float64), cdf, axis=0, method="exact")
     return KolmogorovSmirnov(test.statistic, holm(test.pvalue))
 
 
@@ -262,7 +262,9 @@ def use_of_z(q: np.ndarray, q_shuffled: np.ndarray, p: np.ndarray, p_shuffled: n
 
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
     """Return P(positive score > negative score), ties counted half, for scores [N] and [M]."""
-    test: Any = scipy.stats.mannwhitneyu(positive, negative, method="asymptotic")
+    from scipy.stats import mannwhitneyu
+
+    test: Any = mannwhitneyu(positive, negative, method="asymptotic")
     return float(test.statistic / (len(positive) * len(negative)))
 
 
