@@ -15,7 +15,7 @@ from small import experiment
 from test_checkpoint import assert_same_bits, damage
 
 from ali_jax import config as configs
-from ali_jax import game
+from ali_jax import game, train
 from ali_jax.program import loop
 from ali_jax.records import checkpoint, workdir, writers
 
@@ -50,8 +50,8 @@ def tiny(**changes):
     return config
 
 
-def restored(config, folder: Path):
-    the_game = game.prepare(config)
+def restored(config, folder: Path, *, trained: bool = True):
+    the_game = game.prepare(config, trained=trained)
     manager = checkpoint.open_manager(folder / "checkpoints")
     return checkpoint.restore(manager, game.abstract_state(the_game))[0]
 
@@ -72,6 +72,12 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     assert loop.run(tiny(), folder) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def last_state(whole):
+    """Give the last state of that run."""
+    return restored(tiny(), whole)
 
 
 def signalling(monkeypatch, step: int, number: int) -> None:
@@ -103,19 +109,21 @@ def test_the_folder_holds_what_the_run_did(whole):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch, number):
+def test_a_stopped_run_resumes_bit_for_bit(whole, last_state, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         signalling(patch, 20, number)
         assert loop.run(tiny(checkpoint_every=30), tmp_path) == 128 + number
     assert workdir.checkpoint_steps(tmp_path) == [20]
     assert not (tmp_path / "summary.json").exists()
     assert loop.run(tiny(dataset__feed="host", keep_checkpoints=1), tmp_path) == 0  # streamed from now on
-    assert_same_bits(restored(tiny(), tmp_path), restored(tiny(), whole))
+    assert_same_bits(restored(tiny(), tmp_path), last_state)
     assert rows(tmp_path) == rows(whole)
     assert workdir.read_config(tmp_path).dataset.feed == "host"
 
 
-def test_a_killed_run_resumes_from_its_last_checkpoint_without_duplicate_rows(whole, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_from_its_last_checkpoint_without_duplicate_rows(
+    whole, last_state, tmp_path, monkeypatch
+):
     def killed(self, at, values):
         raise KeyboardInterrupt
 
@@ -127,7 +135,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_without_duplicate_rows(wh
         file.write('{"step": 30, "loss/generator": 9}\n{"step": 40, "lo')
     assert loop.run(tiny(), tmp_path) == 0
     assert rows(tmp_path) == rows(whole)
-    assert_same_bits(restored(tiny(), tmp_path), restored(tiny(), whole))
+    assert_same_bits(restored(tiny(), tmp_path), last_state)
 
 
 def test_calls_of_another_length_and_a_longer_run_follow_the_same_path(tmp_path, monkeypatch):
@@ -218,6 +226,17 @@ def test_a_resumed_run_has_no_summary_until_its_end(tmp_path, monkeypatch):
     assert workdir.read_config(tmp_path).dataset.shape == (8, 8, 1)
 
 
+def test_the_initialisation_is_traced_once(monkeypatch):
+    traced, init_state = [], train.init_state
+    monkeypatch.setattr(
+        train, "init_state", lambda *given, **options: traced.append(1) or init_state(*given, **options)
+    )
+    the_game = game.prepare(tiny())
+    state = game.initial_state(the_game)
+    assert jax.tree.structure(state) == jax.tree.structure(game.abstract_state(the_game))
+    assert len(traced) == 1
+
+
 def test_evaluations_use_the_averaged_parameters_and_show_the_raw_beside():
     the_game = game.prepare(tiny())
     state = game.initial_state(the_game)
@@ -253,7 +272,9 @@ def test_a_run_without_its_evaluation_is_evaluated_only(whole, tmp_path, monkeyp
     assert a["metrics"] == b["metrics"]
 
 
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_path, monkeypatch, capsys):
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    whole, last_state, tmp_path, monkeypatch, capsys
+):
     with monkeypatch.context() as patch:
         signalling(patch, 20, signal.SIGTERM)
         loop.run(tiny(), tmp_path)
@@ -265,7 +286,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_pa
     assert "Resuming from step 10." in said
     assert workdir.checkpoint_steps(tmp_path) == [20, 30]
     assert checkpoint.damage(tmp_path / "checkpoints" / "20") == ""  # it was deleted and saved again
-    assert_same_bits(restored(tiny(), tmp_path), restored(tiny(), whole))
+    assert_same_bits(restored(tiny(), tmp_path), last_state)
     assert rows(tmp_path) == rows(whole)
 
 
@@ -306,7 +327,7 @@ def test_a_folder_in_use_is_refused(whole):
 def test_a_run_over_eight_devices_finishes(tmp_path, parallel):
     config = tiny(batch_size=16, num_steps=3, parallel=parallel, evaluators=("samples",))
     assert loop.run(config, tmp_path) == 0
-    assert len(restored(config, tmp_path).key.sharding.device_set) == 8
+    assert len(restored(config, tmp_path, trained=False).key.sharding.device_set) == 8
 
 
 def test_the_mesh_uses_as_many_devices_as_divide_the_batch(capsys):

@@ -80,21 +80,23 @@ def _prepare_one(
         evaluators.check_applicable(name, dataset, ali)
     _check_labels(config, dataset)
     _check_images(config, dataset)
+    tx = parts.make_optimizer(config, platform=platform)
     game = Game(
         config,
         dataset,
         mesh,
         ali,
-        parts.make_optimizer(config, platform=platform),
+        tx,
         parts.make_loss(config, axis_name=axis_name),
         parts.make_penalties(config),
         data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.divisor),
+        jax.jit(functools.partial(train.init_state, ali, tx, ema=configs.average_decay(config) > 0)),
         parts.make_augment(config),
         _labelled_rows(config, dataset),
     )
+    _check_conditions(config, dataset)
+    _check_range(config, dataset, np.asarray(game.first_rows.x))
     if not checked:
-        _check_conditions(config, dataset)
-        _check_range(config, dataset, np.asarray(game.first_rows.x))
         _check_step(game, axis_name)
     return game
 

@@ -3,7 +3,6 @@
 `from_config.prepare` makes it.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +10,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ali_jax import data, train
-from ali_jax.config import Config, average_decay
+from ali_jax import data
+from ali_jax.config import Config
 from ali_jax.game import compile
-from ali_jax.types import ALI, Array, Augment, Batch, Loss, Penalty, PyTree, TrainState
+from ali_jax.types import ALI, Augment, Batch, Loss, Penalty, PyTree, TrainState
 
 
 class Game(NamedTuple):
@@ -28,6 +27,7 @@ class Game(NamedTuple):
     loss: Loss
     penalties: tuple[Penalty, ...]
     first_rows: Batch  # the rows that the networks are initialised from
+    init: Any  # compiled: (key, first_rows) -> the state of a single run before its first step
     augment: Augment | None = None  # what D sees instead of the pairs
     labelled: np.ndarray | None = None  # rows of train that keep their labels, if only some do
     members: tuple["Game", ...] = ()  # of a population; its other fields are those of the first member
@@ -48,7 +48,7 @@ class Game(NamedTuple):
 
 def abstract_state(game: Game) -> TrainState:
     """Return the shapes, types and shardings of the state, without computing it."""
-    one = jax.eval_shape(functools.partial(fresh_state, game), jax.random.PRNGKey(0), game.first_rows)
+    one = game.init.eval_shape(jax.random.PRNGKey(0), game.first_rows)
     axes = (len(game.members),) if game.members else ()
     _, *split = game.state_sharding
 
@@ -57,11 +57,6 @@ def abstract_state(game: Game) -> TrainState:
 
     parts = (shaped(tree, axes, sharding) for tree, sharding in zip(one[1:], split, strict=True))
     return TrainState(shaped(one.step, (), game.replicated), *parts)
-
-
-def fresh_state(game: Game, key: Array, batch: Batch) -> TrainState:
-    """Make the state of a single run before its first step, from its key and data."""
-    return train.init_state(game.ali, game.tx, key, batch, ema=average_decay(game.config) > 0)
 
 
 def member_of(state: TrainState, k: int) -> TrainState:

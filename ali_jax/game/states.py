@@ -1,7 +1,6 @@
 """The state that a run starts from: made anew, from another run's networks, or from a checkpoint."""
 
 import contextlib
-import functools
 import pathlib
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ali_jax.game.from_config import blank_data, prepare
-from ali_jax.game.game import Game, abstract_state, fresh_state, member_of
+from ali_jax.game.game import Game, abstract_state, member_of
 from ali_jax.records import checkpoint, known_data, weights
 from ali_jax.records.workdir import read_config
 from ali_jax.types import ALI, TrainState, Variables
@@ -18,10 +17,10 @@ from ali_jax.types import ALI, TrainState, Variables
 
 def initial_state(game: Game) -> TrainState:
     """Make the state before the first step, on all devices of the mesh."""
-    first: dict[ALI, Any] = {}  # the compiled initialisation, by networks: members may share them
+    first: dict[ALI, Any] = {}  # the initialisation, by networks: members may share them
     states = []
     for member in game.members or (game,):
-        init = first.setdefault(member.ali, jax.jit(functools.partial(fresh_state, member)))
+        init = first.setdefault(member.ali, member.init)
         states.append(init(jax.random.PRNGKey(member.config.seed), member.first_rows))
     state = states[0]
     if game.members:
