@@ -10,6 +10,7 @@ if __name__ == "__main__":
     terminal.set_up()
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -285,9 +286,10 @@ def _restore(config: Config, options: Options) -> tuple:
         with config.unlocked():
             config.evaluators = (PICTURES[options.mode],)
     if _draws_from_prior(config, options):
-        game = prepare(config, blank_data(config, known_data.read(options.workdir)))
+        game = prepare(config, blank_data(config, known_data.read(options.workdir)), trained=True)
     else:
-        game = prepare(config, check=lambda dataset: _check_data(config, options.workdir, dataset))
+        check = functools.partial(_check_data, config, options.workdir)
+        game = prepare(config, check=check, trained=True)
     state, damaged = trained_state(game, options.workdir)
     for step, error in damaged.items():
         print(f"The checkpoint of step {step} cannot be read: {error}", file=sys.stderr)

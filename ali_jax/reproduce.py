@@ -290,7 +290,7 @@ def _trained(setting: Setting, config: Config, folder: str) -> tuple[Game, Train
     status = run(config, workdir)
     if status:
         raise KeyboardInterrupt
-    game = games.prepare(read_config(workdir))
+    game = games.prepare(read_config(workdir), trained=True)
     return game, games.trained_state(game, workdir)[0]
 
 
