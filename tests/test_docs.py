@@ -139,9 +139,11 @@ def test_every_placeholder_is_used():
 
 
 def test_the_commands_of_the_first_page_run(folder, capsys):
-    """Each with a training of two steps and evaluators that cost little."""
+    """Each with a training of two steps, networks of few layers and evaluators that cost little."""
     shorter = ["num_steps=2", "steps_per_call=1", "log_every=1", "report=False"]
     shorter.append("evaluators=('reconstruction_error',)")
+    shorter += ["encoder.layers=(8,)", "decoder.layers=(8,)"]
+    shorter += [f"discriminator.{of}_layers=(8,)" for of in ("x", "z", "joint")]
     for words in shown.commands(TEXT["docs/guide/getting_started.md"]):
         if words[:3] == ["python", "-m", "ali_jax.main"]:
             training = "--config" in words and "--mode" not in words
