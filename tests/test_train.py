@@ -26,8 +26,13 @@ def distance(a, b):
 
     A norm below 1e-9 counts as zero: that of a discriminator which is right beyond float32's resolution.
     """
-    difference = optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
-    return float(difference / jnp.maximum(optax.tree.norm(b), 1e-9))
+    a, b = jax.device_get((a, b))
+    return norm(jax.tree.map(np.subtract, a, b)) / max(norm(b), 1e-9)
+
+
+def norm(tree):
+    """Return the norm of a whole tree, on the host: JAX would compile a program for every shape."""
+    return float(np.linalg.norm([np.linalg.norm(np.float64(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def separate_gradients(ali, variables, loss, batch, noise):
@@ -91,7 +96,9 @@ def compared(name, factor=1.0):
 
     single = jax.device_get(jit(partial(ours, "float32"))(*given))[0]
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda v: v.astype("float64") if v.dtype == jnp.float32 else v, given)
+        wide = jax.tree.map(
+            lambda v: np.asarray(v, "float64") if v.dtype == jnp.float32 else v, jax.device_get(given)
+        )
         (double, largest), expected = jit(lambda *args: (ours("float64", *args), theirs(*args)))(*wide)
         errors = [
             max(distance(a, b) for a, b in zip(found, expected, strict=True)) for found in (single, double)
@@ -139,24 +146,29 @@ def two_dimensional(coupled):
 def test_the_shortcut_is_refused_where_it_would_be_wrong(key):
     ali, _, batch = two_dimensional(coupled=True)
     variables, noise = small.draw(ali, batch.x), model.draw_noise(ali, key, 4)
+
+    def one_pass(ali):
+        run = partial(gradients.game_gradients, ali, loss=losses.ali, penalties=(), gradient="one_pass")
+        return jax.eval_shape(lambda: run(variables=variables, batch=batch, noise=noise))
+
     with pytest.raises(ValueError, match="two_pullbacks"):
-        gradients.game_gradients(ali, variables, losses.ali, (), batch, noise, gradient="one_pass")
+        one_pass(ali)
 
     class Undeclared:  # a discriminator of one's own that says nothing about coupling
         apply = ali.discriminator.apply
 
     own = ali._replace(discriminator=Undeclared())
     with pytest.raises(ValueError, match="declares coupled = False"):
-        gradients.game_gradients(own, variables, losses.ali, (), batch, noise, gradient="one_pass")
+        one_pass(own)
 
 
 def test_a_coupled_discriminator_would_get_wrong_gradients_from_one_pass(key, monkeypatch):
     ali, _, batch = two_dimensional(coupled=True)
     variables, noise = small.draw(ali, batch.x), model.draw_noise(ali, key, 4)
     variables = jax.tree.map(lambda v: 20 * v, variables)
-    right = separate_gradients(ali, variables, losses.ali, batch, noise)
+    right = jax.jit(lambda v: separate_gradients(ali, v, losses.ali, batch, noise))(variables)
     monkeypatch.setattr(gradients, "_takes_one_pass", lambda *_: True)
-    wrong, _ = gradients.game_gradients(ali, variables, losses.ali, (), batch, noise)
+    wrong, _ = jax.jit(lambda v: gradients.game_gradients(ali, v, losses.ali, (), batch, noise))(variables)
     assert distance(wrong.decoder, right.decoder) > 1e-3
     assert distance(wrong.discriminator, right.discriminator) < 1e-5
 
@@ -248,20 +260,27 @@ def test_both_players_move_at_once_from_the_same_point():
     ali, _, _, start, data = setting("digits")
     state, batch = start(), Batch(data[0])
     noise = model.draw_noise(ali, jax.random.PRNGKey(5), 8)
-    grads, _ = gradients.game_gradients(ali, state.variables, losses.ali, (), batch, noise)
     sgd = optax.sgd(0.1)
     state = state._replace(opt_state=sgd.init(state.variables.params))
-    moved, _ = train.train_step(ali, sgd, losses.ali, (), state, batch, noise=noise)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.variables.params, grads)
+
+    @jax.jit
+    def both(state):
+        grads, _ = gradients.game_gradients(ali, state.variables, losses.ali, (), batch, noise)
+        moved, _ = train.train_step(ali, sgd, losses.ali, (), state, batch, noise=noise)
+        return moved, jax.tree.map(lambda p, g: p - 0.1 * g, state.variables.params, grads)
+
+    moved, expected = both(state)
     assert distance(moved.variables.params, expected) < 1e-6
 
 
 def test_the_average_warms_up():
     ali, _, tx, start, data = setting("digits")
     state = start()
-    moved, _ = train.train_step(ali, tx, losses.ali, (), state, Batch(data[0]), ema_decay=0.999)
+    step = jax.jit(partial(train.train_step, ali, tx, losses.ali, (), ema_decay=0.999))
+    moved, _ = jax.device_get(step(state, Batch(data[0])))
     decay = 2 / 11  # (1 + t) / (10 + t) after the first step
-    expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.ema, moved.variables)
+    before = jax.device_get(state.ema)
+    expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, before, moved.variables)
     assert distance(moved.ema, expected) < 1e-6
 
 
@@ -269,8 +288,10 @@ def test_a_decay_that_is_a_function_has_no_warm_up():
     ali, _, tx, start, data = setting("digits")
     state = start()._replace(step=jnp.asarray(6))
     decay = optax.linear_schedule(0.0, 0.8, 8)
-    moved, _ = train.train_step(ali, tx, losses.ali, (), state, Batch(data[0]), ema_decay=decay)
-    expected = jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, state.ema, moved.variables)  # after 7 steps
+    step = jax.jit(partial(train.train_step, ali, tx, losses.ali, (), ema_decay=decay))
+    moved, _ = jax.device_get(step(state, Batch(data[0])))
+    before = jax.device_get(state.ema)
+    expected = jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, before, moved.variables)  # after 7 steps
     assert distance(moved.ema, expected) < 1e-6
 
 
@@ -284,7 +305,11 @@ def test_a_step_takes_gradients_of_ones_own():
     sgd = optax.sgd(0.1)
     state = start()
     state = state._replace(opt_state=sgd.init(state.variables.params))
-    step = partial(train.train_step, ali, sgd, losses.ali, (), state, Batch(data[0]))
+
+    def step(**options):
+        taken = partial(train.train_step, ali, sgd, losses.ali, (), **options)
+        return jax.device_get(jax.jit(taken)(state, Batch(data[0])))
+
     (there, _), (back, _) = step(), step(gradients_of=reversed_gradients)
     middle = jax.tree.map(lambda a, b: (a + b) / 2, there.variables.params, back.variables.params)
     assert distance(middle, state.variables.params) < 1e-6
@@ -524,8 +549,8 @@ def test_a_game_can_have_losses_of_ones_own(key):
         generator = square(logits.q, 0) + square(logits.p, 1)
         return Losses(generator, square(logits.q, 1) + square(logits.p, 0)), {}
 
-    ours, _ = gradients.game_gradients(ali, variables, least_squares, (), batch, noise)
-    theirs = separate_gradients(ali, variables, least_squares, batch, noise)
+    ours, _ = jax.jit(lambda v: gradients.game_gradients(ali, v, least_squares, (), batch, noise))(variables)
+    theirs = jax.jit(lambda v: separate_gradients(ali, v, least_squares, batch, noise))(variables)
     assert isinstance(ours, Networks)
     assert isinstance(variables, Variables)
     assert max(distance(a, b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
