@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ali_jax import model, networks
-from ali_jax.types import ALI, Array, Batch, Variables
+from ali_jax.types import ALI, Array, Batch, PyTree, Variables
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
@@ -104,6 +104,12 @@ def draw(ali: ALI, x: Array, y: Array | None = None, *, seed: int = 0) -> Variab
         return jnp.asarray(drawn.get(name, 0.1 * noise), shape.dtype)
 
     return jax.tree.map_with_path(leaf, shapes)
+
+
+def norm(tree: PyTree) -> float:
+    """Return the norm of a whole tree, on the host: JAX would compile a program for every shape."""
+    leaves = jax.tree.leaves(jax.device_get(tree))
+    return float(np.linalg.norm([np.linalg.norm(np.float64(leaf)) for leaf in leaves]))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -27,12 +27,7 @@ def distance(a, b):
     A norm below 1e-9 counts as zero: that of a discriminator which is right beyond float32's resolution.
     """
     a, b = jax.device_get((a, b))
-    return norm(jax.tree.map(np.subtract, a, b)) / max(norm(b), 1e-9)
-
-
-def norm(tree):
-    """Return the norm of a whole tree, on the host: JAX would compile a program for every shape."""
-    return float(np.linalg.norm([np.linalg.norm(np.float64(leaf)) for leaf in jax.tree.leaves(tree)]))
+    return small.norm(jax.tree.map(np.subtract, a, b)) / max(small.norm(b), 1e-9)
 
 
 def separate_gradients(ali, variables, loss, batch, noise):

@@ -1,6 +1,7 @@
 """Variants of the game: what each equals where it is off, and that both players get their own gradients."""
 
 import ast
+import functools
 import itertools
 import re
 import shlex
@@ -36,6 +37,7 @@ TERMS = {
 ROWS = re.findall(r"\| `(--[^|]*)` \|", (small.ROOT / "docs" / "reference" / "losses.md").read_text())
 
 
+@functools.cache
 def setting(posterior="gaussian", **discriminator):
     """Give perceptrons of one hidden layer, variables, four rows, noise and pairs."""
 
@@ -85,14 +87,14 @@ def separate(s, variables, loss=losses.ali, terms=(), augment=None):
 
 
 def distance(a, b):
-    return optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
+    return small.norm(jax.tree.map(np.subtract, *jax.device_get((a, b))))
 
 
 def assert_close(a, b, tolerance=1e-5):
     """Compare trees network by network, by norm."""
     for one, other in zip(a, b, strict=True):
         assert jax.tree.structure(one) == jax.tree.structure(other)
-        assert distance(one, other) <= tolerance * optax.tree.norm(other)
+        assert distance(one, other) <= tolerance * small.norm(other)
 
 
 def assert_equal(a, b):
@@ -181,8 +183,8 @@ def test_every_loss_gives_both_players_their_own_gradient():
         found = both(with_logit(s.variables, factor, bias))
         for ours, theirs in found.values():
             assert_close(ours, theirs)
-    assert optax.tree.norm(found["hinge"][0].encoder) > 0
-    assert optax.tree.norm(found["none"][0]) == 0
+    assert small.norm(found["hinge"][0].encoder) > 0
+    assert small.norm(found["none"][0]) == 0
 
 
 def test_every_penalty_gives_both_players_their_own_gradient_and_none_at_weight_zero():
@@ -223,34 +225,45 @@ def test_one_pass_is_exact_for_every_discriminator_that_couples_no_rows():
 
 def test_cycles_are_squared_distances_summed_over_dimensions():
     s = setting()
-    pairs, _ = model.generate(s.ali, *s.variables, s.batch, s.noise)
-    x_hat = model.decode(s.ali, s.variables, pairs.z_hat)
-    z_hat = model.encode(s.ali, s.variables, pairs.x_tilde)
-    arguments = (s.ali, s.variables, pairs, s.noise.key_penalties, STEP)
-    (generator, discriminator), _ = penalties.cycle_x(*arguments, weight=3.0)
+
+    @compiled
+    def run(variables):
+        pairs, _ = model.generate(s.ali, *variables, s.batch, s.noise)
+        x_hat = model.decode(s.ali, variables, pairs.z_hat)
+        z_hat = model.encode(s.ali, variables, pairs.x_tilde)
+        arguments = (s.ali, variables, pairs, s.noise.key_penalties, STEP)
+        cycles = (penalties.cycle_x, penalties.cycle_z)
+        return pairs, x_hat, z_hat, [cycle(*arguments, weight=3.0)[0] for cycle in cycles]
+
+    pairs, x_hat, z_hat, (cycle_x, cycle_z) = jax.device_get(run(s.variables))
     expected = 3 * np.mean(np.sum((pairs.x - x_hat) ** 2, axis=(1, 2, 3)))
-    np.testing.assert_allclose(generator, expected, rtol=1e-5)
-    assert discriminator == 0
-    (generator, discriminator), _ = penalties.cycle_z(*arguments, weight=3.0)
-    np.testing.assert_allclose(generator, 3 * np.mean(np.sum((pairs.z - z_hat) ** 2, axis=1)), rtol=1e-5)
-    assert discriminator == 0
+    np.testing.assert_allclose(cycle_x.generator, expected, rtol=1e-5)
+    expected = 3 * np.mean(np.sum((pairs.z - z_hat) ** 2, axis=1))
+    np.testing.assert_allclose(cycle_z.generator, expected, rtol=1e-5)
+    assert cycle_x.discriminator == cycle_z.discriminator == 0
 
 
 def test_the_pair_discriminator_and_the_unary_scores_are_judged_by_ali_and_by_hinges():
     s = setting(unary_scores=True, pair_layers=(8,))
     pairs = s.pairs
-    arguments = (s.ali, s.variables, pairs, s.noise.key_penalties, STEP)
-    call = partial(s.ali.discriminator.apply, {"params": s.variables.params.discriminator})
-    x_hat = model.decode(s.ali, s.variables, pairs.z_hat)
-    logits = Logits(call(pairs.x, pairs.x, method="pair"), call(pairs.x, x_hat, method="pair"))
-    added, _ = penalties.adversarial_cycle(*arguments, weight=2.0)
-    np.testing.assert_allclose(added, 2 * np.array(losses.ali(logits, s.batch)[0]), rtol=1e-5)
 
-    scores = [call(x, z, method="unary") for x, z in ((pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z))]
-    one = [losses.hinge(Logits(scores[0][:, i], scores[1][:, i]), s.batch)[0] for i in (0, 1)]
-    added, _ = penalties.unary_scores(*arguments, weight=2.0)
-    np.testing.assert_allclose(added, 2 * np.sum(one, axis=0), rtol=1e-5)
-    other = call(pairs.x, pairs.z, method="unary")
+    @compiled
+    def run(variables):
+        arguments = (s.ali, variables, pairs, s.noise.key_penalties, STEP)
+        call = partial(s.ali.discriminator.apply, {"params": variables.params.discriminator})
+        x_hat = model.decode(s.ali, variables, pairs.z_hat)
+        logits = Logits(call(pairs.x, pairs.x, method="pair"), call(pairs.x, x_hat, method="pair"))
+        scores = [call(x, z, method="unary") for x, z in ((pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z))]
+        return (
+            (penalties.adversarial_cycle(*arguments, weight=2.0)[0], losses.ali(logits, s.batch)[0]),
+            penalties.unary_scores(*arguments, weight=2.0)[0],
+            [losses.hinge(Logits(scores[0][:, i], scores[1][:, i]), s.batch)[0] for i in (0, 1)],
+            (*scores, call(pairs.x, pairs.z, method="unary")),
+        )
+
+    (cycle, judged), unary, one, (*scores, other) = jax.device_get(run(s.variables))
+    np.testing.assert_allclose(cycle, 2 * np.array(judged), rtol=1e-5)
+    np.testing.assert_allclose(unary, 2 * np.sum(one, axis=0), rtol=1e-5)
     np.testing.assert_array_equal(other[:, 0], scores[0][:, 0])  # s_x does not see z
     np.testing.assert_array_equal(other[:, 1], scores[1][:, 1])  # s_z does not see x
 
@@ -273,16 +286,24 @@ def test_r1_of_class_logits_is_that_of_their_logsumexp_and_weights_may_be_traced
 
 def test_weights_may_be_functions_of_the_step():
     s = setting()
-    arguments = (s.ali, s.variables, s.pairs, s.noise.key_penalties, jnp.asarray(3))
     falling = optax.linear_schedule(2.0, 0.0, 4)  # 0.5 at step 3
-    for penalty, name, more in (
+    given = (
         (penalties.r1, "gamma", {"gamma_z": 1.0}),
         (penalties.r1, "gamma_z", {"gamma": 1.0}),
         (penalties.cycle_x, "weight", {}),
         (penalties.cycle_z, "weight", {}),
         (penalties.elbo, "weight", {}),
-    ):
-        found, expected = (penalty(*arguments, **{name: w}, **more)[0] for w in (falling, 0.5))
+    )
+
+    @compiled
+    def run(step, weight):
+        arguments = (s.ali, s.variables, s.pairs, s.noise.key_penalties, step)
+        return [
+            [penalty(*arguments, **{name: w}, **more)[0] for w in (falling, weight)]
+            for penalty, name, more in given
+        ]
+
+    for found, expected in run(3, 0.5):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -302,9 +323,9 @@ def test_ali_at_epsilon_zero_is_bigan():
     encoder = {k: v for k, v in s.variables.params.encoder.items() if k != "log_sigma"}
     variables = s.variables._replace(params=s.variables.params._replace(encoder=encoder))
     assert jax.tree.structure(variables) == jax.tree.structure(bigan.variables)
-    s.noise = s.noise._replace(epsilon=jnp.zeros_like(s.noise.epsilon))
+    s = SimpleNamespace(**vars(s) | {"noise": s.noise._replace(epsilon=jnp.zeros_like(s.noise.epsilon))})
     ours, theirs = compiled(lambda a, b: (play(s, a), play(bigan, b)))(s.variables, variables)
-    assert optax.tree.norm(ours.encoder.pop("log_sigma")) == 0
+    assert small.norm(ours.encoder.pop("log_sigma")) == 0
     assert_close(ours, theirs, 1e-6)
 
 
@@ -312,19 +333,20 @@ def test_packs_are_pairs_of_one_kind_side_by_side():
     s = setting(packing=2)
     pairs = s.pairs
     params, stats = s.variables.params.discriminator, s.variables.batch_stats.discriminator
-    logits, _ = model.judge(s.ali, params, stats, pairs, s.noise.key_discriminator)
-    assert logits.q.shape == logits.p.shape == (2,)
-    np.testing.assert_allclose(
-        logits.q, model.discriminate(s.ali, s.variables, pairs.x, pairs.z_hat), rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        logits.p, model.discriminate(s.ali, s.variables, pairs.x_tilde, pairs.z), rtol=1e-5
-    )
-
     plain = s.ali.discriminator.clone(packing=1)
-    beside = jnp.concatenate([pairs.x[::2], pairs.x[1::2]], axis=-1)
-    z = jnp.concatenate([pairs.z_hat[::2], pairs.z_hat[1::2]], axis=-1)
-    np.testing.assert_array_equal(plain.apply({"params": params}, beside, z), logits.q)
+
+    @compiled
+    def run(params):
+        logits, _ = model.judge(s.ali, params, stats, pairs, s.noise.key_discriminator)
+        kinds = ((pairs.x, pairs.z_hat), (pairs.x_tilde, pairs.z))
+        beside = [jnp.concatenate([part[::2], part[1::2]], axis=-1) for part in kinds[0]]
+        each = [model.discriminate(s.ali, s.variables, *kind) for kind in kinds]
+        return logits, each, plain.apply({"params": params}, *beside)
+
+    logits, each, of_plain = run(params)
+    assert logits.q.shape == logits.p.shape == (2,)
+    np.testing.assert_allclose(logits, each, rtol=1e-5)
+    np.testing.assert_allclose(of_plain, logits.q, rtol=1e-6)
     with pytest.raises(ValueError, match="packs 2 pairs, which do not divide a batch of 3"):
         model.judge(s.ali, params, stats, jax.tree.map(lambda v: v[:3], pairs), s.noise.key_discriminator)
 
