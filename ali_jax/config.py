@@ -343,8 +343,14 @@ TABLE = (
         "Draws of those examples that its test error is averaged over."),
     Key("evaluation.ladder_rows", 300, rules.count, "Test rows of `reconstruction_ladder`."),
     Key("evaluation.ladder_steps", 100, rules.count, "Steps of Adam on their codes."),
+    Key("evaluation.features", "auto", rules.one_of("auto", "classifier", "inception", "dinov2", "random"),
+        "What `precision_recall` and `frechet_distance` take features from: the reference classifier, "
+        "Inception-v3, DINOv2 or a random network; auto takes the classifier where the data have classes, "
+        "else the random network."),
     Key("evaluation.inception_weights", "", rules.text,
-        "An `.npz` with the weights for `inception_distance`; see `ali_jax.metrics.inception`."),
+        "An `.npz` with the weights of Inception-v3; see `ali_jax.metrics.inception`."),
+    Key("evaluation.dinov2_weights", "", rules.text,
+        "A `.safetensors` with the weights of DINOv2; see `ali_jax.metrics.dinov2`."),
 )
 # fmt: on
 

@@ -23,7 +23,7 @@ import numpy as np
 from ali_jax import evaluate, game
 from ali_jax.config import Config
 from ali_jax.data import Dataset
-from ali_jax.evaluate.distances import Extractor, frechet_measurements
+from ali_jax.evaluate import Extractor, frechet_measurements
 from ali_jax.game import population
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.program import loop

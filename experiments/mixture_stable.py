@@ -24,8 +24,10 @@ from ml_collections import ConfigDict
 from ali_jax import config as defaults
 
 
-def get_config() -> ConfigDict:
-    """Return the configuration."""
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the configuration, or that of the grid of 100 Gaussians."""
+    if variant not in ("", "100"):
+        raise ValueError(f"mixture_stable.py:{variant}: the only variant is 100.")
     config = defaults.base()
     defaults.stable_recipe(config)
     config.batch_size = 256
@@ -36,7 +38,7 @@ def get_config() -> ConfigDict:
     config.latent_dim = 2
     config.ema_decay = 0.9993
 
-    config.dataset.name = "mixture"
+    config.dataset.name = "mixture_100" if variant == "100" else "mixture"
     config.dataset.shape = (2,)
 
     config.encoder.layers = (64, 64, 64)

@@ -296,7 +296,9 @@ EVALUATION = {
     "evaluation.svm_draws": 2,
     "evaluation.ladder_rows": 8,
     "evaluation.ladder_steps": 4,
+    "evaluation.features": "random",
     "evaluation.inception_weights": "weights.npz",
+    "evaluation.dinov2_weights": "weights.safetensors",
 }
 
 # What a run of 8 steps records with these values, where it differs from what it records with `tiny`'s.

@@ -7,7 +7,7 @@ import numpy as np
 
 from ali_jax.data.dataset import ArraySplit, Dataset, LoadOptions, select, stratified
 
-DRAWN = ("mixture", "ring")  # their rows depend on the seed
+DRAWN = ("mixture", "mixture_100", "ring")  # their rows depend on the seed
 TRAIN_POINTS = 100_000  # of the mixtures: the size of the authors' training set
 TEST_POINTS = 10_000  # the paper measures coverage on 10,000 points
 
@@ -35,15 +35,25 @@ def mixture(options: LoadOptions) -> Dataset:
     The label is the component. `options.scale` multiplies points, means and standard deviation. Test points
     are drawn independently of the training points, unlike the authors' validation points.
     """
-    side = np.arange(-4.0, 5.0, 2.0)
-    means = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)
-    return _gaussians("mixture", means, 0.05, options)
+    return _grid("mixture", 5, options)
+
+
+def mixture_100(options: LoadOptions) -> Dataset:
+    """Return 100 such Gaussians, with means {-9, -7, ..., 9}^2: as wide and as far apart as `mixture`'s."""
+    return _grid("mixture_100", 10, options)
 
 
 def ring(options: LoadOptions) -> Dataset:
     """Return 8 equiprobable Gaussians of standard deviation 0.01 on the unit circle (PacGAN's ring)."""
     angle = 2 * np.pi * np.arange(8) / 8
     return _gaussians("ring", np.stack([np.cos(angle), np.sin(angle)], -1), 0.01, options)
+
+
+def _grid(name: str, side: int, options: LoadOptions) -> Dataset:
+    """Draw both splits of side * side Gaussians on a square grid about 0, 2 apart."""
+    at = 2.0 * np.arange(side) - (side - 1)
+    means = np.stack(np.meshgrid(at, at, indexing="ij"), axis=-1).reshape(-1, 2)
+    return _gaussians(name, means, 0.05, options)
 
 
 def _gaussians(name: str, means: np.ndarray, std: float, options: LoadOptions) -> Dataset:

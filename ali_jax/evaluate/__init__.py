@@ -9,20 +9,23 @@ accepts. An evaluator declares its numbers above its function; `glossary` and `t
 only labelled rows count, as n_train_labelled and n_test_labelled. `l2_svm` alone uses every labelled row, as
 the paper does, and reports its counts under names of its own.
 
-`registry` finds the evaluators in `classes`, `coverage`, `reconstruction`, `distances`, `joint` and
-`pictures`. These build on `declare` (needs and numbers of an evaluator), `rows` (the data) and `running`
-(the model, run over many rows).
+`registry` finds the evaluators in `classes`, `coverage`, `reconstruction`, `distances`, `manifolds`, `joint`
+and `pictures`. These build on `declare` (needs and numbers of an evaluator), `rows` (the data), `running`
+(the model, run over many rows) and `features` (feature extractors by name).
 """
 
 from ali_jax.evaluate import registry
 from ali_jax.evaluate.declare import Evaluator, evaluator
-from ali_jax.evaluate.distances import (
+from ali_jax.evaluate.distances import disagreements, frechet_measurements
+from ali_jax.evaluate.features import (
     Extractor,
     classifier_extractor,
-    disagreements,
-    frechet_measurements,
+    dinov2_extractor,
     inception_extractor,
+    make_extractor,
+    random_extractor,
 )
+from ali_jax.evaluate.manifolds import manifold_measurements
 from ali_jax.evaluate.numbers import Number
 from ali_jax.evaluate.pictures import code_panel, plane_panels
 from ali_jax.evaluate.registry import (
@@ -45,6 +48,7 @@ __all__ = [
     "classifier_extractor",
     "code_panel",
     "declared",
+    "dinov2_extractor",
     "disagreements",
     "evaluator",
     "frechet_measurements",
@@ -52,10 +56,13 @@ __all__ = [
     "headlines",
     "inception_extractor",
     "is_control",
+    "make_extractor",
+    "manifold_measurements",
     "named",
     "names",
     "number",
     "plane_panels",
+    "random_extractor",
     "table",
 ]
 

@@ -1,8 +1,8 @@
 """The declaration of an evaluator: what it needs of data and model, and which numbers it reports."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar, cast
 
 from ali_jax.data import Dataset, Split, known_labels
 from ali_jax.evaluate.numbers import Number
@@ -17,8 +17,9 @@ class Need(NamedTuple):
     """Something that a data set or a model must have."""
 
     what: str  # completes "The evaluator ... needs"
-    is_missing: Callable[[Dataset, ALI], bool]
-    of_data: bool = True  # or else of the model
+    is_missing: Callable[[Dataset, Any], bool]  # of the data and the model
+    of_data: bool = True  # or else of the model, or of the options
+    remedy: str = "leave it out of config.evaluators"
 
 
 class Declaration(NamedTuple):
@@ -26,17 +27,25 @@ class Declaration(NamedTuple):
 
     needs: tuple[Need, ...]  # checked in this order
     numbers: tuple[Number, ...]  # empty where it only draws pictures
+    needs_of_options: Callable[..., tuple[Need, ...]]  # further needs, of its options by name
+
+
+def _no_further_needs(**_: object) -> tuple[Need, ...]:
+    return ()
 
 
 def evaluator(
-    *, needs: tuple[Need, ...] = (), numbers: tuple[Number, ...] = ()
+    *,
+    needs: tuple[Need, ...] = (),
+    numbers: tuple[Number, ...] = (),
+    needs_of_options: Callable[..., tuple[Need, ...]] = _no_further_needs,
 ) -> Callable[[EvaluatorT], EvaluatorT]:
     """Make an evaluator of a function `(ali, variables, key, dataset, *, ...) -> Report`.
 
-    It raises a ValueError for data or a model that lack one of `needs`, and reports no number that is not
-    among `numbers`.
+    It raises a ValueError for data or a model that lack one of `needs`, or of the needs that follow from its
+    options, and reports no number that is not among `numbers`.
     """
-    declaration = Declaration(needs, numbers)
+    declaration = Declaration(needs, numbers, needs_of_options)
     names = {number.name for number in numbers}
 
     def declare(function: EvaluatorT) -> EvaluatorT:
@@ -44,7 +53,7 @@ def evaluator(
         def declared(
             ali: ALI, variables: Variables, key: Array, dataset: Dataset, **options: object
         ) -> Report:
-            check_needs(declared, dataset, ali)
+            check_needs(declared, dataset, ali, options)
             report = function(ali, variables, key, dataset, **options)
             undeclared = sorted(report.scalars.keys() - names)
             assert not undeclared, (
@@ -63,10 +72,17 @@ def declaration_of(function: Callable[..., object]) -> Declaration | None:
     return getattr(function, "declaration", None)
 
 
-def check_needs(function: Evaluator, dataset: Dataset, ali: ALI) -> None:
-    """Raise a ValueError if the data set or the model lacks something that the evaluator needs."""
+def check_needs(
+    function: Evaluator, dataset: Dataset, ali: ALI, options: Mapping[str, Any] | None = None
+) -> None:
+    """Raise a ValueError if data, model or options lack something that the evaluator needs.
+
+    Options that the evaluator does not take are ignored.
+    """
     declaration = declaration_of(function)
-    for need in declaration.needs if declaration else ():
+    if declaration is None:
+        return
+    for need in (*declaration.needs, *declaration.needs_of_options(**(options or {}))):
         if need.is_missing(dataset, ali):
             shape = "x".join(map(str, dataset.test.shape))
             lacking = (
@@ -75,7 +91,7 @@ def check_needs(function: Evaluator, dataset: Dataset, ali: ALI) -> None:
             )
             raise ValueError(
                 f"The evaluator {function.__name__!r} needs {need.what}{lacking if need.of_data else ''}: "
-                "leave it out of config.evaluators."
+                f"{need.remedy}."
             )
 
 
@@ -84,7 +100,8 @@ def is_planar(dataset: Dataset) -> bool:
     return dataset.test.shape == (2,)
 
 
-def _is_no_image(dataset: Dataset) -> bool:
+def is_no_image(dataset: Dataset) -> bool:
+    """Tell whether x is anything but an image [H, W, C]."""
     return len(dataset.test.shape) != 3
 
 
@@ -94,8 +111,8 @@ def _is_unlabelled(split: Split) -> bool:
     return label is not None and not (label >= 0).any()
 
 
-IMAGES = Need("images", lambda data, _: _is_no_image(data))
-PICTURES = Need("images or points in the plane", lambda data, _: _is_no_image(data) and not is_planar(data))
+IMAGES = Need("images", lambda data, _: is_no_image(data))
+PICTURES = Need("images or points in the plane", lambda data, _: is_no_image(data) and not is_planar(data))
 TWO_TEST_ROWS = Need("two test rows or more", lambda data, _: len(data.test) < 2)
 LABELS = Need(
     "labels of two classes or more, in train and in test",

@@ -1,26 +1,26 @@
 """Evaluators of distances to training data: Frechet and kernel distances, memorisation, near-duplicates."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from ali_jax.data import Dataset, unit
-from ali_jax.evaluate.declare import CLASSES, IMAGES, evaluator
-from ali_jax.evaluate.numbers import Number, count
-from ali_jax.evaluate.rows import (
-    TEST_ROWS,
-    cached_by_data,
-    over_x,
-    reference_classifier,
-    test_rows,
-    train_rows,
+from ali_jax.evaluate.declare import IMAGES, evaluator
+from ali_jax.evaluate.features import (
+    AUTO,
+    NAMES,
+    Extractor,
+    inception_extractor,
+    make_extractor,
+    needs_of_features,
+    test_features,
+    train_features,
 )
+from ali_jax.evaluate.numbers import N_FEATURES, Number, count
+from ali_jax.evaluate.rows import TEST_ROWS, cached_by_data, test_rows, train_rows
 from ali_jax.evaluate.running import draw_samples, draw_samples_by_batch
-from ali_jax.metrics import frechet, inception, reconstruction
-from ali_jax.metrics.blocks import map_blocks
+from ali_jax.metrics import frechet, reconstruction
 from ali_jax.types import ALI, Array, Report, Variables
 
 MEMORISATION_ROWS = 2_000  # samples, and at most as many test rows, whose median distance is taken
@@ -30,41 +30,64 @@ NEAR = 0.02  # of the range: root mean square over pixels by which near-duplicat
 N_TRAIN = count("n_train", "train rows searched")
 
 
-def _frechet_numbers(extractor: str, features: str) -> tuple[Number, ...]:
-    fid, kid = f"fid_{extractor}", f"kid_{extractor}"
+def _frechet_numbers(*extractors: str) -> tuple[Number, ...]:
     return (
-        Number(fid, f"Frechet distance of n samples to train, on {features}"),
-        Number(kid, "kernel distance of the samples to train, unbiased, on the same features"),
-        Number(f"{kid}_error", f"standard error of {kid}, over ten blocks"),
-        Number(f"{fid}_floor", f"{fid} of n real test rows in place of samples", control=True),
-        Number(f"{kid}_floor", f"{kid} of n real test rows in place of samples", control=True),
-        Number(
-            f"{fid}_batch_norm", f"{fid} where the decoder normalises by batches of 100, if it has batch norm"
-        ),
-        Number(f"warn_{fid}_batch_norm", f"1 where {fid} and {fid}_batch_norm disagree, else 0"),
-        Number(
-            f"warn_{fid}_raw_ema", f"1 where {fid} of the raw and of the averaged weights disagree, else 0"
-        ),
+        *(number for extractor in extractors for number in _numbers_of(extractor)),
         count("n_fid", "n: num_samples, or the number of test rows used if that is smaller"),
+        N_FEATURES,
     )
 
 
-@evaluator(
-    needs=CLASSES,
-    numbers=_frechet_numbers("classifier", "features of the reference classifier's last hidden layer"),
-)
+def _numbers_of(extractor: str) -> tuple[Number, ...]:
+    """Declare the numbers on the features of one extractor; their meanings are those on any other."""
+    fid, kid = f"fid_{extractor}", f"kid_{extractor}"
+    return (
+        Number(fid, "Frechet distance of n samples to train, on the features that the name ends in"),
+        Number(kid, "kernel distance of the samples to train, unbiased, on the same features"),
+        Number(f"{kid}_error", "standard error of the kernel distance, over ten blocks"),
+        Number(f"{fid}_floor", "Frechet distance of n real test rows in place of samples", control=True),
+        Number(f"{kid}_floor", "kernel distance of n real test rows in place of samples", control=True),
+        Number(
+            f"{fid}_batch_norm",
+            "Frechet distance where the decoder normalises by batches of 100, if it has batch norm",
+        ),
+        Number(
+            f"warn_{fid}_batch_norm", "1 where the Frechet distances with and without that disagree, else 0"
+        ),
+        Number(
+            f"warn_{fid}_raw_ema",
+            "1 where the Frechet distances of the raw and of the averaged weights disagree, else 0",
+        ),
+    )
+
+
+@evaluator(numbers=_frechet_numbers(*NAMES), needs_of_options=needs_of_features)
 def frechet_distance(
-    ali: ALI, variables: Variables, key: Array, dataset: Dataset, *, num_samples: int = 10_000
+    ali: ALI,
+    variables: Variables,
+    key: Array,
+    dataset: Dataset,
+    *,
+    num_samples: int = 10_000,
+    features: str = AUTO,
+    inception_weights: str = "",
+    dinov2_weights: str = "",
 ) -> Report:
-    """Measure the distance of samples to train in the features of the reference classifier.
+    """Measure the distance of samples to train in the features that `config.evaluation.features` names.
 
     Distances are comparable only for the same data set, extractor and n; `frechet_measurements` returns them
-    together with these facts.
+    together with these facts, and takes any extractor.
     """
-    return _frechet_report(ali, variables, key, dataset, classifier_extractor(dataset), num_samples)
+    extractor = make_extractor(
+        dataset, features, inception_weights=inception_weights, dinov2_weights=dinov2_weights
+    )
+    return _frechet_report(ali, variables, key, dataset, extractor, num_samples)
 
 
-@evaluator(needs=(IMAGES,), numbers=_frechet_numbers("inception", "features of Inception-v3"))
+@evaluator(
+    numbers=_frechet_numbers("inception"),
+    needs_of_options=functools.partial(needs_of_features, features="inception"),
+)
 def inception_distance(
     ali: ALI,
     variables: Variables,
@@ -74,16 +97,11 @@ def inception_distance(
     num_samples: int = 10_000,
     inception_weights: str = "",
 ) -> Report:
-    """Measure the distance of samples to train in the features of Inception-v3.
+    """Measure the distance of samples to train in the features of Inception-v3, whatever `features` names.
 
     `inception_weights` is the path of an .npz file with its weights, in the format that
     `ali_jax.metrics.inception` describes.
     """
-    if not inception_weights:
-        raise ValueError(
-            "The evaluator 'inception_distance' needs the weights of Inception-v3: set "
-            "config.evaluation.inception_weights to an .npz file, as ali_jax.metrics.inception describes."
-        )
     extractor = inception_extractor(inception_weights)
     return _frechet_report(ali, variables, key, dataset, extractor, num_samples)
 
@@ -149,26 +167,6 @@ def near_duplicates(ali: ALI, variables: Variables, key: Array, dataset: Dataset
     return Report(scalars, {})
 
 
-class Extractor(NamedTuple):
-    """A function that returns features of images, with its name for the provenance of a measurement."""
-
-    name: str  # as in fid_NAME
-    resize: str  # how images are brought to the size that the function takes
-    features: Callable[[np.ndarray], np.ndarray]  # x [N, *X] in [0, 1] -> [N, F]
-
-
-def classifier_extractor(dataset: Dataset) -> Extractor:
-    """Return the reference classifier's last hidden layer; a process trains it once per data set."""
-    return Extractor("classifier", "none", reference_classifier(dataset).features)
-
-
-@functools.lru_cache(maxsize=1)
-def inception_extractor(path: str) -> Extractor:
-    """Return Inception-v3 with the weights of an .npz file; a ValueError says what is wrong with the file."""
-    run = functools.partial(jax.jit(inception.features), inception.load(path))
-    return Extractor("inception", inception.RESIZE, lambda x: map_blocks(run, x, size=50))
-
-
 def frechet_measurements(
     ali: ALI,
     variables: Variables,
@@ -183,8 +181,9 @@ def frechet_measurements(
 
     `weights` says in the provenance which weights `variables` are, as "raw" or "ema".
     """
-    real = _real_features(dataset, extractor)
-    n = min(num_samples, len(real.test))
+    moments = _train_moments(dataset, extractor)
+    train, test = train_features(dataset, extractor), test_features(dataset, extractor)
+    n = min(num_samples, len(test))
     has_batch_norm = bool(jax.tree.leaves(variables.batch_stats.decoder))
     provenance = frechet.Provenance(
         extractor=extractor.name,
@@ -197,11 +196,11 @@ def frechet_measurements(
     )
     sampled = draw_samples(ali, variables, key, n, dataset, read=extractor.features)
     fid, kid = f"fid_{extractor.name}", f"kid_{extractor.name}"
-    kernel, kernel_floor = (_kernel_distance(rows, real.train) for rows in (sampled, real.test[:n]))
-    floor = frechet.frechet_distance(frechet.moments(real.test[:n]), real.moments)
+    kernel, kernel_floor = (_kernel_distance(rows, train) for rows in (sampled, test[:n]))
+    floor = frechet.frechet_distance(frechet.moments(test[:n]), moments)
     of_real = provenance._replace(seed="none", weights="none", batch_norm="none")
     pairs = {
-        fid: (frechet.frechet_distance(frechet.moments(sampled), real.moments), provenance),
+        fid: (frechet.frechet_distance(frechet.moments(sampled), moments), provenance),
         kid: (kernel.value, provenance),
         f"{kid}_error": (kernel.error, provenance),
         f"{fid}_floor": (floor, of_real),
@@ -209,7 +208,7 @@ def frechet_measurements(
     }
     if has_batch_norm:
         by_batch = draw_samples_by_batch(ali, variables, key, n, dataset, read=extractor.features)
-        distance = frechet.frechet_distance(frechet.moments(by_batch), real.moments)
+        distance = frechet.frechet_distance(frechet.moments(by_batch), moments)
         pairs[f"{fid}_batch_norm"] = (distance, provenance._replace(batch_norm="batch"))
     return {name: frechet.Measurement(*pair) for name, pair in pairs.items()}
 
@@ -233,23 +232,15 @@ def _frechet_report(
     if (by_batch := scalars.get(f"{fid}_batch_norm")) is not None:
         unlike = frechet.disagree(scalars[fid], by_batch, scalars[f"{fid}_floor"])
         scalars[f"warn_{fid}_batch_norm"] = float(unlike)
-    return Report({**scalars, "n_fid": float(measurements[fid].provenance.count)}, {})
-
-
-class _RealFeatures(NamedTuple):
-    train: np.ndarray  # [N, F]
-    test: np.ndarray  # [M, F]
-    moments: frechet.Moments  # of train
+    scalars["n_fid"] = float(measurements[fid].provenance.count)
+    scalars["n_features"] = float(train_features(dataset, extractor).shape[1])
+    return Report(scalars, {})
 
 
 @cached_by_data(maxsize=2)
-def _real_features(dataset: Dataset, extractor: Extractor) -> _RealFeatures:
-    train, test = (
-        over_x(extractor.features, rows, dataset.divisor)
-        for rows in (train_rows(dataset), test_rows(dataset))
-    )
-    blocks = np.array_split(train, 1 + len(train) // TEST_ROWS)
-    return _RealFeatures(train, test, frechet.stream(blocks))
+def _train_moments(dataset: Dataset, extractor: Extractor) -> frechet.Moments:
+    train = train_features(dataset, extractor)
+    return frechet.stream(np.array_split(train, 1 + len(train) // TEST_ROWS))
 
 
 def _kernel_distance(rows: np.ndarray, reference: np.ndarray) -> frechet.KernelDistance:

@@ -36,4 +36,5 @@ def with_interval(number: Number, method: str) -> tuple[Number, Number, Number]:
 N_TEST = count("n_test", "test rows used")
 N_TRAIN_LABELLED = count("n_train_labelled", "labelled train rows used")
 N_TEST_LABELLED = count("n_test_labelled", "labelled test rows used")
+N_FEATURES = count("n_features", "length of the features, by which networks of one name are told apart")
 N_SAMPLES = count("n_samples", "samples drawn")

@@ -4,15 +4,18 @@ The modules are the registry: each of their public functions that is declared wi
 Importing a module registers nothing.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ali_jax.data import Dataset
-from ali_jax.evaluate import classes, coverage, distances, joint, pictures, reconstruction
+from ali_jax.evaluate import classes, coverage, distances, joint, manifolds, pictures, reconstruction
 from ali_jax.evaluate.declare import Evaluator, check_needs, declaration_of
 from ali_jax.evaluate.numbers import Number
 from ali_jax.names import did_you_mean, public_functions
 from ali_jax.types import ALI
 
 # In the order in which headlines stand at the top of a report.
-MODULES = (classes, coverage, reconstruction, distances, joint, pictures)
+MODULES = (classes, coverage, reconstruction, distances, manifolds, joint, pictures)
 
 
 def names() -> list[str]:
@@ -29,9 +32,12 @@ def named(name: str) -> Evaluator:
     return known[name]
 
 
-def check_applicable(name: str, dataset: Dataset, ali: ALI) -> None:
-    """Raise a ValueError if there is no evaluator of that name, or if it does not apply to data or model."""
-    check_needs(named(name), dataset, ali)
+def check_applicable(name: str, dataset: Dataset, ali: ALI, options: Mapping[str, Any] | None = None) -> None:
+    """Raise a ValueError if there is no evaluator of that name, or if it does not apply.
+
+    `options` are those of `config.evaluation`, or a part of them; the others have their defaults.
+    """
+    check_needs(named(name), dataset, ali, options)
 
 
 def declared() -> dict[str, tuple[Number, ...]]:

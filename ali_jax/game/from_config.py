@@ -77,7 +77,7 @@ def _prepare_one(
     platform = compile.platform_of(mesh)
     ali = networks.build(config, dataset.train.shape, platform=platform, axis_name=axis_name)
     for name in config.evaluators:
-        evaluators.check_applicable(name, dataset, ali)
+        evaluators.check_applicable(name, dataset, ali, config.evaluation.to_dict())
     _check_labels(config, dataset)
     _check_images(config, dataset)
     tx = parts.make_optimizer(config, platform=platform)

@@ -22,7 +22,13 @@ from ali_jax.records.read import Run, changed, interval
 from ali_jax.records.writers import Spread, spreads
 from ali_jax.types import Variables
 
-PRIVATE = ("dataset.path", "dataset.directory", "evaluation.inception_weights", "init_from")  # paths
+PRIVATE = (  # paths
+    "dataset.path",
+    "dataset.directory",
+    "evaluation.inception_weights",
+    "evaluation.dinov2_weights",
+    "init_from",
+)
 CLASSES_NAMED = 50  # at most
 LICENCE = "# license: choose one of https://huggingface.co/docs/hub/repositories-licenses"
 

@@ -104,6 +104,7 @@ def _published(config: Config) -> Config:
             "dataset.path": "",
             "dataset.directory": "",
             "evaluation.inception_weights": "",
+            "evaluation.dinov2_weights": "",
             "init_from": "",
             "frozen": (),
         },
