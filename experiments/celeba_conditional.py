@@ -49,5 +49,12 @@ def get_config(variant: str = "code") -> ConfigDict:
         config.discriminator.x_batch_norm = (True,)
         config.discriminator.x_dropout = (0.0,)
 
-    config.evaluators = ("samples", "reconstructions", "interpolations", "attribute_grid", "posterior")
+    config.evaluators = (
+        "samples",
+        "reconstructions",
+        "interpolations",
+        "attribute_grid",
+        "posterior",
+        "precision_recall",
+    )
     return config

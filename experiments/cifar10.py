@@ -50,5 +50,12 @@ def get_config(variant: str = "code") -> ConfigDict:
         config.discriminator.x_dropout = (0.2, 0.5, 0.5, 0.5, 0.5)
         config.discriminator.x_dropout_after = (0.0,)
 
-    config.evaluators = ("samples", "reconstructions", "interpolations", "reconstruction_error", "posterior")
+    config.evaluators = (
+        "samples",
+        "reconstructions",
+        "interpolations",
+        "reconstruction_error",
+        "posterior",
+        "precision_recall",
+    )
     return config

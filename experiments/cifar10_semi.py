@@ -36,5 +36,5 @@ def get_config(labels: str = "4000") -> ConfigDict:
     config.dataset.labelled = int(labels)
     config.discriminator.num_classes = 10
 
-    config.evaluators = ("samples", "reconstructions", "label_error")
+    config.evaluators = ("samples", "reconstructions", "label_error", "precision_recall")
     return config

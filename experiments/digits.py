@@ -49,5 +49,6 @@ def get_config() -> ConfigDict:
         "probes",
         "posterior",
         "memorisation",
+        "precision_recall",
     )
     return config

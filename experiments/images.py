@@ -46,6 +46,7 @@ def get_config(shape: str = "") -> ConfigDict:
         "reconstruction_error",
         "posterior",
         "memorisation",
+        "precision_recall",
     )
     return config
 

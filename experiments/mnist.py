@@ -56,6 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "probes",
         "posterior",
         "memorisation",
+        "precision_recall",
     )
     if variant == "conditional":
         _conditional_perceptrons(config)

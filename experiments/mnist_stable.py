@@ -73,5 +73,6 @@ def get_config(variant: str = "") -> ConfigDict:
         "hidden_probe",
         "posterior",
         "memorisation",
+        "precision_recall",
     )
     return config

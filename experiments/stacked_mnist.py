@@ -50,7 +50,13 @@ def get_config(variant: str = "") -> ConfigDict:
         _convolutions(config)
     else:
         _perceptrons(config)
-    config.evaluators = ("samples", "reconstructions", "reconstruction_error", "stacked_modes")
+    config.evaluators = (
+        "samples",
+        "reconstructions",
+        "reconstruction_error",
+        "stacked_modes",
+        "precision_recall",
+    )
     return config
 
 

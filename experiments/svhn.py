@@ -39,5 +39,12 @@ def get_config() -> ConfigDict:
     config.discriminator.joint_layers = (1024, 1024)
     config.discriminator.joint_dropout = (0.2,)
 
-    config.evaluators = ("samples", "reconstructions", "interpolations", "reconstruction_error", "posterior")
+    config.evaluators = (
+        "samples",
+        "reconstructions",
+        "interpolations",
+        "reconstruction_error",
+        "posterior",
+        "precision_recall",
+    )
     return config

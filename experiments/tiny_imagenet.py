@@ -45,5 +45,12 @@ def get_config(variant: str = "code") -> ConfigDict:
     config.discriminator.joint_layers = (4096, 4096)
     config.discriminator.joint_dropout = (0.2,)
 
-    config.evaluators = ("samples", "reconstructions", "interpolations", "reconstruction_error", "posterior")
+    config.evaluators = (
+        "samples",
+        "reconstructions",
+        "interpolations",
+        "reconstruction_error",
+        "posterior",
+        "precision_recall",
+    )
     return config

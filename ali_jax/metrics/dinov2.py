@@ -120,7 +120,8 @@ def params_of(file: dict[str, np.ndarray], path: str = "The file") -> Params:
     def layer(i: int) -> Layer:
         prefix = f"encoder.layer.{i}."
         fields: dict[str, Any] = {field: affine(prefix + name) for field, name in AFFINE.items()}
-        return Layer(**fields, **{field: jnp.asarray(read(prefix + name)) for field, name in SCALES.items()})
+        fields |= {field: jnp.asarray(read(prefix + name)) for field, name in SCALES.items()}
+        return Layer(**fields)
 
     kernel, table = read(f"{PROJECTION}.weight"), read(POSITIONS)[0]
     return Params(

@@ -42,9 +42,8 @@ def compare(
         coverage   share of the r with |f - r| <= R_5(r) for some f
 
     A row is left out of its own neighbours by its index, so that its copies count. Squared distances are
-    float32, |a|^2 + |b|^2 - 2 ab clipped at 0; equal rows have a distance of exactly 0, and equal distances
-    to every third row. A row that is not finite lies in no ball and has none. A block of distances is in
-    memory at a time.
+    float32, |a|^2 + |b|^2 - 2 ab clipped at 0. A row that is not finite lies in no ball and has none. A block
+    of distances is in memory at a time.
 
     An outlier of a set has a large ball, in which much lies: it raises precision if it is real, and recall if
     it is a sample; density and coverage are less sensitive to it. Copies shrink balls to nothing: where k of
@@ -60,10 +59,8 @@ def compare(
       ValueError: the numbers of features differ, or a set has no more rows than k.
     """
     real, fake = _checked(real, fake, max(k_precision, k_density))
-    distinct, which = _distinct(np.concatenate([real, fake]))
-    of_real, of_fake = which[: len(real)], which[len(real) :]
-    precise, dense = _balls(distinct, of_real, of_fake, (k_precision, k_density))
-    (recalled,) = _balls(distinct, of_fake, of_real, (k_precision,))
+    precise, dense = _balls(real, fake, (k_precision, k_density))
+    (recalled,) = _balls(fake, real, (k_precision,))
     return Manifolds(
         precision=float(np.mean(precise.around > 0)),
         recall=float(np.mean(recalled.around > 0)),
@@ -79,49 +76,46 @@ class _Balls(NamedTuple):
     around: np.ndarray  # [M]: balls that each point lies in
 
 
-def _balls(
-    distinct: np.ndarray, centers: np.ndarray, points: np.ndarray, ks: tuple[int, ...]
-) -> tuple[_Balls, ...]:
-    """Count the points in the balls about centres, for each k; both are indices of distinct rows."""
-    origin = np.isfinite(distinct).all(axis=1).argmax()  # keeps the squares small, and integers exact
-    rows = jnp.asarray(distinct) - distinct[origin][None]
-    squares = jnp.sum(rows**2, axis=1)
-    size = min(rows_per_block(distinct.shape[:1]), len(centers))
+def _balls(centers: np.ndarray, points: np.ndarray, ks: tuple[int, ...]) -> tuple[_Balls, ...]:
+    """Count for each k the points [M, F] in the balls about centres [N, F], and the balls around points."""
+    rows = np.concatenate([centers, points])
+    origin = np.isfinite(rows).all(axis=1).argmax()  # keeps the squares small, and integers exact
+    on_device = jnp.asarray(rows) - rows[origin][None]
+    squares = jnp.sum(on_device**2, axis=1)
+    size = min(rows_per_block((len(rows),)), len(centers))
     inside, around = [], np.zeros((len(ks), len(points)), int)
     for start in range(0, len(centers), size):
         own = np.arange(start, start + size)
-        block = _block(rows, squares, centers, points, own, ks=ks)
+        block = _block(on_device, squares, own, number=len(centers), ks=ks)
         inside.append(np.asarray(block[0]))
         around += np.asarray(block[1])
     joined = np.concatenate(inside, axis=1)[:, : len(centers)]
     return tuple(map(_Balls, joined, around))
 
 
-@functools.partial(jax.jit, static_argnames="ks")
+@functools.partial(jax.jit, static_argnames=("number", "ks"))
 def _block(
-    rows: Array, squares: Array, centers: Array, points: Array, own: Array, *, ks: tuple[int, ...]
+    rows: Array, squares: Array, own: Array, *, number: int, ks: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """Return for each k the points in each ball [B], and the balls around each point [M].
 
-    `own` are the numbers [B] of the centres; those from N on have no ball.
+    The first `number` rows are the centres, the others the points. The balls are about the rows `own` [B];
+    those that are no centres have none.
     """
-    row = centers[jnp.minimum(own, len(centers) - 1)]
+    row = jnp.minimum(own, number - 1)
     products = jnp.matmul(rows[row], rows.T, precision="highest")
     apart = jnp.maximum(squares[row][:, None] + squares[None] - 2 * products, 0.0)
-    apart = jnp.where(row[:, None] == jnp.arange(len(rows))[None], 0.0, apart)
     apart = jnp.where(jnp.isfinite(apart), apart, jnp.inf)
-    # Equal rows share a column, and so have the same distances, bit for bit.
-    to_others = jnp.where(own[:, None] == jnp.arange(len(centers))[None], jnp.inf, apart[:, centers])
+    to_others = jnp.where(own[:, None] == jnp.arange(number)[None], jnp.inf, apart[:, :number])
     nearest = -jax.lax.top_k(-to_others, max(ks))[0]
-    has_ball = jnp.isfinite(nearest) & (own < len(centers))[:, None]
+    has_ball = jnp.isfinite(nearest) & (own < number)[:, None]
     radius = jnp.where(has_ball, nearest, -1.0)
-    to_points = apart[:, points]
-    within = jnp.stack([to_points <= radius[:, k - 1, None] for k in ks])
+    within = jnp.stack([apart[:, number:] <= radius[:, k - 1, None] for k in ks])
     return within.sum(axis=2), within.sum(axis=1)
 
 
 def _checked(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    real, fake = (np.asarray(rows, np.float32) + np.float32(0) for rows in (real, fake))  # -0 becomes 0
+    real, fake = (np.asarray(rows, np.float32) for rows in (real, fake))
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1] or not real.shape[1]:
         raise ValueError(
             f"Features of shape {real.shape} and {fake.shape} do not go together: give [n, F] and [m, F]."
@@ -132,10 +126,3 @@ def _checked(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[np.ndarray, np
             f"each, give at least {k + 1}."
         )
     return real, fake
-
-
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct rows [U, F], and which of them each row is [N]."""
-    whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
-    _, first, which = np.unique(whole, return_index=True, return_inverse=True)
-    return rows[first], which
