@@ -70,7 +70,9 @@ class TestDigits:
 
 
 class TestMixtures:
-    @pytest.mark.parametrize(("name", "k", "std"), [("mixture", 25, 0.05), ("ring", 8, 0.01)])
+    @pytest.mark.parametrize(
+        ("name", "k", "std"), [("mixture", 25, 0.05), ("mixture_100", 100, 0.05), ("ring", 8, 0.01)]
+    )
     def test_points_have_the_declared_moments(self, name, k, std):
         mixture = data.load(name)
         rows = mixture.train.rows(np.arange(100_000))
@@ -86,6 +88,9 @@ class TestMixtures:
     def test_modes_are_those_of_the_paper(self):
         assert {tuple(m) for m in data.load("mixture").modes} == {
             (a, b) for a in range(-4, 5, 2) for b in range(-4, 5, 2)
+        }
+        assert {tuple(m) for m in data.load("mixture_100").modes} == {
+            (a, b) for a in range(-9, 10, 2) for b in range(-9, 10, 2)
         }
         np.testing.assert_allclose(np.hypot(*data.load("ring").modes.T), 1, rtol=1e-6)
 
@@ -109,7 +114,7 @@ class TestMixtures:
 
 class TestNames:
     def test_every_source_is_listed(self):
-        assert set(data.names()) == {"digits", "mixture", "ring", *tfds.NAMES}
+        assert set(data.names()) == {"digits", "mixture", "mixture_100", "ring", *tfds.NAMES}
 
     @pytest.mark.parametrize(
         ("name", "nearest"),

@@ -16,7 +16,7 @@ import small
 from ali_jax import data, evaluate, model
 from ali_jax.config import base
 from ali_jax.data import ArraySplit, Dataset
-from ali_jax.evaluate import rows, running
+from ali_jax.evaluate import features, rows, running
 from ali_jax.metrics import blocks, divergence, neighbors, reconstruction
 from ali_jax.names import public_functions
 from ali_jax.networks import Encoder
@@ -137,7 +137,7 @@ def lonely(faces):
 
 BLOCKWISE = (
     *("reconstruction_error", "error_extremes", "memorisation", "near_duplicates", "neighbours"),
-    "effective_support",
+    *("effective_support", "precision_recall"),
 )
 
 
@@ -351,7 +351,10 @@ def test_stale_running_statistics_are_warned_of(digits, key):
 
 
 def test_inception_needs_its_weights(digits, key):
-    with pytest.raises(ValueError, match=r"set config.evaluation.inception_weights to an .npz file"):
+    message = (
+        "needs the weights of Inception-v3: set config.evaluation.inception_weights to an existing .npz file"
+    )
+    with pytest.raises(ValueError, match=message):
         evaluate.inception_distance(*copier(digits), key, digits)
 
 
@@ -587,13 +590,27 @@ def test_a_model_that_has_diverged_has_every_number_that_is_declared(name, setti
     options = {k: v for k, v in QUICK.items() if k in inspect.signature(evaluate.named(name)).parameters}
     scalars = evaluate.named(name)(ali, broken, key, dataset, **options).scalars
     reported = {*scalars, *evaluate.disagreements(scalars, scalars)}
-    assert reported == {number.name for number in evaluate.declared()[name]}
+    assert reported == of_classifier(name)
 
 
-def test_the_numbers_of_both_frechet_evaluators_differ_by_the_extractor_alone():
-    numbers = evaluate.declared()
-    names = {number.name.replace("classifier", "inception") for number in numbers["frechet_distance"]}
-    assert {number.name for number in numbers["inception_distance"]} == names
+def of_classifier(name):
+    """Return the names of an evaluator's numbers without those on the features of other extractors."""
+    numbers = {number.name for number in evaluate.declared()[name]}
+    others = set(features.NAMES) - {"classifier"}
+    return {n for n in numbers if not any(n.replace(kind, "classifier") in numbers - {n} for kind in others)}
+
+
+@pytest.mark.parametrize("name", ["frechet_distance", "precision_recall"])
+def test_numbers_on_features_differ_by_the_extractor_alone(name):
+    declared = {number.name for number in evaluate.declared()[name]}
+    kinds = [
+        {number.replace("classifier", kind) for number in of_classifier(name)} for kind in features.NAMES
+    ]
+    assert declared == set().union(*kinds)
+    inception = {number.name for number in evaluate.declared()["inception_distance"]}
+    assert inception == {
+        number.replace("classifier", "inception") for number in of_classifier("frechet_distance")
+    }
 
 
 def test_a_number_that_is_not_declared_is_refused(digits, key):

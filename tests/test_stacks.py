@@ -146,7 +146,7 @@ def test_configs_that_do_not_go_with_stacks_are_refused(changes, message):
 def test_evaluators_of_single_images_refuse_stacks(stacks, name):
     message = f"'{name}' needs classes of single images .*'stacked_modes'.*'stacked digits' .*leave it out"
     with pytest.raises(ValueError, match=message):
-        evaluate.check_applicable(name, stacks, copier(stacks)[0])
+        evaluate.check_applicable(name, stacks, copier(stacks)[0], {"features": "classifier"})
 
 
 def test_stacked_modes_needs_stacks_and_the_classifier_has_single_images_alone(stacks):

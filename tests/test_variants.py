@@ -476,3 +476,17 @@ def test_plain_ali_on_mnist_differs_from_the_recipe_by_its_additions_alone():
     assert plain["penalties.cycle_x.weight"] == 0
     with pytest.raises(ValueError, match="the only variant is ali"):
         small.experiment("mnist_stable:plain")
+
+
+def test_100_gaussians_have_the_recipe_of_25():
+    recipe, grid = (configs.flat(small.experiment(name)) for name in ("mixture_stable", "mixture_stable:100"))
+    assert {key: grid[key] for key in recipe if recipe[key] != grid[key]} == {"dataset.name": "mixture_100"}
+    with pytest.raises(ValueError, match="the only variant is 100"):
+        small.experiment("mixture_stable:25")
+
+
+def test_every_experiment_on_images_measures_precision_and_recall():
+    of_images = [name for name in small.EXPERIMENTS if len(small.experiment(name).dataset.shape) == 3]
+    assert len(of_images) > 10
+    for name in of_images:
+        assert "precision_recall" in small.experiment(name).evaluators, name
