@@ -35,5 +35,6 @@ def get_config(variant: str = "") -> ConfigDict:
         "reconstruction_error",
         "posterior",
         "memorisation",
+        "precision_recall",
     )
     return config

@@ -35,5 +35,6 @@ def get_config(variant: str = "") -> ConfigDict:
         "class_balance",
         "posterior",
         "memorisation",
+        "precision_recall",
     )
     return config

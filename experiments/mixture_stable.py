@@ -18,10 +18,10 @@ The lowest high_quality of a seed is 0.946 (raw 0.936), the lowest mode_spread 0
 0.989 and 0.974. A seed takes 150 CPU seconds. Without the penalty, --config.penalties.r1.gamma=0, four of
 these seeds lose modes (18 to 25, mean 23.1), and mode_kept is 0.92 +- 0.10.
 
-`mixture_stable.py:100` has the 100 Gaussians of `mixture_100`, a grid of 10 by 10, and the same settings; none
-of them was chosen for it. Result of one run, seed 0, 2,500 samples, averaged parameters: 99 modes by the
-strict count and 100 by single samples, high_quality 0.884, reverse_kl 0.045, mode_spread 0.89, mode_kept 0.964
-(raw ones agree to 0.01). It took 220 CPU seconds.
+`mixture_stable.py:100` has the 100 Gaussians of `mixture_100`, a grid of 10 by 10, and the same settings, of
+which none was chosen for it. Result of one run, seed 0, 2,500 samples, averaged parameters: 99 modes by the
+strict count and 100 by single samples, high_quality 0.884, reverse_kl 0.045, mode_spread 0.89 and mode_kept
+0.964 (raw ones agree to 0.01). It took 220 CPU seconds.
 
     python -m ali_jax.main --config experiments/mixture_stable.py:100 --workdir runs/mixture_100
 """

@@ -36,5 +36,6 @@ def get_config(variant: str = "") -> ConfigDict:
         "probes",
         "posterior",
         "memorisation",
+        "precision_recall",
     )
     return config
