@@ -13,7 +13,10 @@ from ali_jax.metrics import random_features
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits")
+    """Give the digits with those of train in the order of their classes, as in a folder of folders."""
+    loaded = data.load("digits")
+    order = np.argsort(loaded.train.label, kind="stable")
+    return loaded._replace(train=ArraySplit(loaded.train.x[order], None, loaded.train.label[order], 10))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def test_samples_like_train_score_as_train_does_and_others_lose_what_they_lack(d
     assert (copies["n_manifolds"], copies["n_features"]) == (700, 64)
     for name in ("precision", "recall", "density", "coverage"):
         assert copies[name] == pytest.approx(copies[f"{name}_real"], abs=0.15)
-        assert copies[f"{name}_real"] > 0.75
+        assert 0.75 < copies[f"{name}_real"] < (1.2 if name == "density" else 1)
     noise = measured(digits, rng.random(x.shape).astype(np.float32), key)
     assert max(noise[name] for name in ("precision", "density", "coverage")) < 0.02
     ones = measured(digits, x[digits.train.label == 1], key)

@@ -59,8 +59,9 @@ def compare(
       ValueError: the numbers of features differ, or a set has no more rows than k.
     """
     real, fake = _checked(real, fake, max(k_precision, k_density))
-    precise, dense = _balls(real, fake, (k_precision, k_density))
-    (recalled,) = _balls(fake, real, (k_precision,))
+    ks = (k_precision, k_density)  # for both, so that equally many rows need one program
+    precise, dense = _balls(real, fake, ks)
+    recalled, _ = _balls(fake, real, ks)
     return Manifolds(
         precision=float(np.mean(precise.around > 0)),
         recall=float(np.mean(recalled.around > 0)),
