@@ -158,6 +158,7 @@ def test_the_exported_config_holds_no_path_of_this_machine(exported):
     kept, published = read_config(run), read_config(folder)
     assert configs.differences(kept, published) == {}
     private = tiny(dataset__path="/home/me/x.npz", init_from="/home/me/run", frozen=("decoder",))
+    private.evaluation.dinov2_weights = private.evaluation.inception_weights = "/home/me/model"
     assert '"values": ""' in (folder / "data.json").read_text()  # and no values of the data
     text = configs.to_json(export._published(private))
     assert "/home" not in text

@@ -47,7 +47,7 @@ def _numbers_of(extractor: str) -> tuple[Number, ...]:
     of_real = [
         number._replace(
             name=f"{number.name}_real",
-            meaning=f"{name} of n other train rows in place of samples: about what can be reached",
+            meaning=f"{name} of n other train rows in place of samples",
             control=True,
         )
         for name, number in zip(manifolds.Manifolds._fields, of_samples, strict=True)
