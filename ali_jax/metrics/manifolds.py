@@ -45,6 +45,8 @@ def compare(
     float32, |a|^2 + |b|^2 - 2 ab clipped at 0. A row that is not finite lies in no ball and has none. A block
     of distances is in memory at a time.
 
+    `prdc`, the public code of the second paper, has < in place of <=, and one k for all four numbers.
+
     An outlier of a set has a large ball, in which much lies: it raises precision if it is real, and recall if
     it is a sample; density and coverage are less sensitive to it. Copies shrink balls to nothing: where k of
     a row's copies are in its set, only further copies lie in its ball.
