@@ -47,25 +47,40 @@ def started(fresh):
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 6), (7, 3)])
-def test_resampling_is_a_blur_by_1_2_1(size):
-    h = np.random.default_rng(0).normal(size=(1, *size, 1)).astype(np.float32)
-    edge = np.pad(h[0, :, :, 0], 1, mode="edge")
-    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
-    expected = [
-        [np.sum(kernel * edge[i : i + 3, j : j + 3]) for j in range(0, size[1], 2)]
-        for i in range(0, size[0], 2)
-    ]
-    np.testing.assert_allclose(stages.halved(h)[0, :, :, 0], expected, rtol=1e-5, atol=1e-6)
+def test_maps_are_blurred_by_1_2_1_before_they_are_halved(size):
+    random = np.random.default_rng(0)
+    h, w = random.normal(size=(2, *size, 3)).astype(np.float32), random.normal(size=(1, 1, 3, 2))
+    blurred = np.pad(h, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    for axis in (1, 2):
+        blurred = sum(
+            f * blurred.take(range(i, i + size[axis - 1]), axis) for i, f in enumerate([0.25, 0.5, 0.25])
+        )
+    for blur, expected in ((True, blurred), (False, h)):
+        layer = stages.Halving(2, blur, "native", jnp.float32)
+        found = layer.apply({"params": {"kernel": jnp.asarray(w, jnp.float32)}}, h)
+        np.testing.assert_allclose(found, expected[:, ::2, ::2] @ w[0, 0], rtol=1e-4, atol=1e-5)
 
-    doubled = stages.doubled(h, (2 * size[0] - 1, 2 * size[1]))[0, :, :, 0]
-    assert doubled.shape == (2 * size[0] - 1, 2 * size[1])
-    spread = np.zeros((2 * size[0] + 2, 2 * size[1] + 2))
-    spread[1:-1:2, 1:-1:2] = h[0, :, :, 0]
-    blurred = [
-        [np.sum(4 * kernel * spread[i : i + 3, j : j + 3]) for j in range(2 * size[1] - 1)]
-        for i in range(2 * size[0] - 1)
-    ]
-    np.testing.assert_allclose(doubled[:, :-1], blurred, rtol=1e-5, atol=1e-6)
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [(7, 10), (8, 9)])
+def test_doubled_maps_have_means_of_neighbours_between_them(size, kernel):
+    random = np.random.default_rng(0)
+    h, w = random.normal(size=(2, 4, 5, 3)), random.normal(size=(kernel, kernel, 3, 2))
+    smooth, repeated = np.zeros((2, 10, 12, 3)), np.zeros((2, 10, 12, 3))  # zeros around: one row before
+    smooth[:, 1:9:2, 1:11:2] = h
+    smooth = smooth + 0.5 * (np.roll(smooth, 1, 1) + np.roll(smooth, -1, 1))
+    smooth = smooth + 0.5 * (np.roll(smooth, 1, 2) + np.roll(smooth, -1, 2))
+    repeated[:, 1:9, 1:11] = h.repeat(2, 1).repeat(2, 2)
+    for blur, doubled in ((True, smooth), (False, repeated)):
+        layer = stages.Doubling(2, size, kernel, blur, "native", jnp.float32)
+        found = layer.apply({"params": {"kernel": jnp.asarray(w, jnp.float32)}}, jnp.asarray(h, jnp.float32))
+        margin = (kernel - 1) // 2
+        expected = sum(
+            doubled[:, 1 - margin + i : 9 - margin + i, 1 - margin + j : 11 - margin + j] @ w[i, j]
+            for i in range(kernel)
+            for j in range(kernel)
+        )
+        np.testing.assert_allclose(found, expected[:, : size[0], : size[1]], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("patch", [1, 2])

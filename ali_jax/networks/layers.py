@@ -138,7 +138,7 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, h: Array, *, train: bool = False) -> Array:
         sides = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
-        initial = _scaled(self.init_std, self.init_factor)
+        initial = scaled_initializer(self.init_std, self.init_factor)
         kernel = self.param("kernel", initial, (*sides, h.shape[-1], self.maps))
         if self.spectral_norm:
             kernel = SpectralNorm(name="spectral")(kernel, train=train)
@@ -187,7 +187,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, h: Array, *, train: bool = False) -> Array:
         h = h.reshape(h.shape[0], -1)
-        kernel = self.param("kernel", _scaled(self.init_std, self.init_factor), (h.shape[-1], self.width))
+        kernel = self.param(
+            "kernel", scaled_initializer(self.init_std, self.init_factor), (h.shape[-1], self.width)
+        )
         if self.spectral_norm:
             kernel = SpectralNorm(name="spectral")(kernel, train=train)
         return h.astype(self.dtype) @ kernel.astype(self.dtype)
@@ -385,7 +387,9 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, *, train: bool = False) -> Array:
-        kernel = self.param("kernel", _scaled(self.init_std, self.init_factor), (h.shape[-1], self.width))
+        kernel = self.param(
+            "kernel", scaled_initializer(self.init_std, self.init_factor), (h.shape[-1], self.width)
+        )
         if self.spectral_norm:
             kernel = SpectralNorm(name="spectral")(kernel, train=train)
         bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.width,))
@@ -393,7 +397,8 @@ class Affine(nn.Module):
         return outputs.astype(jnp.promote_types(self.dtype, jnp.float32)) + bias[None]
 
 
-def _scaled(std: float, factor: float) -> nn.initializers.Initializer:
+def scaled_initializer(std: float, factor: float) -> nn.initializers.Initializer:
+    """Return `initializer(std)`, whose values are multiplied by a factor."""
     init = initializer(std)
     return lambda key, shape, dtype=jnp.float32: factor * init(key, shape, dtype)
 

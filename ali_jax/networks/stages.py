@@ -10,42 +10,70 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ali_jax.networks import convolutions
-from ali_jax.networks.layers import Bias, Convolution, Dense
+from ali_jax.networks.layers import Bias, Convolution, Dense, scaled_initializer
 from ali_jax.types import Array
 
 LINEAR = math.sqrt(0.5)  # factor on He initialisation where no activation follows
+BLUR = np.array([1, 2, 1]) / 4
 
 
-def halved(h: Array) -> Array:
-    """Blur the maps [B, H, W, C] by [1, 2, 1] / 4 and take every second: [B, ceil(H / 2), ceil(W / 2), C]."""
-    for axis in (1, 2):
-        size = h.shape[axis]
-        padded = jnp.pad(h, [(1, 1) if n == axis else (0, 0) for n in range(4)], mode="edge")
-        before, here, after = (
-            jax.lax.slice_in_dim(padded, start, start + 2 * -(-size // 2) - 1, 2, axis) for start in range(3)
-        )
-        h = 0.25 * (before + 2 * here + after)
-    return h
+class Halving(nn.Module):
+    """Blur maps by [1, 2, 1] / 4, take every second and map them linearly, as one convolution of 3x3.
 
-
-def doubled(h: Array, size: Sequence[int]) -> Array:
-    """Put means between neighbouring rows and columns, as zeros blurred by [1, 2, 1] / 2, and cut at `size`.
-
-    The maps [B, H, W, C] become [B, *size, C], with 2 H - 1 or 2 H rows, and likewise columns.
+    [B, H, W, C] becomes [B, ceil(H / 2), ceil(W / 2), maps]; beyond the border there are zeros.
     """
-    for axis, length in zip((1, 2), size, strict=True):
-        n = h.shape[axis]
-        after = jnp.concatenate(
-            [jax.lax.slice_in_dim(h, 1, n, 1, axis), jax.lax.slice_in_dim(h, n - 1, n, 1, axis)], axis
+
+    maps: int
+    blur: bool
+    lowering: convolutions.Lowering
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        init = scaled_initializer(0.0, LINEAR)
+        kernel = self.param("kernel", init, (1, 1, h.shape[-1], self.maps)).astype(self.dtype)
+        if self.blur:
+            kernel = jnp.asarray(np.outer(BLUR, BLUR)[:, :, None, None], self.dtype) * kernel
+        padding = 1 if self.blur else 0
+        return convolutions.conv(
+            h.astype(self.dtype), kernel, stride=2, padding=padding, lowering=self.lowering
         )
-        pairs = jnp.stack([h, 0.5 * (h + after)], axis + 1)
-        pairs = pairs.reshape(*h.shape[:axis], 2 * n, *h.shape[axis + 1 :])
-        h = jax.lax.slice_in_dim(pairs, 0, length, 1, axis)
-    return h
+
+
+class Doubling(nn.Module):
+    """Put zeros between maps, blur them by [1, 2, 1] / 2, convolve them, and cut them at a size.
+
+    It is one transposed convolution of stride 2, whose kernel is the convolution's, of 1x1 or 3x3, blurred.
+    [B, H, W, C] becomes [B, *size, maps]. Without blur, each pixel is repeated.
+    """
+
+    maps: int
+    size: tuple[int, int]
+    kernel: int
+    blur: bool
+    lowering: convolutions.Lowering
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        init = scaled_initializer(0.0, LINEAR)
+        kernel = self.param("kernel", init, (self.kernel, self.kernel, h.shape[-1], self.maps))
+        spread = jnp.asarray(_composed(2 * BLUR if self.blur else np.ones(2), self.kernel), self.dtype)
+        kernel = jnp.einsum("ai,bj,ijcf->abcf", spread, spread, kernel.astype(self.dtype))
+        h = convolutions.conv_transpose(h.astype(self.dtype), kernel, stride=2, lowering=self.lowering)
+        rows, columns = self.size
+        first = (self.kernel + 1) // 2 if self.blur else self.kernel // 2
+        return h[:, first : first + rows, first : first + columns]
+
+
+def _composed(blur: np.ndarray, taps: int) -> np.ndarray:
+    """Return the matrix [taps', taps] that makes one transposed kernel of a blur and a convolution."""
+    columns = [np.pad(blur, (taps - 1 - j, j)) for j in range(taps)]
+    return np.stack(columns, axis=1)
 
 
 def sides_of(image: Sequence[int], stages: int, patch: int) -> list[tuple[int, int]]:
@@ -116,8 +144,7 @@ class Downward(Stages):
         h = self.biased(h, "input_bias")
         for i, maps in enumerate(self.maps):
             if i:
-                h = halved(h) if self.blur else h[:, ::2, ::2]
-                h = self.conv(1, maps, f"transition_{i}")(h)
+                h = Halving(maps, self.blur, self.lowering, self.dtype, name=f"transition_{i}")(h)
             h = self.stage(h, maps, f"stage_{i}")
         self.sow("intermediates", "pre_activation", h)
         return h
@@ -137,14 +164,12 @@ class Upward(Stages):
         for i in reversed(range(len(self.maps))):
             h = self.stage(h, self.maps[i], f"stage_{i}")
             if i:
-                h = self.conv(1, self.maps[i - 1], f"transition_{i}")(h)
-                h = self.enlarged(h, sides[i - 1])
+                h = self.doubled(h, self.maps[i - 1], sides[i - 1], 1, f"transition_{i}")
         if self.patch > 1:
-            h = self.enlarged(h, self.x_shape[:2])
+            return self.doubled(h, self.x_shape[-1], self.x_shape[:2], 3, "output")
         return self.conv(3, self.x_shape[-1], "output")(h)
 
-    def enlarged(self, h: Array, size: Sequence[int]) -> Array:
-        if self.blur:
-            return doubled(h, size)
-        h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
-        return h[:, : size[0], : size[1]]
+    def doubled(self, h: Array, maps: int, size: Sequence[int], kernel: int, name: str) -> Array:
+        rows, columns = size
+        sizes = maps, (rows, columns), kernel
+        return Doubling(*sizes, self.blur, self.lowering, self.dtype, name=name)(h)
