@@ -21,6 +21,7 @@ from .networks import Decoder as Decoder
 from .networks import Discriminator as Discriminator
 from .networks import Encoder as Encoder
 from .networks import build as build
+from .optimizers import scale_by_adam_for as scale_by_adam_for
 from .tools.estimator import ALIEstimator as ALIEstimator
 from .tools.trained import Model as Model
 from .tools.trained import load as load

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ali_jax import config as configs
 from ali_jax import data as data_module
-from ali_jax import gradients, losses, model, train
+from ali_jax import gradients, losses, model, scale_by_adam_for, train
 from ali_jax.data import ArraySplit
 from ali_jax.game import compile, parts
 from ali_jax.networks import convolutions
@@ -348,6 +348,23 @@ def test_adam_for_a_cpu_is_optax_s_adam(key):
             moved, state = step(moved, state, grads)
         found[platform] = moved, state
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found["cpu"], found["gpu"])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_the_public_adam_is_optax_s_in_a_chain_of_one_s_own(platform):
+    adams = [
+        optax.chain(scale_by_adam_for(platform, 0.5, 0.9, 0.1), optax.scale_by_learning_rate(0.01)),
+        optax.adam(0.01, 0.5, 0.9, 0.1),
+    ]
+    params = {"w": jnp.arange(3.0)}
+    states = [adam.init(params) for adam in adams]
+    for i in range(3):
+        grads = {"w": jnp.sin(params["w"] + i)}
+        results = [adam.update(grads, state, params) for adam, state in zip(adams, states, strict=True)]
+        (ours, theirs), states = zip(*results, strict=True)
+        np.testing.assert_allclose(ours["w"], theirs["w"], rtol=1e-6)
+    barriers = str(jax.make_jaxpr(adams[0].update)(grads, states[0], params)).count("optimization_barrier")
+    assert barriers == (3 if platform == "cpu" else 0)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

@@ -17,6 +17,7 @@ from ali_jax.augmentation import augment
 from ali_jax.config import Config
 from ali_jax.names import did_you_mean, public_functions
 from ali_jax.networks import convolutions
+from ali_jax.optimizers import scale_by_adam_for
 from ali_jax.types import Array, Augment, Loss, Networks, Pairs, Penalty, PyTree
 
 WEIGHTS = ("gamma", "gamma_z", "weight")  # a penalty is on if one of these arguments is positive
@@ -33,8 +34,7 @@ def make_optimizer(config: Config, *, platform: str = "gpu") -> optax.GradientTr
     Returns:
       The transformation, for `init_state` and `train_step`.
     """
-    on_cpu = convolutions.lowering_for(platform, config.lowering) == "cpu"
-    scale_by_adam = _scale_by_adam_on_cpu if on_cpu else optax.scale_by_adam
+    scale_by_adam = partial(scale_by_adam_for, convolutions.lowering_for(platform, config.lowering))
     players: dict[Any, Any] = {"frozen": optax.set_to_zero()}
     for player in ("generator", "discriminator"):
         adam = config.optimizer[player]
@@ -63,26 +63,6 @@ def _with_b2(
         return scale_by_adam(b2=b2 + (final - b2) * share).update(updates, state, params)
 
     return optax.GradientTransformation(scale_by_adam(b2=b2).init, update)
-
-
-def _scale_by_adam_on_cpu(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformation:
-    """Return `optax.scale_by_adam` in an order that XLA:CPU follows without copies.
-
-    XLA:CPU would compute the moments twice, to store them and within the new parameters, and would copy what
-    is overwritten before its last reader is done. Here all gradients of a player come first, then the
-    moments, then the updates.
-    """
-    adam = optax.scale_by_adam(b1, b2, eps)
-    cut = partial(convolutions.cut, lowering="cpu")
-
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        _, state = adam.update(cut(updates), state, params)  # the updates are made from the moments below
-        state = state._replace(mu=jax.tree.map(cut, state.mu), nu=jax.tree.map(cut, state.nu))
-        mu = optax.tree.bias_correction(state.mu, b1, state.count)
-        nu = optax.tree.bias_correction(state.nu, b2, state.count)
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), state
-
-    return optax.GradientTransformation(adam.init, update)
 
 
 class Packed(NamedTuple):
