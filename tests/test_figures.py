@@ -54,6 +54,15 @@ def test_odd_columns_are_originals_and_even_ones_reconstructions():
     np.testing.assert_array_equal(cells(grid, 2, 4), [[0, 255, 51, 255], [102, 255, 153, 255]])
 
 
+@pytest.mark.parametrize(("count", "rows", "cols"), [(100, 10, 20), (12, 2, 12), (3, 1, 6), (99, 10, 20)])
+def test_a_grid_of_fewer_reconstructions_than_cells_has_no_empty_rows(count, rows, cols):
+    """Twelve pairs are two rows of six, not two of ten."""
+    grid = figures.reconstruction_grid(flat_images([0.0] * count), flat_images([0.2] * count), 10, 10)
+    found = cells(grid, rows, cols)
+    assert (found[:-1] < 255).all()
+    assert (found[-1] < 255).sum() == 2 * count - (rows - 1) * cols
+
+
 def test_interpolations_stand_between_their_originals():
     path = np.stack([flat_images([0.2, 0.4, 0.6]), flat_images([0.6, 0.4, 0.2])])
     grid = figures.interpolation_grid(flat_images([0, 0]), path, flat_images([1, 1]))

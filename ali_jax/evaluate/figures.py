@@ -47,8 +47,12 @@ def reconstruction_grid(
 ) -> np.ndarray:
     """Lay out originals x and reconstructions x_hat, both [N, H, W, C], as the paper does.
 
-    There are `rows` rows of `cols` pairs. Odd columns are originals, even columns their reconstructions.
+    There are `rows` rows of `cols` pairs; fewer images make fewer and even rows. Odd columns are originals,
+    even columns their reconstructions.
     """
+    if 0 < len(x) < rows * cols:
+        rows = -(-len(x) // cols)
+        cols = -(-len(x) // rows)
     pairs = np.stack([x, x_hat], axis=1)
     return image_grid(pairs.reshape(-1, *pairs.shape[2:]), rows, 2 * cols, pad=pad)
 
