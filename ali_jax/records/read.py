@@ -38,15 +38,27 @@ class Run(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """The numbers of the last evaluation, updated by `--mode evaluate` of the same step."""
+        """The numbers of the last evaluation, all of one step.
+
+        `--mode evaluate` adds to those of the same step. At a later step it takes their place.
+        """
+        return self._evaluation[1]
+
+    @property
+    def evaluated_step(self) -> int:
+        """The step of `metrics`; that of the run if it was not evaluated."""
+        return self._evaluation[0]
+
+    @property
+    def _evaluation(self) -> tuple[int, dict[str, float | None]]:
         last = self.evaluations[-1] if self.evaluations else {}
-        numbers = {name: value for name, value in last.items() if name != "step"}
+        step, numbers = last.get("step", -1), {name: v for name, v in last.items() if name != "step"}
         later = _json(self.workdir / "evaluation.json")
-        if later.get("step") == self.step and isinstance(later.get("metrics"), dict):
-            numbers |= later["metrics"]
-        return {
-            name: value for name, value in numbers.items() if value is None or isinstance(value, (int, float))
-        }
+        of_later, by_name = later.get("step"), later.get("metrics")
+        if isinstance(of_later, int) and isinstance(by_name, dict) and of_later >= step:
+            step, numbers = of_later, ({} if of_later > step else numbers) | by_name
+        numbers = {name: v for name, v in numbers.items() if v is None or isinstance(v, (int, float))}
+        return (step, numbers) if numbers else (self.step, {})
 
     @property
     def members(self) -> int:

@@ -382,9 +382,9 @@ def _numbers(run: Run, look: _Look) -> Iterator[str]:
         return
     numbers = spreads({name: value for name, value in metrics.items() if not name.startswith("raw/")})
     raw = spreads({name[4:]: value for name, value in metrics.items() if name.startswith("raw/")})
-    at = f"step {run.evaluations[-1]['step']:,}" if run.evaluations else "the newest checkpoint"
     yield html.paragraph(
-        f"From the evaluation at {at}. Weights: {look.weights}{', beside them the raw ones' if raw else ''}. "
+        f"From the evaluation at step {run.evaluated_step:,}. "
+        f"Weights: {look.weights}{', beside them the raw ones' if raw else ''}. "
         f"Train is {look.dataset.splits[0]} of {look.dataset.name}, test is {look.dataset.splits[1]}. "
         "Grey rows are controls: they do not depend on the trained weights. Intervals are at 95 %. For "
         "shares of test rows they are Wilson's. For a population they are Student's t intervals for the mean "

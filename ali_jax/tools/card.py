@@ -70,7 +70,7 @@ def model_card(
       run: the files of the run, whose numbers are shown if they are of this step.
       members: of the population whose first member is exported; 0 for a single run.
     """
-    rows = [] if run is None or _evaluated_step(run) != step else numbers(run, is_member=members > 0)
+    rows = [] if run is None or run.evaluated_step != step else numbers(run, is_member=members > 0)
     parts = [
         _metadata(config, dataset, rows),
         f"# {dataset.name}: encoder and decoder of ALI after {step:,} steps",
@@ -110,10 +110,6 @@ def numbers(run: Run, *, is_member: bool) -> list[Row]:
             limits = of_share[:2]
         rows.append(Row(name, value, limits, meanings.get(name, "")))
     return rows
-
-
-def _evaluated_step(run: Run) -> int:
-    return run.evaluations[-1]["step"] if run.evaluations else run.step
 
 
 def _metadata(config: Config, dataset: Dataset, rows: list[Row]) -> str:
