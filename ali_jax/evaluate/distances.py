@@ -123,7 +123,9 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
 
     The ratio is about 1 for samples that are as far from train as unseen rows are, and near 0 for copies.
     Test rows that also occur in train are left out; where all do, train rows are compared with each other. At
-    most 60,000 rows of train, of images above 77x77 pixels fewer (1 GiB), and 2,000 of test are used.
+    most 60,000 rows of train are used, of images above 77x77 pixels fewer (1 GiB), spread evenly. Of test
+    they are the first 2,000 of at most 10,000 that are spread evenly: of 10,000 rows or fewer, the first
+    2,000.
     """
     unseen = _test_distance(dataset)  # before the samples: large ones would not fit beside the test rows
     train = train_rows(dataset)
