@@ -2,7 +2,8 @@
 
     python tests/fuzz.py [--cases 1000] [--seed 0]
 
-Cases are command lines, config files, .npz files, folders of images and damaged workdirs, drawn from a seed.
+Cases are command lines, config files, .npz files, folders of images, damaged workdirs and uses of a trained
+model on images (--inputs and the flags that go with it), drawn from a seed.
 They run in this process. A case fails if an exception escapes, if the exit status is not 0, 1 or 2, if a
 failure prints a traceback or no message, if it takes a minute, or if it changes a folder that it must not
 change. A case that passes all checks is prepared but not trained, except for every seventh.
@@ -34,6 +35,7 @@ from test_main import write_config
 from ali_jax import config as configs
 from ali_jax.main import main as command
 from ali_jax.program import loop
+from ali_jax.program.command import MODES, SUFFIXES_OF_INPUTS, WITH_INPUTS
 
 SECONDS = 60  # the longest that a case may take
 TRAINED_EVERY = 7
@@ -139,7 +141,11 @@ def archive(draw: random.Random, folders: Folders) -> list[str]:
 
 def pictures(draw: random.Random, folders: Folders) -> list[str]:
     """Draw a folder of images of several modes and sizes, and of files that are not images."""
-    root = folders.case / "pictures"
+    root = _drawn_pictures(draw, folders.case / "pictures")
+    return [*_on_data(folders, root), "--config.dataset.shape=()"]
+
+
+def _drawn_pictures(draw: random.Random, root: Path) -> Path:
     root.mkdir()
     subs = draw.choice(
         [[""], ["a", "b"], ["train", "test"], ["train"], ["train/0", "train/1", "test/0"], ["a/b", "."]]
@@ -165,7 +171,7 @@ def pictures(draw: random.Random, folders: Folders) -> list[str]:
             damage(draw, file, 1.0)
     if draw.random() < 0.1:
         (root / "link.png").symlink_to("/dev/zero")
-    return [*_on_data(folders, root), "--config.dataset.shape=()"]
+    return root
 
 
 def folder_of_a_run(draw: random.Random, folders: Folders) -> list[str]:
@@ -186,6 +192,56 @@ def folder_of_a_run(draw: random.Random, folders: Folders) -> list[str]:
     mode = draw.choice(["train", "sample", "evaluate", "reconstruct"])
     given = ["--config", folders.config] if mode == "train" else []
     return ["--mode", mode, "--workdir", str(run), *given]
+
+
+def new_images(draw: random.Random, folders: Folders) -> list[str]:
+    """Draw a use of a trained model on images: a mode, what it is given, and flags, some of them wrong."""
+    run = folders.case / "copy"
+    shutil.copytree(folders.trained, run)
+    some, others = (_drawn_pictures(draw, folders.case / name) for name in ("some", "others"))
+    array = folders.case / "x.npz"
+    shape = draw.choice([(3, 8, 8), (2, 8, 8, 1), (2, 9, 8, 3), (2, 8, 8, 4), (0, 8, 8), (4, 64), (3,)])
+    np.savez(array, image=np.ones(shape, draw.choice(["uint8", "float32", "float64", "bool", "O", "U1"])))
+    damage(draw, array, 0.1)
+    lone = next((str(path) for path in sorted(some.rglob("*.*"))), "absent.png")
+    paths = (
+        str(some),
+        str(some),
+        str(others),
+        str(others),
+        str(array),
+        lone,
+        "absent",
+        "",
+        folders.config,
+        str(run),
+    )
+    wrong = (f"hf:{folders.case}/absent", "hf:", "/dev/null", "a\x00b", "~", ".")
+
+    def path() -> str:
+        return draw.choice(wrong if draw.random() < 0.1 else paths)
+
+    mode = draw.choice(WITH_INPUTS if draw.random() < 0.97 else MODES)
+    arguments = ["--mode", mode, "--workdir", str(run), f"--inputs={path()}"]
+    outs = [f"x{suffix}" for suffix in SUFFIXES_OF_INPUTS.get(mode, ())]
+    flags = {
+        "--direction": ("3", "4:7", "pc1", "pc2", ":", "3:", "4:4", "pc0", "pc99", "x", "", "../x", "\u202e"),
+        "--amount": ("-2..2", "0,1", "0..0", "-1e30..1e30", "nan", "1..", "", "1e400", "a"),
+        "--out": (*outs, *outs, "out", "out", "", ".", "x.txt", "a/b.png", "copy/config.json"),
+        "--from": paths,
+        "--to": paths,
+    }
+    of_mode = {"edit": ("--direction", "--amount", "--out")}.get(mode, ("--out",))
+    for flag, values in flags.items():
+        if draw.random() < (0.7 if flag in of_mode else 0.03):
+            arguments.append(f"{flag}={draw.choice(VALUES if draw.random() < 0.05 else values)}")
+    if mode == "edit" and draw.random() < 0.3:
+        arguments += [f"--from={draw.choice(paths)}", f"--to={draw.choice(paths)}"]
+    likely = {"--skip-broken": 0.3, "--pairs": 0.3 if mode == "interpolate" else 0.02, "--json": 0.02}
+    arguments += [flag for flag, chance in likely.items() if draw.random() < chance]
+    if draw.random() < 0.1:
+        arguments.append(f"--config.dataset.path={path()}")
+    return arguments
 
 
 def _on_data(folders: Folders, path: Path) -> list[str]:
@@ -222,6 +278,7 @@ KINDS: tuple[Callable[[random.Random, Folders], list[str]], ...] = (
     archive,
     pictures,
     folder_of_a_run,
+    new_images,
 )
 
 
