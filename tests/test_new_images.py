@@ -3,22 +3,27 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
+import small
 from PIL import Image
 from pyarrow import parquet
 from test_loop import tiny
 from test_main import message, size_of
 
 from ali_jax import game
-from ali_jax.data import DataError, inputs
+from ali_jax.data import ArraySplit, DataError, hub, inputs
+from ali_jax.data.pictures import Contents
 from ali_jax.main import main
 from ali_jax.metrics import directions
 from ali_jax.program import command, new_images
+from ali_jax.records.workdir import absolute
 from ali_jax.tools.anomaly import anomaly_scores
 from ali_jax.tools.trained import Model
 
@@ -264,6 +269,76 @@ def test_a_conditional_model_takes_the_folders_as_classes(photos):
         new_images._conditions(dataclasses.replace(conditional, conditions=("a", "b")), found)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "score"])
+def test_a_conditional_model_compares_each_image_under_its_own_class(mode, tmp_path, monkeypatch):
+    """The second image is the first under another class: its code differs, its pixels do not."""
+    config = tiny()
+    config.dataset.conditional, config.condition.size = True, 10
+    dataset = game.load_data(config)
+    ali, batch = game.prepare(config, dataset).ali, dataset.train.rows(np.arange(8))
+    variables = small.draw(ali, batch.x / np.float32(16), batch.y)
+    trained = Model(ali, variables, (8, 8, 1), divisor=16.0, conditions=dataset.attributes)
+    names = [trained.conditions[k] for k in np.argmax(batch.y, axis=1)]
+    other = next(name for name in trained.conditions if name != names[0])
+    found = inputs.Inputs(batch.x[[0, 0]], ("a", "b"), (names[0], other), False, "")
+    options = command.parse(
+        [f"--mode={mode}", f"--workdir={tmp_path}", "--inputs=x", f"--out={tmp_path}/x.csv"]
+    )
+    given = new_images.Given(config, options, trained, found, trained.rows(found.x), list(found.labels))
+    assert list(new_images._MODES[mode](given)) == [tmp_path / "x.csv"]
+    rows = table(tmp_path / "x.csv")
+    if mode == "score":
+        expected = anomaly_scores(trained, found.x, [names[0], other])
+        np.testing.assert_allclose([float(row["score"]) for row in rows], expected, rtol=1e-4)
+        assert abs(expected[0] / expected[1] - 1) > 1e-3
+        with pytest.raises(ValueError, match="kind is 'egbad', and this model is given conditions"):
+            anomaly_scores(trained, found.x, other, kind="egbad")
+    else:
+        first, second = rows[0], rows[len(rows) // 2]
+        assert float(first["code_distance"]) < 1e-5 < float(second["code_distance"])
+        assert first["pixel_row"] == second["pixel_row"] == "0"
+
+
+def test_other_data_than_those_of_the_run_are_named_not_the_inputs(run, photos, tmp_path, capsys):
+    np.savez(
+        tmp_path / "other.npz",
+        train_image=np.zeros((9, 9, 9), np.uint8),
+        test_image=np.zeros((9, 9, 9), np.uint8),
+    )
+    arguments = [
+        "--workdir",
+        str(run),
+        "--inputs",
+        str(photos),
+        f"--config.dataset.path={tmp_path}/other.npz",
+    ]
+    for mode in ("nearest", "score"):
+        assert main(["--mode", mode, *arguments]) == 2
+        err = capsys.readouterr().err
+        assert re.search(
+            r"the data of the run, .*other.npz' are \[9, 9, 1\], while this model takes \[8,", err
+        )
+
+
+def test_a_set_of_the_hub_is_read_as_training_reads_it(run, monkeypatch, capsys):
+    arguments = ["--mode=encode", "--workdir", str(run), "--inputs=hf:someone/faces"]
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+    assert "hf:someone/faces needs the library `datasets`: pip install" in message(capsys, arguments, 1)
+    assert absolute("hf:someone/faces") == "hf:someone/faces"
+    asked = []
+    monkeypatch.setattr(hub, "read_hub", lambda name, options: asked.append(name) or SOME)
+    found = inputs.read(Path("hf:someone/faces"), inputs.Rule((8, 8, 1)))
+    assert asked == ["someone/faces"]
+    assert (len(found.x), found.labels) == (4, ("a", "b", "a", "b"))
+
+
+SOME = Contents(
+    {p: ArraySplit(np.zeros((2, 8, 8, 1), np.uint8), None, np.arange(2), 2) for p in ("train", "test")},
+    ("a", "b"),
+    [],
+)
+
+
 def test_broken_files_are_named_and_left_out_if_asked(run, photos, tmp_path, capsys):
     for i in range(2):
         Image.new("L", (8, 8), 99).save(tmp_path / f"{i}.png")
@@ -316,6 +391,9 @@ def test_arrays_of_any_part_and_other_channels_are_read(tmp_path):
     assert found.names == ("x_train[0]", "x_train[1]", "x_test[0]")
     assert found.labels == ("5", "6", "7")
     assert found.x.reshape(3, -1)[:, 0].tolist() == [0, 255, 0]
+    np.savez(tmp_path / "alpha.npz", image=np.zeros((2, 9, 9, 4), np.uint8))
+    with pytest.raises(DataError, match=r"images \[9, 9, 4\] have 4 channels, .* leave out the transparency"):
+        inputs.read(tmp_path / "alpha.npz", inputs.Rule((8, 8, 1)))
     np.savez(tmp_path / "y.npz", a=colour, b=colour)
     with pytest.raises(DataError, match="no array of images; its arrays are a, b"):
         inputs.read(tmp_path / "y.npz", inputs.Rule((8, 8, 1)))

@@ -101,7 +101,15 @@ def test_any_number_of_rows_takes_two_programs(trained, digits):
     ("x", "message"),
     [
         (np.zeros((5, 16, 16, 1)), r"\[5, 16, 16, 1\], and this model takes \[N, 8, 8, 1\]: resize .* 8x8"),
-        (np.zeros((5, 8, 8, 3)), "resize the images to 8x8 pixels with 1 channels"),
+        (np.zeros((5, 8, 8, 3)), r"make the images grey, x\[..., :3\].mean\(axis=-1, keepdims=True\)"),
+        (np.zeros((5, 8, 8, 2)), r"leave the transparency out, x\[..., :1\]"),
+        (
+            [np.zeros((8, 8)), np.zeros((9, 8))],
+            r"image number 0 is \[8, 8\], of number 1 \[9, 8\]: bring them",
+        ),
+        ([[[1, 2], [3]]], r"The shape of image number 0 is ragged"),
+        ([Image.new("L", (8, 8)), np.zeros((8, 8))], "PIL images and, at 1, one ndarray: give files and PIL"),
+        ([np.zeros((8, 8)), "x.png"], "PIL images and, at 0, one ndarray"),
         (np.zeros((5, 1, 8, 8)), r"put the channels last, np.moveaxis\(x, 1, -1\)"),
         (np.zeros((5, 64)), r"reshape it, x.reshape\(-1, 8, 8, 1\)"),
         (np.zeros((0, 8, 8, 1)), "no rows"),
@@ -122,13 +130,22 @@ def test_what_the_model_does_not_take_is_refused_with_the_cure(trained, x, messa
 
 
 def test_wrong_codes_ends_and_members_are_refused(trained, run, digits, tmp_path):
-    for codes in (np.zeros(4), np.zeros((2, 2, 3)), np.zeros((0, 3))):
-        with pytest.raises(ValueError, match=r"give \[N, 3\], or \[3\] for one"):
+    for codes in (np.zeros(4), np.zeros((2, 2, 3)), np.zeros((0, 3)), ["a", "b", "c"]):
+        with pytest.raises(ValueError, match=r"give numbers \[N, 3\], or \[3\] for one"):
             trained.decode(codes)
-    with pytest.raises(ValueError, match="ask for one sample or more"):
-        trained.sample(0)
-    with pytest.raises(ValueError, match="2 images at one end, 1 at the other and 11 steps"):
+    with pytest.raises(ValueError, match="1 of 2 codes have numbers that are not finite, the first in row 1"):
+        trained.decode([[0.0, 0, 0], [0, np.nan, 0]])
+    with pytest.raises(
+        ValueError, match=r"of code number 0 is .3., of number 1 .2.: bring them to one shape"
+    ):
+        trained.decode([[0, 0, 0], [0, 0]])
+    for n in (0, 2.5, "3"):
+        with pytest.raises(ValueError, match=f"n is {n!r}: give a whole number, 1 or more"):
+            trained.sample(n)
+    with pytest.raises(ValueError, match="2 images at one end and 1 at the other"):
         trained.interpolate(digits[:2], digits[:1])
+    with pytest.raises(ValueError, match=r"steps is 2.5: give a whole number, 2 or more"):
+        trained.interpolate(digits[0], digits[1], 2.5)
     with pytest.raises(ValueError, match="y is given, but this model has no conditions"):
         trained.encode(digits, y="3")
     with pytest.raises(ValueError, match="member is 1; the run has the members 0 to 0"):
@@ -151,6 +168,7 @@ def test_conditions_are_names_or_numbers(digits):
     for y, message in (
         (None, r"pass y, \[N, 3\] numbers for a, b, c"),
         ("d", "no condition 'd': the names are a, b, c"),
+        ([[1, 0, 0], [1]], "of condition number 0 is .3., of number 1 .1."),
         (np.zeros((3, 3)), r"y has the shape \[3, 3\]: it must be \[2, 3\]"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ali_jax.data import archives, files, folders, images, packed, pictures, sizes
+from ali_jax.data import archives, files, folders, hub, images, packed, pictures, sizes
 from ali_jax.data.dataset import THREADS, DataError, LoadOptions, Note, joined
 
 
@@ -48,12 +48,14 @@ def read(path: Path, rule: Rule, *, skip_broken: bool = False) -> Inputs:
     Raises:
       DataError: there are none, they do not fit the model, or a file is broken and `skip_broken` is not set.
     """
+    if is_on_hub(path):
+        _check_takes_images(path, rule)
+        return _read_data(path, rule)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; give a folder of images, an .npz or an image")
     if path.is_file() and path.suffix.lower() == ".npz":
         return _read_npz(path, rule)
-    if len(rule.shape) != 3:
-        raise DataError(f"{path}: this model takes vectors of {rule.shape[0]} numbers; give them as an .npz")
+    _check_takes_images(path, rule)
     if path.is_file() and packed.is_archive(path):
         return _read_files(path, *packed.members(path), rule, skip_broken)
     if path.is_file() and path.suffix.lower() in folders.IMAGE_SUFFIXES:
@@ -63,6 +65,16 @@ def read(path: Path, rule: Rule, *, skip_broken: bool = False) -> Inputs:
         by_name = {image.relative_to(path).parts: image for image in found}
         return _read_files(path, by_name, skipped, rule, skip_broken)
     return _read_data(path, rule)
+
+
+def is_on_hub(path: Path) -> bool:
+    """Whether a path is hf:NAME, an image set of the Hugging Face hub."""
+    return str(path).startswith(hub.PREFIX)
+
+
+def _check_takes_images(path: Path, rule: Rule) -> None:
+    if len(rule.shape) != 3:
+        raise DataError(f"{path}: this model takes vectors of {rule.shape[0]} numbers; give them as an .npz")
 
 
 class _Decoded(NamedTuple):
@@ -156,6 +168,11 @@ def _read_npz(path: Path, rule: Rule) -> Inputs:
     x, note = rows.x, f"{path.name}: {len(rows.x)} rows."
     if len(rule.shape) == 3 and x.dtype == np.uint8 and x.ndim in (3, 4):
         x = x[..., None] if x.ndim == 3 else x
+        if x.shape[-1] in (2, 4):
+            raise DataError(
+                f"{path}: its images {list(x.shape[1:])} have {x.shape[-1]} channels, and must have 1 or 3; "
+                "leave out the transparency, x[..., :-1]"
+            )
         if x.shape[-1] in (1, 3):
             found, grey = [x.shape[1:3]] * len(x), [x.shape[-1] == 1] * len(x)
             note = _note(path, found, grey, rule)

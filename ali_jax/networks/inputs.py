@@ -57,7 +57,20 @@ def wrong_shape(what: str, given: Sequence[int], shape: Sequence[int]) -> str:
         cure = f"put the channels last, np.moveaxis({what}, 1, -1)"
     elif len(given) > 1 and math.prod(given[1:]) == math.prod(shape):
         cure = f"reshape it, {what}.reshape(-1, {', '.join(map(str, shape))})"
+    elif len(given) == len(shape) + 1 == 4 and given[1:3] == shape[:2]:
+        cure = _channels_cure(what, given[-1], shape[-1])
     elif len(given) == len(shape) + 1 == 4:
         cure = f"resize the images to {shape[0]}x{shape[1]} pixels with {shape[2]} channels"
     wanted = ", ".join(map(str, ("N", *shape)))
     return f"{what} has the shape {list(given)}, and this model takes [{wanted}]: {cure}."
+
+
+def _channels_cure(what: str, given: int, channels: int) -> str:
+    """Return how images come to another number of channels; the second of 2 and the fourth of 4 is alpha."""
+    if (given, channels) in ((2, 1), (4, 3)):
+        return f"leave the transparency out, {what}[..., :{channels}]"
+    if (given, channels) == (1, 3):
+        return f"repeat the channel, np.repeat({what}, 3, axis=-1)"
+    if given in (3, 4) and channels == 1:
+        return f"make the images grey, {what}[..., :3].mean(axis=-1, keepdims=True).astype({what}.dtype)"
+    return f"bring their {given} channels to {channels}"

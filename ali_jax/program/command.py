@@ -53,8 +53,8 @@ flags:
   --out FILE   where to write the picture (.png, .jpg, .webp), the page (.html) or the numbers (.json),
                instead of into the folder of the run
   --inputs PATH
-               your images: a folder, an .npz or one file (encode, reconstruct, interpolate, edit, nearest,
-               score). --out is then a file, also .csv, .npz or .parquet for numbers and .gif or .webp for
+               your images: a folder, an .npz, one file or hf:NAME (encode, reconstruct, interpolate, edit,
+               nearest, score). --out is then a file, also .csv, .npz or .parquet for numbers and .gif or .webp for
                moving pictures, or a folder for single files
   --skip-broken
                leave out files that cannot be read, and name them

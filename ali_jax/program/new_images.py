@@ -62,7 +62,7 @@ def run(config: Config, options: Options) -> int:
 
 def _read(path: Path, rule: inputs.Rule, options: Options) -> inputs.Inputs:
     """Read the images at a path, and say what was done to them."""
-    if not path.exists():
+    if not path.exists() and not inputs.is_on_hub(path):
         raise UsageError(f"{path}: there is no such file or folder.")
     try:
         found = inputs.read(path, rule, skip_broken=options.skip_broken)
@@ -106,11 +106,9 @@ def _encode(given: Given) -> Iterator[Path]:
 
 
 def _score(given: Given) -> Iterator[Path]:
-    if given.trained.conditions:
-        raise UsageError("--mode score takes models without conditions.")
-    held_out = _spread(test_rows(game.load_data(given.config)), CALIBRATION_ROWS)
-    normal = anomaly_scores(given.trained, _stored(given, held_out))
-    scores = anomaly_scores(given.trained, given.x)
+    held_out = _spread(test_rows(_own_data(given)), CALIBRATION_ROWS)
+    normal = anomaly_scores(given.trained, _stored(given, held_out), _own_conditions(given, held_out))
+    scores = anomaly_scores(given.trained, given.x, given.y)
     p = conformal.p_values(normal, scores)
     columns = {"name": given.inputs.names, "label": given.inputs.labels, "score": scores, "p_value": p}
     for path in _tables(given, "scores", (".csv",)):
@@ -182,12 +180,11 @@ def _edit(given: Given) -> Iterator[Path]:
 
 def _nearest(given: Given) -> Iterator[Path]:
     """Draw each input, the training images with the nearest codes, and those with the nearest pixels."""
-    if given.trained.conditions:
-        raise UsageError("--mode nearest takes models without conditions.")
-    train = train_rows(game.load_data(given.config))
+    train = train_rows(_own_data(given))
     x_train = _stored(given, train)
     few = min(NEIGHBOURS, len(x_train))
-    codes = [given.trained.encode(rows) for rows in (given.x, x_train)]
+    own = _own_conditions(given, train)
+    codes = [given.trained.encode(rows, y) for rows, y in ((given.x, given.y), (x_train, own))]
     pixels = [rows.reshape(len(rows), -1) for rows in (given.x, x_train)]
     by_code, by_pixel = (nearest_few(a, b, few) for a, b in (codes, pixels))
     if (given.options.out and given.options.out.suffix == ".csv") or len(given.trained.shape) != 3:
@@ -318,6 +315,23 @@ def _data_with_names(config: Config) -> tuple[data.Dataset, list[str]]:
             return dataset, []
     classes = dataset.class_names or [str(k) for k in range(dataset.num_classes)]
     return dataset, list(classes or dataset.attributes)
+
+
+def _own_data(given: Given) -> data.Dataset:
+    """Load the data of the run; raise a UsageError if they are no longer such as the model takes."""
+    dataset = game.load_data(given.config)
+    shape, wanted = list(dataset.train.shape), list(given.trained.shape)
+    if shape != wanted:
+        raise UsageError(
+            f"--mode {given.options.mode} reads the data of the run, and those of config.dataset.path "
+            f"{given.config.dataset.path!r} are {shape}, while this model takes {wanted}: give the data that "
+            "it was trained on."
+        )
+    return dataset
+
+
+def _own_conditions(given: Given, rows: Rows) -> np.ndarray | None:
+    return rows.y if given.trained.conditions else None
 
 
 def _stored(given: Given, rows: Rows) -> np.ndarray:

@@ -52,8 +52,8 @@ def start_from(workdir: Path) -> str:
 
 
 def absolute(path: str) -> str:
-    """Return a path as `config.json` has it; "" stays."""
-    return os.path.abspath(os.path.expanduser(path)) if path else ""
+    """Return a path as `config.json` has it; "" and the name of a set on a hub, hf:NAME, stay."""
+    return os.path.abspath(os.path.expanduser(path)) if path and not path.startswith("hf:") else path
 
 
 def with_known_shape(config: Config, workdir: Path) -> Config:

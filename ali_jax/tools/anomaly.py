@@ -1,7 +1,8 @@
 """Anomaly detection with a trained model: scores, and thresholds with a chosen false-alarm rate.
 
 `AnomalyScorer` is an outlier detector of scikit-learn; `egbad`, `alad` and `ladder_error` are its scores as
-pure functions. Conditional models are not supported.
+pure functions. Models that are given conditions have `anomaly_scores` of the kind `ladder` alone: whether a
+row is unusual for its own condition.
 """
 
 import functools
@@ -74,22 +75,31 @@ def alad(ali: ALI, variables: Variables, x: Array) -> Array:
     return _absolute(_pair_features(ali, variables, x, x) - _pair_features(ali, variables, x, x_hat))
 
 
-def ladder_error(ali: ALI, variables: Variables, x: Array, *, steps: int = 20) -> ladder.Fit:
+def ladder_error(
+    ali: ALI, variables: Variables, x: Array, y: Array | None = None, *, steps: int = 20
+) -> ladder.Fit:
     """Refine the mean codes of x [N, *X] by `steps` Adam steps; return the best codes and errors [N]."""
-    decode = functools.partial(model.decode, ali, variables)
-    return ladder.refine(decode, x, model.encode(ali, variables, x), steps=steps)
+    decode = functools.partial(model.decode, ali, variables, y=y)
+    return ladder.refine(decode, x, model.encode(ali, variables, x, y), steps=steps)
 
 
 def anomaly_scores(
-    trained: Model, X: Any, *, kind: str = "ladder", weight: float = 0.9, steps: int = 20
+    trained: Model, X: Any, y: Any = None, *, kind: str = "ladder", weight: float = 0.9, steps: int = 20
 ) -> np.ndarray:
     """Return the anomaly scores [N] of rows, by a trained model: the higher, the more anomalous.
 
-    The arguments are those of `AnomalyScorer`.
+    The arguments are those of `AnomalyScorer`. `y` are the conditions of a model that is given some, as in
+    `Model.encode`; of the scores only `ladder` takes such models.
     """
     x = trained.rows(X)
+    conditions = trained.condition_rows(y, len(x))
+    if conditions is not None and kind != "ladder":
+        raise ValueError(f"kind is {kind!r}, and this model is given conditions: take kind='ladder'.")
     if kind == "ladder":
-        scores = _over_rows(_ladder_scores, trained, x, steps)
+        run = _compiled(_ladder_scores, platform_of(trained.variables))
+        scores = map_fixed_blocks(
+            lambda x, y: run(trained.ali, trained.variables, x, steps, y), x, conditions
+        )
     elif kind in ("egbad", "egbad_logit"):
         scores = _over_rows(_egbad_scores, trained, x, kind == "egbad", weight)
     elif kind == "alad":
@@ -244,8 +254,8 @@ def _alad_scores(ali: ALI, variables: Variables, x: Array, options: None) -> Arr
     return alad(ali, variables, x)
 
 
-def _ladder_scores(ali: ALI, variables: Variables, x: Array, steps: int) -> Array:
-    return ladder_error(ali, variables, x, steps=steps).error
+def _ladder_scores(ali: ALI, variables: Variables, x: Array, steps: int, y: Array | None) -> Array:
+    return ladder_error(ali, variables, x, y, steps=steps).error
 
 
 def _pixel_map(ali: ALI, variables: Variables, x: Array, steps: int) -> Array:

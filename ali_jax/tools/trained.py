@@ -7,6 +7,7 @@ little is compiled.
 
 import contextlib
 import dataclasses
+import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -84,13 +85,13 @@ class Model:
     def encode(self, images: Images, y: Any = None, *, sample: bool = False, seed: int = 0) -> np.ndarray:
         """Return the codes [N, Z] of images: the mean of q(z | x) or, with `sample`, a draw by `seed`."""
         x, is_one = self._given(images)
-        z = self._encode(x, self._conditions(y, len(x)), jax.random.PRNGKey(seed) if sample else None)
+        z = self._encode(x, self.condition_rows(y, len(x)), jax.random.PRNGKey(seed) if sample else None)
         return z[0] if is_one else z
 
     def posterior(self, images: Images, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of a Gaussian q(z | x), [N, Z] each."""
         x, is_one = self._given(images)
-        mean, log_sigma = self._over_blocks(model.posterior, x, self._conditions(y, len(x)))
+        mean, log_sigma = self._over_blocks(model.posterior, x, self.condition_rows(y, len(x)))
         sigma = np.exp(log_sigma)
         return (mean[0], sigma[0]) if is_one else (mean, sigma)
 
@@ -99,20 +100,22 @@ class Model:
 
         `seed` is of decoders that draw noise.
         """
-        z = np.asarray(codes, np.float32)
+        z = _array(codes, "code")
         is_one, z = z.ndim == 1, np.atleast_2d(z)
-        if z.ndim != 2 or z.shape[1] != self.latent_dim or not len(z):
+        if z.ndim != 2 or z.shape[1] != self.latent_dim or not len(z) or z.dtype.kind not in "iuf":
             raise ValueError(
-                f"The codes have the shape {list(np.shape(codes))}: give [N, {self.latent_dim}], or "
-                f"[{self.latent_dim}] for one."
+                f"The codes are {z.dtype} of the shape {list(np.shape(codes))}: give numbers "
+                f"[N, {self.latent_dim}], or [{self.latent_dim}] for one."
             )
-        x = self._decode(z, self._conditions(y, len(z)), jax.random.PRNGKey(seed))
+        _check_finite(z, "codes")
+        z = z.astype(np.float32)
+        x = self._decode(z, self.condition_rows(y, len(z)), jax.random.PRNGKey(seed))
         return x[0] if is_one else x
 
     def reconstruct(self, images: Images, y: Any = None) -> np.ndarray:
         """Return the decodings [N, *X] of the mean codes of images."""
         x, is_one = self._given(images)
-        y = self._conditions(y, len(x))
+        y = self.condition_rows(y, len(x))
         x_hat = self._decode(self._encode(x, y), y)
         return x_hat[0] if is_one else x_hat
 
@@ -121,8 +124,7 @@ class Model:
 
         With the same seed, the first samples are the same for every n.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}: ask for one sample or more.")
+        n = _whole("n", n, 1)
         z = np.random.default_rng(seed).standard_normal((n, self.latent_dim), np.float32)
         return self.decode(z, y, seed=seed)
 
@@ -139,12 +141,12 @@ class Model:
           [steps, *X] for one image at each end, [N, steps, *X] for N.
         """
         (x0, is_one), (x1, _) = self._given(a), self._given(b)
-        if len(x0) != len(x1) or steps < 2:
+        if len(x0) != len(x1):
             raise ValueError(
-                f"There are {len(x0)} images at one end, {len(x1)} at the other and {steps} steps: give as "
-                "many at both ends, and 2 steps or more."
+                f"There are {len(x0)} images at one end and {len(x1)} at the other: give as many at both."
             )
-        y = self._conditions(y, len(x0))
+        steps = _whole("steps", steps, 2)
+        y = self.condition_rows(y, len(x0))
         z0, z1 = self._encode(x0, y), self._encode(x1, y)
         alpha = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
         z = (1 - alpha) * z0[:, None] + alpha * z1[:, None]
@@ -158,7 +160,7 @@ class Model:
         It is no likelihood: the model has none. `ali_jax.tools.anomaly` has better scores, and thresholds.
         """
         x, is_one = self._given(images)
-        y = self._conditions(y, len(x))
+        y = self.condition_rows(y, len(x))
         x_hat = self._over_blocks(model.decode, self._encode(x, y), y)
         error = np.mean(np.square(x - x_hat, dtype=np.float64).reshape(len(x), -1), axis=1)
         return -error[0] if is_one else -error
@@ -167,13 +169,43 @@ class Model:
         """Return one image or many as the networks take them: float32 [N, *X], images in [0, 1]."""
         return self._given(images)[0]
 
+    def condition_rows(self, y: Any, count: int) -> np.ndarray | None:
+        """Return conditions as the networks take them, [N, A] for N = `count`; None for a model without."""
+        names = self.conditions
+        if not names:
+            if y is not None:
+                raise ValueError("y is given, but this model has no conditions: leave it out.")
+            return None
+        if y is None:
+            raise ValueError(
+                f"This model is given conditions: pass y, [N, {len(names)}] numbers for "
+                f"{survey.listed(names)}, or the name of one of them for each row."
+            )
+        rows = _array([y] * count if isinstance(y, str) else y, "condition")
+        if rows.dtype.kind == "U":
+            if unknown := sorted(set(rows.ravel().tolist()) - set(names)):
+                raise ValueError(
+                    f"There is no condition {unknown[0]!r}: the names are {survey.listed(names)}."
+                )
+            rows = np.eye(len(names), dtype=np.float32)[[names.index(name) for name in rows.ravel()]]
+        rows = np.broadcast_to(rows, (count, len(names))) if rows.ndim == 1 else rows
+        if rows.shape != (count, len(names)):
+            raise ValueError(f"y has the shape {list(rows.shape)}: it must be [{count}, {len(names)}].")
+        return rows.astype(np.float32)
+
     def _given(self, images: Images) -> tuple[np.ndarray, bool]:
         """Return images as rows, and whether they were given as a single one."""
         if isinstance(images, FILES):
             return self._pixels(images)[None], True
-        if isinstance(images, (list, tuple)) and images and isinstance(images[0], FILES):
+        if isinstance(images, (list, tuple)) and any(is_file := [isinstance(i, FILES) for i in images]):
+            if not all(is_file):
+                other = images[is_file.index(False)]
+                raise ValueError(
+                    f"The list has files or PIL images and, at {is_file.index(False)}, one "
+                    f"{type(other).__name__}: give files and PIL images alone, or arrays alone."
+                )
             return np.stack([self._pixels(image) for image in images]), False
-        x = np.asarray(images)
+        x = _array(images, "image")
         is_grey = len(self.shape) == 3 and self.shape[-1] == 1
         if is_grey and x.ndim in (2, 3) and x.shape[-2:] == self.shape[:2] and x.shape != self.shape:
             x = x[..., None]
@@ -208,12 +240,7 @@ class Model:
         """Return rows [N, *X] of integers or floats as the networks take them, float32."""
         if x.dtype.kind not in "iuf":
             raise ValueError(f"x is {x.dtype}: give integers as they are stored, or floats.")
-        if x.dtype.kind == "f" and not np.isfinite(x).all():
-            broken = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
-            raise ValueError(
-                f"{broken.size} of {len(x)} rows have numbers that are not finite, the first in row "
-                f"{broken[0]}: leave these rows out or fill their gaps."
-            )
+        _check_finite(x, "rows")
         if len(self.shape) != 3:
             return x.astype(np.float32) * np.float32(self.scale)
         if x.dtype.kind != "f":
@@ -237,30 +264,6 @@ class Model:
             x = images.scaled_bytes(x.astype(np.uint8), self.scale)
         return x.astype(np.float32) / np.float32(self.divisor)
 
-    def _conditions(self, y: Any, count: int) -> np.ndarray | None:
-        """Return conditions as an array [N, A], or None for a model without."""
-        names = self.conditions
-        if not names:
-            if y is not None:
-                raise ValueError("y is given, but this model has no conditions: leave it out.")
-            return None
-        if y is None:
-            raise ValueError(
-                f"This model is given conditions: pass y, [N, {len(names)}] numbers for "
-                f"{survey.listed(names)}, or the name of one of them for each row."
-            )
-        rows = np.asarray([y] * count if isinstance(y, str) else y)
-        if rows.dtype.kind == "U":
-            if unknown := sorted(set(rows.ravel().tolist()) - set(names)):
-                raise ValueError(
-                    f"There is no condition {unknown[0]!r}: the names are {survey.listed(names)}."
-                )
-            rows = np.eye(len(names), dtype=np.float32)[[names.index(name) for name in rows.ravel()]]
-        rows = np.broadcast_to(rows, (count, len(names))) if rows.ndim == 1 else rows
-        if rows.shape != (count, len(names)):
-            raise ValueError(f"y has the shape {list(rows.shape)}: it must be [{count}, {len(names)}].")
-        return rows.astype(np.float32)
-
     def _encode(self, x: np.ndarray, y: np.ndarray | None, key: Any = None) -> np.ndarray:
         return self._over_blocks(model.encode, x, y, key)
 
@@ -280,6 +283,46 @@ class Model:
             return run(self.ali, self.variables, rows, y, **noise)
 
         return map_fixed_blocks(on_block, np.arange(len(rows)), rows, y)
+
+
+def _array(rows: Any, what: str) -> np.ndarray:
+    """Return rows as an array; raise a ValueError for a list whose items differ in shape."""
+    try:
+        return np.asarray(rows)
+    except ValueError:
+        shapes = [_shape(row) for row in rows]
+        other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), 0)
+        raise ValueError(
+            f"The shape of {what} number 0 is {shapes[0]}, of number {other} {shapes[other]}: bring them to "
+            "one shape."
+        ) from None
+
+
+def _shape(row: Any) -> list[int] | str:
+    try:
+        return list(np.shape(row))
+    except ValueError:
+        return "ragged"
+
+
+def _check_finite(rows: np.ndarray, what: str) -> None:
+    """Raise a ValueError if some rows [N, ...] have numbers that are NaN or infinite."""
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        broken = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
+        raise ValueError(
+            f"{broken.size} of {len(rows)} {what} have numbers that are not finite, the first in row "
+            f"{broken[0]}: leave these rows out or fill their gaps."
+        )
+
+
+def _whole(name: str, number: Any, least: int) -> int:
+    """Return a whole number; raise a ValueError if it is none, or less than `least`."""
+    try:
+        if (whole := operator.index(number)) >= least:
+            return whole
+    except TypeError:  # 2.5, or a text
+        pass
+    raise ValueError(f"{name} is {number!r}: give a whole number, {least} or more.")
 
 
 def load(workdir: str | os.PathLike[str], member: int = 0) -> Model:
