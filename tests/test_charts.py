@@ -1,5 +1,6 @@
 """Charts: places on the drawing are those of the numbers, and no series of numbers makes one fail."""
 
+import json
 import math
 import random
 import re
@@ -7,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from ali_jax.evaluate.figures import Panel
 from ali_jax.records.read import Run
@@ -18,6 +20,26 @@ def ticks_of(drawing: str) -> tuple[list[str], list[str]]:
     """Return the labels of the y axis and of the x axis."""
     texts = [e for e in ElementTree.fromstring(drawing).iter("text") if e.get("class") == "tick"]
     return tuple([e.text for e in texts if e.get("text-anchor") == anchor] for anchor in ("end", "middle"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "later", "step", "numbers"),
+    [
+        ([(10, {"a": 1, "b": 2})], (10, {"b": 3, "c": 4}), 10, {"a": 1, "b": 3, "c": 4}),
+        ([(10, {"a": 1, "b": 2})], (20, {"b": 3}), 20, {"b": 3}),
+        ([(5, {"a": 9}), (30, {"a": 1})], (20, {"b": 3}), 30, {"a": 1}),
+        ([], (20, {"b": 3}), 20, {"b": 3}),
+        ([(10, {"a": 1})], None, 10, {"a": 1}),
+        ([], None, 40, {}),
+    ],
+)
+def test_the_numbers_of_a_run_are_of_one_step(tmp_path, rows, later, step, numbers):
+    if later:
+        content = dict(zip(("step", "metrics"), later, strict=True))
+        (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    evaluations = [{"step": step, **values} for step, values in rows]
+    run = Run(tmp_path, ConfigDict(), [{"step": 40}], evaluations, {}, [])
+    assert (run.evaluated_step, run.metrics) == (step, numbers)
 
 
 def test_ticks_are_round_and_within():
