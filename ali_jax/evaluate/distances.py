@@ -110,8 +110,8 @@ def inception_distance(
     numbers=(
         Number(
             "memorisation",
-            "median distance of 2,000 samples to the nearest train row, over the same of test rows that "
-            "train does not have; near 0 for copies",
+            "median distance of 2,000 samples to the nearest train row, over the same of the first 2,000 test "
+            "rows (of at most 10,000, spread evenly) that train does not have; near 0 for copies",
             headline="distance to training data",
         ),
         count("n_memorisation", "samples drawn"),
@@ -149,7 +149,10 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
             share_of="n_near_duplicates",
             control=True,
         ),
-        count("n_near_duplicates", "test images compared with train"),
+        count(
+            "n_near_duplicates",
+            "test images compared with train: the first 2,000 of at most 10,000, spread evenly",
+        ),
         N_TRAIN,
     ),
 )
