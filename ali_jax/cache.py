@@ -48,6 +48,13 @@ def kept(compute: Callable[[], T], *about: Any) -> T:
         return memory.cache(_computed, ignore=["compute"])(compute, _versions(), about)
 
 
+def digest(*about: Any) -> str:
+    """Return a digest of large arrays, to be given to `kept` in their place by several results."""
+    import joblib
+
+    return str(joblib.hash(about))
+
+
 def _computed(compute: Callable[[], T], versions: str, about: tuple) -> T:
     del versions, about  # they are the key
     return compute()

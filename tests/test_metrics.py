@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from ali_jax.metrics import classifier
+from ali_jax.metrics import classifier, probes
 from ali_jax.metrics.blocks import map_blocks
 from ali_jax.metrics.classes import class_histogram, class_kl, class_kl_floor, class_score
 from ali_jax.metrics.classifier import train_classifier
@@ -242,6 +242,31 @@ def test_pca_is_scikit_learns(digits):
     )
     with pytest.raises(ValueError, match="65 components"):
         pca(x, 65)
+
+
+def test_more_features_than_rows_are_probed_in_the_span_of_the_rows(digits, monkeypatch):
+    """The coordinates keep all inner products with train's rows, so that both probes are the same."""
+    monkeypatch.setattr(probes, "CHUNK_BYTES", 4 * 70 * 9)  # nine features at a time
+    x, x_test = (np.rint(16 * rows).astype(np.uint8) for rows in (digits[0][:40], digits[2][:30]))
+    a, b = (rows / np.float32(16) for rows in (x, x_test))
+    for standardised, change in ((False, probes._centred), (True, probes._standardised)):
+        train, test = change(a, b)
+        z, z_test = probes.in_span(x, x_test, divisor=16.0, standardised=standardised)
+        assert z.shape[1] <= 39
+        np.testing.assert_allclose(z @ z.T, train @ train.T, atol=1e-3)
+        np.testing.assert_allclose(z_test @ z.T, test @ train.T, atol=1e-2 if standardised else 1e-3)
+    mean, components = pca(a, 5)
+    found = probes.principal_codes(x, x_test, 5, divisor=16.0)
+    for rows, codes in zip((a, b), found, strict=True):
+        np.testing.assert_allclose(np.abs(codes), np.abs((rows - mean[None]) @ components), atol=1e-3)
+    given = []
+    answer = probes.LinearClassifier(np.zeros((z.shape[1], 10), np.float32), np.eye(10, dtype=np.float32)[3])
+    monkeypatch.setattr(probes, "logistic_regression", lambda f, *_: given.append(np.asarray(f)) or answer)
+    accuracy = linear_probe_accuracy(x, digits[1][:40], x_test, digits[3][:30], 10, divisor=16.0)
+    assert accuracy == np.mean(digits[3][:30] == 3)
+    np.testing.assert_array_equal(given[0], z)
+    nearer = knn_accuracy(a, digits[1][:40], b, digits[3][:30])
+    assert knn_accuracy(x, digits[1][:40], x_test, digits[3][:30], divisor=16.0) == nearer
 
 
 def test_the_reference_classifier_knows_the_digits(digits):

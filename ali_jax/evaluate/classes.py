@@ -34,7 +34,7 @@ from ali_jax.evaluate.rows import (
 from ali_jax.evaluate.running import compiled, decode, draw_samples, over_rows, platform_of
 from ali_jax.metrics import classes, svm
 from ali_jax.metrics.intervals import wilson_interval
-from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, pca
+from ali_jax.metrics.probes import knn_accuracy, linear_probe_accuracy, principal_codes
 from ali_jax.types import ALI, Array, Report, Variables
 
 T = TypeVar("T")
@@ -411,9 +411,7 @@ def _pixel_accuracies(dataset: Dataset) -> dict[str, float]:
 @cached_by_data(maxsize=2)
 def _component_accuracies(dataset: Dataset, size: int) -> dict[str, float]:
     def compute() -> dict[str, float]:
-        train, test = _pixels(dataset)
-        mean, components = pca(train, min(size, train.shape[1]))
-        return _accuracies(dataset, (train - mean[None]) @ components, (test - mean[None]) @ components)
+        return _accuracies(dataset, *principal_codes(*_pixels(dataset), size, divisor=dataset.divisor))
 
     return _kept(compute, dataset, "components", size)
 
@@ -436,9 +434,14 @@ def _untrained_hidden_knn_accuracy(dataset: Dataset, ali: ALI) -> float:
 
 def _kept(compute: Callable[[], T], dataset: Dataset, *about: Any) -> T:
     """Keep a control in the user's cache: it depends on the labelled rows, and on `about`."""
+    return cache.kept(compute, *about, _digest(dataset), dataset.divisor, dataset.num_classes, platform_of())
+
+
+@cached_by_data(maxsize=2)
+def _digest(dataset: Dataset) -> str:
+    """Return a digest of the labelled rows, which takes seconds for large images."""
     train, test = _labelled_rows(dataset)
-    rows = (train.x, train.label, test.x, test.label)
-    return cache.kept(compute, *about, *rows, dataset.divisor, dataset.num_classes, platform_of())
+    return cache.digest(train.x, train.label, test.x, test.label)
 
 
 def _untrained(dataset: Dataset, ali: ALI) -> Variables:
@@ -476,16 +479,17 @@ def _last_hidden(
 
 def _accuracies(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
     train_label, test_label = (rows.label for rows in _labelled_rows(dataset))
-    linear = linear_probe_accuracy(train, train_label, test, test_label, dataset.num_classes)
+    rows, divisor = (train, train_label, test, test_label), dataset.divisor
     return {
-        "knn_accuracy": knn_accuracy(train, train_label, test, test_label),
-        "linear_probe_accuracy": linear,
+        "knn_accuracy": knn_accuracy(*rows, divisor=divisor),
+        "linear_probe_accuracy": linear_probe_accuracy(*rows, dataset.num_classes, divisor=divisor),
     }
 
 
 def _pixels(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    train, test = (unit(rows.x, dataset.divisor) for rows in _labelled_rows(dataset))
-    return train.reshape(len(train), -1), test.reshape(len(test), -1)
+    """Return labelled rows as they are stored, [N, F]."""
+    train, test = (rows.x.reshape(len(rows.x), -1) for rows in _labelled_rows(dataset))
+    return train, test
 
 
 def _with_suffix(scalars: dict[str, float], suffix: str) -> dict[str, float]:

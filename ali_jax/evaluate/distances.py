@@ -110,8 +110,8 @@ def inception_distance(
     numbers=(
         Number(
             "memorisation",
-            "median distance of 2,000 samples to the nearest train row, over the same of the first 2,000 test "
-            "rows (of at most 10,000, spread evenly) that train does not have; near 0 for copies",
+            "median distance of 2,000 samples to the nearest train row, over the same of the first 2,000 of "
+            "at most 10,000 test rows, spread evenly, without those that train has; near 0 for copies",
             headline="distance to training data",
         ),
         count("n_memorisation", "samples drawn"),

@@ -27,8 +27,8 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the nearest row of references [M, F] to each row of queries [N, F], by Euclidean distance.
 
-    Returns its index [N] and the distance [N]. References of an integer type are first divided by `divisor`.
-    A part of them of 256 MiB is searched at a time.
+    Returns its index [N] and the distance [N]. Rows of an integer type are first divided by `divisor`. A part
+    of the references of 256 MiB is searched at a time.
     """
     if queries.ndim != 2 or references.ndim != 2 or queries.shape[1] != references.shape[1]:
         raise ValueError(
@@ -37,7 +37,7 @@ def nearest(
         )
     index, distance = np.zeros(len(queries), int), np.full(len(queries), np.inf, np.float32)
     for start, part in parts(references, divisor):
-        found, apart = _over_blocks(_nearest_block, queries, part)
+        found, apart = _over_blocks(_nearest_block, queries, part, divisor)
         nearer = ~(apart >= distance)  # what is not finite stays as it is
         index, distance = np.where(nearer, start + found, index), np.where(nearer, apart, distance)
     return index, distance
@@ -62,14 +62,14 @@ def nearest_few(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k nearest rows of references [M, F] to each row of queries [N, F], the nearest first.
 
-    Returns their indices [N, k] and Euclidean distances [N, k]. The references are as those of `nearest`.
+    Returns their indices [N, k] and Euclidean distances [N, k]. The rows are as those of `nearest`.
     """
     if not 1 <= k <= len(references):
         raise ValueError(f"{k} neighbours among {len(references)} rows: ask for 1 to {len(references)}.")
     index, distance = [], []
     for start, part in parts(references, divisor):
         few = functools.partial(_few_block, k=min(k, len(part)))
-        found, apart = _over_blocks(few, queries, part)
+        found, apart = _over_blocks(few, queries, part, divisor)
         index.append(start + found)
         distance.append(apart)
     if len(index) == 1:
@@ -82,14 +82,19 @@ def nearest_few(
 
 
 def _over_blocks(
-    search: Callable[[Array, Array, Array], tuple[Array, Array]], queries: np.ndarray, references: np.ndarray
+    search: Callable[[Array, Array, Array], tuple[Array, Array]],
+    queries: np.ndarray,
+    references: np.ndarray,
+    divisor: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply `search` to the references, half their squares and each block of queries, all centred."""
     center = references.mean(axis=0, dtype=np.float64).astype(np.float32)[None]  # keeps the squares small
     on_device = jnp.asarray(references - center, jnp.float32)
     half_squares = 0.5 * jnp.sum(on_device**2, axis=1)
     return map_blocks(
-        lambda block: search(on_device, half_squares, jnp.asarray(block - center, jnp.float32)),
+        lambda block: search(
+            on_device, half_squares, jnp.asarray(unit(block, divisor) - center, jnp.float32)
+        ),
         queries,
         size=rows_per_block(queries.shape[1:]),
     )

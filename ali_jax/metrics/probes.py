@@ -7,6 +7,7 @@ is no faster.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,15 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ali_jax.data.dataset import unit
 from ali_jax.metrics.neighbors import nearest
 from ali_jax.types import Array
 
+CHUNK_BYTES = 2**28  # of features of all rows as float32, that are in memory at a time
+
 
 def knn_accuracy(
-    train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    divisor: float = 1.0,
 ) -> float:
-    """Return the share of test rows whose nearest train row (k = 1, Euclidean, unscaled) has their label."""
-    index, _ = nearest(test_features, train_features)
+    """Return the share of test rows whose nearest train row (k = 1, Euclidean, unscaled) has their label.
+
+    Features of an integer type are first divided by `divisor`.
+    """
+    index, _ = nearest(test_features, train_features, divisor=divisor)
     return float(np.mean(np.asarray(train_labels)[index] == np.asarray(test_labels)))
 
 
@@ -81,22 +93,68 @@ def linear_probe_accuracy(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     num_classes: int,
+    *,
+    divisor: float = 1.0,
 ) -> float:
     """Return the test accuracy of logistic regression (C = 1) on features [N, F] and all train labels.
 
-    Features are standardised with train's mean and standard deviation; constant ones become zero.
+    Features are standardised with train's mean and standard deviation; constant ones become zero. Those of an
+    integer type are first divided by `divisor`. Where there are more features than train rows, the regression
+    is on `in_span`: its weights lie in the span of the rows, and its penalty does not change with the basis.
     """
-    mean = train_features.mean(axis=0, dtype=np.float64)
-    std = train_features.std(axis=0, dtype=np.float64)
-    varies = std > 1e-6 * np.abs(mean)  # a smaller deviation is rounding, which must not be amplified
-    inverse = np.where(varies, 1 / np.where(varies, std, 1.0), 0.0)
-    train, test = (
-        ((features - mean[None]) * inverse[None]).astype(np.float32)
-        for features in (train_features, test_features)
-    )
+    if train_features.shape[1] > len(train_features):
+        train, test = in_span(train_features, test_features, divisor=divisor, standardised=True)
+    else:
+        train, test = _standardised(*(unit(f, divisor) for f in (train_features, test_features)))
     model = logistic_regression(jnp.asarray(train), jnp.asarray(train_labels), num_classes)
     predictions = np.argmax(test @ np.asarray(model.weights) + np.asarray(model.bias)[None], axis=1)
     return float(np.mean(predictions == np.asarray(test_labels)))
+
+
+def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shift and scale features by train's mean and deviation; constant ones become zero."""
+    mean = train.mean(axis=0, dtype=np.float64)
+    std = train.std(axis=0, dtype=np.float64)
+    varies = std > 1e-6 * np.abs(mean)  # a smaller deviation is rounding, which must not be amplified
+    inverse = np.where(varies, 1 / np.where(varies, std, 1.0), 0.0)
+    train, test = (((features - mean[None]) * inverse[None]).astype(np.float32) for features in (train, test))
+    return train, test
+
+
+def _centred(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)[None]
+    return train - mean, test - mean
+
+
+def in_span(
+    train: np.ndarray, test: np.ndarray, *, divisor: float = 1.0, standardised: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coordinates [N, r], [M, r] of rows [N, F], [M, F] in the span of train's centred rows.
+
+    The axes are train's principal ones, by falling variance; r < N of them vary. Of test the part outside the
+    span is left out. With `standardised`, features are first scaled by their standard deviation. Rows of an
+    integer type are first divided by `divisor`. For F much larger than N, of which a part of 256 MiB is in
+    memory at a time: with A the centred rows and A A^T = U S^2 U^T, the coordinates are U S and B A^T U / S.
+    """
+    gram, cross = np.zeros((len(train), len(train))), np.zeros((len(test), len(train)))
+    for a, b in _chunks(train, test, divisor):
+        a, b = (_standardised if standardised else _centred)(a, b)
+        gram += a @ a.T
+        cross += b @ a.T
+    squares, basis = np.linalg.eigh(gram)
+    squares, basis = squares[::-1], basis[:, ::-1]
+    rank = max(1, int(np.sum(squares > 1e-6 * squares[0])))  # gram is that of float32
+    scale = np.sqrt(np.maximum(squares[:rank], np.finfo(np.float64).tiny))
+    of_train, of_test = basis[:, :rank] * scale[None], cross @ (basis[:, :rank] / scale[None])
+    return of_train.astype(np.float32), of_test.astype(np.float32)
+
+
+def _chunks(train: np.ndarray, test: np.ndarray, divisor: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield some features of all rows at a time, in units of x."""
+    size = max(1, CHUNK_BYTES // (4 * (len(train) + len(test))))
+    for start in range(0, train.shape[1], size):
+        chunk = slice(start, start + size)
+        yield unit(train[:, chunk], divisor), unit(test[:, chunk], divisor)
 
 
 class PrincipalComponents(NamedTuple):
@@ -114,3 +172,18 @@ def pca(train: np.ndarray, k: int) -> PrincipalComponents:
     centered = train - mean[None]
     _, vectors = np.linalg.eigh(centered.T @ centered / len(train))
     return PrincipalComponents(mean, vectors[:, ::-1][:, :k])
+
+
+def principal_codes(
+    train: np.ndarray, test: np.ndarray, k: int, *, divisor: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first k principal components of train's rows [N, F] and of test's, up to their signs.
+
+    At most as many as train's rows have. Rows of an integer type are first divided by `divisor`.
+    """
+    if train.shape[1] > len(train):
+        of_train, of_test = in_span(train, test, divisor=divisor)
+        return of_train[:, :k], of_test[:, :k]
+    train, test = (unit(rows, divisor) for rows in (train, test))
+    mean, components = pca(train, min(k, train.shape[1]))
+    return (train - mean[None]) @ components, (test - mean[None]) @ components

@@ -54,8 +54,8 @@ flags:
                instead of into the folder of the run
   --inputs PATH
                your images: a folder, an .npz, one file or hf:NAME (encode, reconstruct, interpolate, edit,
-               nearest, score). --out is then a file, also .csv, .npz or .parquet for numbers and .gif or .webp for
-               moving pictures, or a folder for single files
+               nearest, score). --out is then a file, also .csv, .npz or .parquet for numbers and .gif or
+               .webp for moving pictures, or a folder for single files
   --skip-broken
                leave out files that cannot be read, and name them
   --pairs      interpolate between the first and the second image, the third and the fourth, and so on,

@@ -57,8 +57,10 @@ class Run(NamedTuple):
         of_later, by_name = later.get("step"), later.get("metrics")
         if isinstance(of_later, int) and isinstance(by_name, dict) and of_later >= step:
             step, numbers = of_later, ({} if of_later > step else numbers) | by_name
-        numbers = {name: v for name, v in numbers.items() if v is None or isinstance(v, (int, float))}
-        return (step, numbers) if numbers else (self.step, {})
+        valid: dict[str, float | None] = {
+            name: value for name, value in numbers.items() if value is None or isinstance(value, (int, float))
+        }
+        return (step, valid) if valid else (self.step, {})
 
     @property
     def members(self) -> int:
