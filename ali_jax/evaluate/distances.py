@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from ali_jax.data import Dataset, unit
+from ali_jax.data import Dataset
 from ali_jax.evaluate.declare import IMAGES, evaluator
 from ali_jax.evaluate.features import (
     AUTO,
@@ -127,7 +127,7 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
     they are the first 2,000 of at most 10,000 that are spread evenly: of 10,000 rows or fewer, the first
     2,000.
     """
-    unseen = _test_distance(dataset)  # before the samples: large ones would not fit beside the test rows
+    unseen = _test_distance(dataset)
     train = train_rows(dataset)
     x_tilde = draw_samples(ali, variables, key, MEMORISATION_ROWS, dataset)
     distance = reconstruction.median_distance(x_tilde, train.x, divisor=dataset.divisor)
@@ -274,4 +274,4 @@ def _test_distances(dataset: Dataset) -> np.ndarray:
 
 
 def _compared(dataset: Dataset) -> np.ndarray:
-    return unit(test_rows(dataset).x[:MEMORISATION_ROWS], dataset.divisor)
+    return test_rows(dataset).x[:MEMORISATION_ROWS]

@@ -9,12 +9,12 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
-from ali_jax.data import Dataset, Split, unit
+from ali_jax.data import ArraySplit, Dataset, Split, unit
 from ali_jax.metrics.blocks import map_blocks, rows_per_block
 from ali_jax.metrics.classifier import Classifier, Predict, fit_classifier
 from ali_jax.types import Array
@@ -84,6 +84,8 @@ def cached_by_data(
 def _stored(dataset: Dataset, split_name: str, most: int) -> Rows:
     split = getattr(dataset, split_name)
     number = min(len(split), max(most, 1))
+    if number == len(split) and isinstance(split, ArraySplit):  # no copy: large images would be there twice
+        return _as_rows(split.x, split.y, split.label)
     return read_rows(split, np.arange(number) * len(split) // number)
 
 
@@ -132,8 +134,11 @@ def all_labels(dataset: Dataset, split_name: str) -> np.ndarray:
 
 def read_rows(split: Split, indices: np.ndarray) -> Rows:
     """Read the rows of a split at some indices."""
-    x, y, label = split.rows(indices)
-    label = np.full(len(indices), -1) if label is None else np.asarray(label)
+    return _as_rows(*split.rows(indices))
+
+
+def _as_rows(x: Any, y: Any, label: Any) -> Rows:
+    label = np.full(len(x), -1) if label is None else np.asarray(label)
     return Rows(np.asarray(x), None if y is None else np.asarray(y), label)
 
 

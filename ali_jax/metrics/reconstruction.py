@@ -86,6 +86,6 @@ def unseen_distance(
 def nearest_distances(x: np.ndarray, train: np.ndarray, *, divisor: float = 1.0) -> np.ndarray:
     """Return the distance [N] of each row of x [N, *X] to the nearest row of train [M, *X].
 
-    Rows of train of an integer type are first divided by `divisor`.
+    Rows of an integer type are first divided by `divisor`.
     """
     return nearest(x.reshape(len(x), -1), train.reshape(len(train), -1), divisor=divisor)[1]
