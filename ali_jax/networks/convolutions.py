@@ -5,7 +5,8 @@ are three lowerings:
 
 "native" is plain `lax`, for TPUs, and for forward-mode differentiation anywhere.
 "cpu" is for XLA:CPU. Its own gradients of strided and transposed convolutions (convolutions with a dilated
-input) are several times slower than their forward pass.
+input) are several times slower than their forward pass. A layer for which these forms lose is computed
+natively, as `is_faster_natively` says.
 "gpu" gives cuDNN the three kinds of convolution that it has: forward, input gradient and kernel gradient.
 Much of what plain `lax` makes of a transposed convolution is none of them. XLA then computes it as a forward
 convolution of an input that is mostly zeros.
@@ -13,6 +14,9 @@ convolution of an input that is mostly zeros.
 "gpu" has further forms, `FORMS`, which multiply more and may yet be faster. "gpu+kernel_phases" and
 "gpu+kernel_phases+padded_maps" use them in all layers. With "gpu+table" each layer has the forms that
 `TABLE` gives it.
+
+There are no groups: a grouped or depthwise convolution is `lax.conv_general_dilated(...,
+feature_group_count=)`, or `flax.linen.Conv`, whose gradients of all orders are native on every platform.
 """
 
 import functools
@@ -71,6 +75,30 @@ def layer_name(image: Sequence[int], kernel: Sequence[int], *, stride: int, padd
     return f"{height}x{width}x{channels} k{size} s{stride} p{padding} {features} {dtype}"
 
 
+def is_faster_natively(
+    image: Sequence[int], kernel: Sequence[int], *, stride: int, padding: int, transpose: bool = False
+) -> bool:
+    """Whether a CPU computes a layer and both its gradients faster with plain `lax` than in the form "cpu".
+
+    The rule is from `benchmarks.cpu_forms`, whose ratios are in docs/lab/cpu_steps.md. The form "cpu" pads
+    images outside of the convolution, and fills up kernels that the stride does not divide. It gains where
+    one of the native programs is slow, as those of all strided transposed convolutions are.
+
+    Args:
+      image, kernel, stride, padding: as in `layer_name`.
+      transpose: whether the layer is a transposed convolution.
+    """
+    size, k = min(image[:2]), kernel[0]
+    are_few, are_many = image[2] <= 4, min(kernel[2:]) >= 64
+    if stride > 1:
+        return not transpose and size > 4 and (k == 1 or (k, padding) == (3, 1))
+    if k <= 3:
+        return (k, padding) == (3, 1) and size > 2 and not (transpose and are_few)
+    if padding == 0 or are_few or size <= 4 or (k == 5 and are_many and size > 8):
+        return False
+    return 2 * padding == k - 1 if transpose else k - 1 - padding <= padding + 2
+
+
 def forms_of(lowering: Lowering, layer: str) -> tuple[str, ...]:
     """Return the forms that a lowering gives to the layer of this name."""
     forms = _parts(lowering)[1:]
@@ -121,6 +149,7 @@ def conv(
 
     y[b, i, j] = sum over a, c of x[b, stride i + a - padding, stride j + c - padding] @ kernel[a, c],
     H' = (H + 2 padding - k) // stride + 1. "cpu" and "gpu" differentiate in reverse mode only, to any order.
+    There are no groups.
     Raises ValueError for arguments that do not fit together.
     """
     _check(x, kernel, stride, padding, lowering)
@@ -132,7 +161,9 @@ def conv(
         )
     if lowering == "native":
         return _lax_conv(x, kernel, stride, padding)
-    if lowering == "cpu":  # its forms do not pad
+    if lowering == "cpu":
+        if is_faster_natively(x.shape[1:], kernel.shape, stride=stride, padding=padding):
+            return _lax_conv(x, kernel, stride, padding)  # the forms "cpu" do not pad
         return _conv(_Form("cpu", stride, 0), _crop_or_pad(x, padding), kernel)
     name = layer_name(x.shape[1:], kernel.shape, stride=stride, padding=padding, dtype=x.dtype)
     forms = forms_of(lowering, name)
@@ -159,7 +190,11 @@ def conv_transpose(
             f"conv_transpose: padding {padding} crops all of the {height}x{width} output; "
             "use a smaller padding."
         )
-    if lowering == "native":
+    image = (height - 2 * padding, width - 2 * padding, kernel.shape[3])
+    layer = {"stride": stride, "padding": padding}
+    if lowering == "native" or (
+        lowering == "cpu" and is_faster_natively(image, kernel.shape, transpose=True, **layer)
+    ):
         margin = size - 1 - padding
         return lax.conv_general_dilated(
             x,
@@ -173,9 +208,8 @@ def conv_transpose(
     if lowering == "cpu":
         form = _Form("cpu", stride, 0)
         return _crop_or_pad(_input_gradient(form, (height, width), x, kernel), -padding)
-    size = (height - 2 * padding, width - 2 * padding)
-    name = layer_name((*size, kernel.shape[2]), kernel.shape, stride=stride, padding=padding, dtype=x.dtype)
-    return _input_gradient(_Form("gpu", stride, padding, forms_of(lowering, name)), size, x, kernel)
+    name = layer_name(image, kernel.shape, dtype=x.dtype, **layer)
+    return _input_gradient(_Form("gpu", stride, padding, forms_of(lowering, name)), image[:2], x, kernel)
 
 
 def cut(x: PyTree, lowering: Lowering) -> Any:
