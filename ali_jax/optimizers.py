@@ -23,7 +23,12 @@ def scale_by_adam_for(
 
     Args:
       platform: as in `device.platform`. Any other than "cpu" has optax's own order.
-      b1, b2, eps: Adam's; they may be traced.
+      b1: decay of the first moment; as the others it may be traced.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+
+    Returns:
+      The transformation, to be chained with a learning rate.
     """
     adam = optax.scale_by_adam(b1, b2, eps)
     if platform != "cpu":
