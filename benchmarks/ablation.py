@@ -23,7 +23,7 @@ from ali_jax.game import population
 from ali_jax.program import loop
 from ali_jax.program.command import load_config, override
 from ali_jax.records.workdir import RunError, read_metrics
-from benchmarks.compare import markdown
+from benchmarks.compare import in_one_sentence, markdown
 
 EVALUATOR = "modes"
 COLUMNS = ("modes_strict", "high_quality", "reverse_kl", "mode_spread", "mode_kept")
@@ -31,6 +31,7 @@ SEEDS = 2  # by default
 RAW = "raw/"  # prefix of the raw parameters' numbers
 
 
+@in_one_sentence
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the missing variants, print the table in Markdown, and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -42,21 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", default="", help="names of rows, separated by commas (default: all)")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"), help="the folder of all runs")
     options, overrides = parser.parse_known_args(argv)
-    try:
-        config = load_config(options.config)
-        config.population.seeds = population.size(config) or SEEDS
-        override(config, overrides)
-        variants = choose(make_variants(config), options.variants)
-        results = {
-            name: measure(variant, options.workdir / name.replace(" ", "_"))
-            for name, variant in variants.items()
-        }
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    config = load_config(options.config)
+    config.population.seeds = population.size(config) or SEEDS
+    override(config, overrides)
+    variants = choose(make_variants(config), options.variants)
+    results = {
+        name: measure(variant, options.workdir / name.replace(" ", "_")) for name, variant in variants.items()
+    }
     last = config.seed + max(population.size(config), 1) - 1
     print(f"\n{options.config}, {config.num_steps} steps, seeds {config.seed} to {last}\n")
     print(table(results))

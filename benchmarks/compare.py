@@ -11,12 +11,13 @@ threads). Trust the latter if other programs run on the machine.
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 from ali_jax import config as configs
 from ali_jax.config import Config
 from ali_jax.program.command import load_config, override
+from ali_jax.records.workdir import RunError
 from benchmarks.worker import MODULES, Worker, WorkerError
 
 VARIANTS = ("ours", "flax_textbook", "torch_textbook", "torch_best")
@@ -231,6 +233,20 @@ def table(rounds: Sequence[Mapping[str, Run]], batch_size: int) -> str:
         ahead = [str(speedups(rounds, first, name, what)) for what in ("wall", "cpu")]
         rows.append([name, *speeds, *(["1", "1"] if name == first else ahead)])
     return markdown(rows)
+
+
+def in_one_sentence(main: Callable[..., int]) -> Callable[..., int]:
+    """Return a `main` that prints the message of a mistake, with status 2, or of a failed run, with 1."""
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except (RunError, ValueError) as error:
+            print(error, file=sys.stderr)
+            return 1 if isinstance(error, RunError) else 2
+
+    return guarded
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:

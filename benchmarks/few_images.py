@@ -31,13 +31,14 @@ from ali_jax.program.command import load_config, override
 from ali_jax.records.workdir import RunError
 from ali_jax.types import TrainState
 from benchmarks.ablation import mean_and_deviation
-from benchmarks.compare import markdown
+from benchmarks.compare import in_one_sentence, markdown
 
 SEEDS = 3
 TRANSFORMATIONS = ("translation", "cutout", "colour")
 COLUMNS = ("class_kl", "class_kept", "memorisation", "fid_grid", "fid_grid_floor")
 
 
+@in_one_sentence
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the missing runs, print the table in Markdown, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_images", allow_abbrev=False)
@@ -49,21 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workdir", type=Path, default=Path("runs/few_images"), help="the folder of the runs"
     )
     options, overrides = parser.parse_known_args(argv)
-    try:
-        config = load_config(options.config)
-        config.dataset.path, config.dataset.train_split = options.data, f"train[:{options.images}]"
-        config.population.seeds, config.evaluators = SEEDS, ()
-        override(config, overrides)
-        found = {
-            name: measure(augmented(config, p), options.workdir / name)
-            for name, p in (("plain", 0.0), ("augmented", options.probability))
-        }
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    config = load_config(options.config)
+    config.dataset.path, config.dataset.train_split = options.data, f"train[:{options.images}]"
+    config.population.seeds, config.evaluators = SEEDS, ()
+    override(config, overrides)
+    found = {
+        name: measure(augmented(config, p), options.workdir / name)
+        for name, p in (("plain", 0.0), ("augmented", options.probability))
+    }
     print(f"\n{options.images} images of {options.data}, {config.num_steps} steps, {SEEDS} seeds\n")
     print(table(found))
     return 0

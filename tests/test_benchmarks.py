@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import small
 
+from ali_jax.networks import convolutions
 from ali_jax.program.command import load_config
+from ali_jax.records.workdir import RunError
 from ali_jax.types import Networks
-from benchmarks import anomaly, compare, edit, jax_variants, penalties, roofline, worker
+from benchmarks import anomaly, compare, cpu_forms, edit, jax_variants, penalties, roofline, worker
 from benchmarks.compare import Run
 
 
@@ -230,3 +232,34 @@ def ours(config):
 def sizes(trees):
     """Count the numbers in each tree."""
     return [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees]
+
+
+def test_forms_of_cpus_are_timed_whatever_is_chosen(monkeypatch, capsys):
+    """Native takes 2 s and the CPU's form 3 s, in a layer that `lowering = "cpu"` computes natively."""
+    asked = []
+
+    def compiled(layer, lowering, x, w):
+        kernel = (layer.kernel, layer.kernel, layer.maps, layer.features)
+        rule = convolutions.is_faster_natively(
+            x.shape[1:], kernel, stride=layer.stride, padding=layer.padding
+        )
+        asked.append((lowering, rule))
+        return lowering
+
+    monkeypatch.setattr(cpu_forms, "_compiled", compiled)
+    monkeypatch.setattr(cpu_forms, "_seconds", lambda run, number: {"native": 2.0, "cpu": 3.0}[run])
+    assert cpu_forms.main(["--only", "8x8x16 k3 s1 p1 16", "--batch", "1"]) == 0
+    assert asked == [("native", False), ("cpu", False)] * 2  # and transposed
+    row = "| 8x8x16 k3 s1 p1 16 | 1.50 | 1.50 to 1.50 | native |"
+    assert row in capsys.readouterr().out.splitlines()
+    layers = [cpu_forms.Layer(True, 3, 1, 1, 16, 32, 3), cpu_forms.Layer(True, 3, 1, 1, 16, 3, 32)]
+    assert [layer.is_native for layer in layers] == [False, True]
+
+
+def test_a_mistake_and_a_failed_run_are_one_sentence(capsys):
+    def main(argv):
+        raise {"run": RunError, "usage": ValueError}[argv]("What to do.")
+
+    guarded = compare.in_one_sentence(main)
+    assert [guarded("run"), guarded("usage"), compare.in_one_sentence(lambda argv: 0)(None)] == [1, 2, 0]
+    assert capsys.readouterr().err == "What to do.\n" * 2

@@ -58,7 +58,7 @@ def wrong_shape(what: str, given: Sequence[int], shape: Sequence[int]) -> str:
     elif len(given) > 1 and math.prod(given[1:]) == math.prod(shape):
         cure = f"reshape it, {what}.reshape(-1, {', '.join(map(str, shape))})"
     elif len(given) == len(shape) + 1 == 4 and given[1:3] == shape[:2]:
-        cure = _channels_cure(what, given[-1], shape[-1])
+        cure = _channels_cure(what, *given[3:], *shape[2:])
     elif len(given) == len(shape) + 1 == 4:
         cure = f"resize the images to {shape[0]}x{shape[1]} pixels with {shape[2]} channels"
     wanted = ", ".join(map(str, ("N", *shape)))
