@@ -1,11 +1,12 @@
 """Compare the CPU's forms of convolutions with plain `lax`, layer by layer.
 
-    taskset -c 1 python -m benchmarks.cpu_forms [--batch 16] [--rounds 5] [--only TEXT]
+    taskset -c 1 python -m benchmarks.cpu_forms [--batch 16] [--rounds 5] [--only TEXT] [--penalty]
 
-A layer is its forward pass and both gradients, compiled as a training step is. Native and CPU's programs run
-in turn, in rounds of at least 20 ms each. The table has the median over rounds of the ratio of their CPU
-seconds, of all threads, and its quartiles: below 1 the CPU's forms are faster. The last column is what
-`lowering = "cpu"` takes, by `convolutions.is_faster_natively`.
+A layer is its forward pass and both gradients, compiled as a training step is; with --penalty also the
+gradients of the squared norm of the image's gradient, as gradient penalties need them. Native and CPU's
+programs run in turn, in rounds of at least 20 ms each. The table has the median over rounds of the ratio of
+their CPU seconds, of all threads, and its quartiles: below 1 the CPU's forms are faster. The last column is
+what `lowering = "cpu"` takes, by `convolutions.is_faster_natively`.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def layers() -> Iterator[Layer]:
         yield Layer(True, kernel, stride, padding, 16, 32, 3)
 
 
-def compare(layer: Layer, batch: int, rounds: int) -> Ratio:
+def compare(layer: Layer, batch: int, rounds: int, *, penalty: bool = False) -> Ratio:
     """Time a layer natively and in the CPU's forms, in turn."""
     rng = np.random.default_rng(0)
     shapes = (
@@ -96,7 +97,7 @@ def compare(layer: Layer, batch: int, rounds: int) -> Ratio:
     )
     x, w = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
     with mock.patch.object(convolutions, "is_faster_natively", return_value=False):
-        runs = [_compiled(layer, lowering, x, w) for lowering in ("native", "cpu")]
+        runs = [_compiled(layer, lowering, x, w, penalty) for lowering in ("native", "cpu")]
     once = min(_seconds(run, 1) for run in runs for _ in range(2))
     number = max(1, round(SECONDS / max(once, 1e-6)))
     seconds = np.array([[_seconds(run, number) for run in runs] for _ in range(rounds)])
@@ -104,13 +105,16 @@ def compare(layer: Layer, batch: int, rounds: int) -> Ratio:
     return Ratio(float(median), float(low), float(high))
 
 
-def _compiled(layer: Layer, lowering: str, x: jax.Array, w: jax.Array) -> Callable[[], object]:
+def _compiled(layer: Layer, lowering: str, x: jax.Array, w: jax.Array, penalty: bool) -> Callable[[], object]:
     form = convolutions.conv_transpose if layer.transpose else convolutions.conv
     apply = partial(form, stride=layer.stride, padding=layer.padding, lowering=lowering)
 
+    def squared_norm(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.sum(jax.grad(lambda x: jnp.sum(jnp.sin(apply(x, w))))(x) ** 2)
+
     def with_gradients(x: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
         y, pullback = jax.vjp(apply, x, w)
-        return y, *pullback(y)
+        return y, *pullback(y), *(jax.grad(squared_norm, (0, 1))(x, w) if penalty else ())
 
     program = jax.jit(with_gradients, compiler_options=convolutions.compiler_options("cpu"))
     compiled = program.lower(x, w).compile()
@@ -130,11 +134,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="a part of the layers' names, such as ' k3 s1'")
+    parser.add_argument("--penalty", action="store_true", help="with second gradients")
     options = parser.parse_args(argv)
     rows = [["layer", "cpu / native", "quartiles", "chosen"], ["---", "---:", "---:", "---"]]
     for layer in layers():
         if options.only in layer.name:
-            ratio = compare(layer, options.batch, options.rounds)
+            ratio = compare(layer, options.batch, options.rounds, penalty=options.penalty)
             spread, chosen = f"{ratio.low:.2f} to {ratio.high:.2f}", "native" if layer.is_native else "cpu"
             rows.append([layer.name, f"{ratio.median:.2f}", spread, chosen])
             print(rows[-1], file=sys.stderr, flush=True)

@@ -238,7 +238,7 @@ def test_forms_of_cpus_are_timed_whatever_is_chosen(monkeypatch, capsys):
     """Native takes 2 s and the CPU's form 3 s, in a layer that `lowering = "cpu"` computes natively."""
     asked = []
 
-    def compiled(layer, lowering, x, w):
+    def compiled(layer, lowering, x, w, penalty):
         kernel = (layer.kernel, layer.kernel, layer.maps, layer.features)
         rule = convolutions.is_faster_natively(
             x.shape[1:], kernel, stride=layer.stride, padding=layer.padding

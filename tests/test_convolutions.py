@@ -155,7 +155,7 @@ def test_no_convolution_of_the_cpu_form_dilates_its_input():
         return [e for e in convs if e.params["lhs_dilation"] != (1, 1)]
 
     assert dilated(conv, ((10, 9), 4, 2, 0, 3, 2), "native")
-    strided = [(function, case) for function, case in PAIRS if case[2] > 1 and case[1] > 1]
+    strided = [(function, case) for function, case in PAIRS if case[2] > 1]
     assert not [found for function, case in strided for found in dilated(function, case, "cpu")]
 
 
@@ -286,16 +286,15 @@ def test_compiler_options_leave_out_what_this_jaxlib_does_not_know(monkeypatch):
         (conv, ((16, 16), 3, 1, 1, 16, 16), True),
         (conv, ((16, 16), 3, 1, 0, 16, 16), False),
         (conv, ((2, 2), 3, 1, 1, 16, 16), False),
-        (conv, ((16, 16), 4, 1, 1, 64, 64), True),
+        (conv, ((16, 16), 4, 1, 1, 64, 64), False),
+        (conv, ((16, 16), 5, 1, 1, 16, 16), False),
         (conv, ((16, 16), 5, 1, 2, 16, 16), True),
         (conv, ((16, 16), 5, 1, 2, 64, 64), False),  # by Toom-Cook
         (conv, ((8, 8), 5, 1, 2, 64, 64), True),
         (conv, ((4, 4), 5, 1, 2, 64, 64), False),
         (conv, ((16, 16), 5, 1, 2, 3, 16), False),
-        (conv, ((16, 16), 3, 2, 1, 32, 32), True),
-        (conv, ((4, 4), 3, 2, 1, 32, 32), False),
-        (conv, ((16, 16), 4, 2, 1, 32, 32), False),
-        (conv, ((16, 16), 1, 2, 0, 32, 32), True),
+        (conv, ((16, 16), 1, 1, 0, 32, 32), False),
+        (conv, ((16, 16), 3, 2, 1, 32, 32), False),
         (conv_transpose, ((16, 16), 3, 1, 1, 32, 16), True),
         (conv_transpose, ((16, 16), 3, 1, 1, 32, 3), False),
         (conv_transpose, ((16, 16), 4, 1, 1, 64, 64), False),
@@ -304,7 +303,7 @@ def test_compiler_options_leave_out_what_this_jaxlib_does_not_know(monkeypatch):
     ],
 )
 def test_a_cpu_computes_natively_the_layers_for_which_its_forms_lose(function, case, is_native):
-    """Of 3x3 and padded layers at stride 1 native is the faster form, and so it is the program of "cpu"."""
+    """Where an odd kernel keeps the size at stride 1, native is faster, and so it is the program of "cpu"."""
     cpu, native = (
         str(jax.make_jaxpr(functools.partial(f, *operands(case, jnp.float32)))())
         for f in (bind(function, case, "cpu"), bind(function, case, "native"))

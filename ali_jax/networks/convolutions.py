@@ -78,11 +78,13 @@ def layer_name(image: Sequence[int], kernel: Sequence[int], *, stride: int, padd
 def is_faster_natively(
     image: Sequence[int], kernel: Sequence[int], *, stride: int, padding: int, transpose: bool = False
 ) -> bool:
-    """Whether a CPU computes a layer and both its gradients faster with plain `lax` than in the form "cpu".
+    """Whether a CPU computes a layer faster with plain `lax` than in the form "cpu", at any order.
 
-    The rule is from `benchmarks.cpu_forms`, whose ratios are in docs/lab/cpu_steps.md. The form "cpu" pads
-    images outside of the convolution, and fills up kernels that the stride does not divide. It gains where
-    one of the native programs is slow, as those of all strided transposed convolutions are.
+    So it is at stride 1 with an odd kernel and an image that keeps its size, since the form "cpu" pads the
+    image outside of the convolution; but not where it has a better form: for few pixels, few maps, or by
+    Toom-Cook. At a stride or with even kernels plain `lax` may win with first gradients, and then takes up to
+    seven times as long with the second ones that penalties need. The ratios, by `benchmarks.cpu_forms`, are
+    in docs/lab/cpu_steps.md.
 
     Args:
       image, kernel, stride, padding: as in `layer_name`.
@@ -90,13 +92,11 @@ def is_faster_natively(
     """
     size, k = min(image[:2]), kernel[0]
     are_few, are_many = image[2] <= 4, min(kernel[2:]) >= 64
-    if stride > 1:
-        return not transpose and size > 4 and (k == 1 or (k, padding) == (3, 1))
-    if k <= 3:
-        return (k, padding) == (3, 1) and size > 2 and not (transpose and are_few)
-    if padding == 0 or are_few or size <= 4 or (k == 5 and are_many and size > 8):
+    if stride > 1 or k < 3 or 2 * padding != k - 1:
         return False
-    return 2 * padding == k - 1 if transpose else k - 1 - padding <= padding + 2
+    if k == 3:
+        return size > 2 and not (transpose and are_few)
+    return size > 4 and not are_few and not (k == 5 and are_many and size > 8)
 
 
 def forms_of(lowering: Lowering, layer: str) -> tuple[str, ...]:
