@@ -306,8 +306,8 @@ class _Form(NamedTuple):
 def _conv(form: _Form, x: Array, w: Array) -> Array:
     """dT/dg: x [B, H, W, C], w [k, k, C, F] -> [B, H', W', F]."""
     k, stride = w.shape[0], form.stride
-    if form.padding == 0 and k == stride == 1:
-        return jnp.einsum("bijc,cf->bijf", x, w[0, 0])
+    if form.padding == 0 and k == 1 and (stride == 1 or form.lowering == "cpu"):
+        return jnp.einsum("bijc,cf->bijf", x[:, ::stride, ::stride], w[0, 0])
     if form.padding == 0 and _output_size(x.shape, k, stride) == (1, 1):
         return (_rows(x[:, :k, :k]) @ w.reshape(-1, w.shape[3]))[:, None, None]
     return _of_members(form, lambda x, w: _lax_conv(x, w, stride, form.padding))(x, w)
@@ -317,8 +317,10 @@ def _conv(form: _Form, x: Array, w: Array) -> Array:
 def _input_gradient(form: _Form, size: tuple[int, int], g: Array, w: Array) -> Array:
     """dT/dx: g [B, H', W', F], w [k, k, C, F] -> [B, *size, C]."""
     k, stride, padding = w.shape[0], form.stride, form.padding
-    if padding == 0 and k == stride == 1:
-        return jnp.einsum("bijf,cf->bijc", g, w[0, 0])
+    if padding == 0 and k == 1 and (stride == 1 or form.lowering == "cpu"):
+        x = jnp.einsum("bijf,cf->bijc", g, w[0, 0])
+        gaps = [(0, 0, 0), (0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0)]
+        return _fit(lax.pad(x, jnp.zeros((), x.dtype), gaps), size)
     if g.shape[1:3] == (1, 1):
         x = (g[:, 0, 0] @ w.reshape(-1, w.shape[3]).T).reshape(-1, k, k, w.shape[2])
         return _fit(x[:, padding:, padding:], size)
@@ -331,8 +333,8 @@ def _input_gradient(form: _Form, size: tuple[int, int], g: Array, w: Array) -> A
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _kernel_gradient(form: _Form, k: int, x: Array, g: Array) -> Array:
     """dT/dw: x [B, H, W, C], g [B, H', W', F] -> [k, k, C, F]."""
-    if form.padding == 0 and k == form.stride == 1:
-        return jnp.einsum("bijc,bijf->cf", x, g)[None, None]
+    if form.padding == 0 and k == 1 and (form.stride == 1 or form.lowering == "cpu"):
+        return jnp.einsum("bijc,bijf->cf", x[:, :: form.stride, :: form.stride], g)[None, None]
     if form.padding == 0 and g.shape[1:3] == (1, 1):
         return (_rows(x[:, :k, :k]).T @ g[:, 0, 0]).reshape(k, k, x.shape[3], -1)
     return _of_members(form, lambda x, g: _transposed_in_w(form, k, x, g))(x, g)
