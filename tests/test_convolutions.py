@@ -285,7 +285,7 @@ def test_compiler_options_leave_out_what_this_jaxlib_does_not_know(monkeypatch):
     [
         (conv, ((16, 16), 3, 1, 1, 16, 16), True),
         (conv, ((16, 16), 3, 1, 0, 16, 16), False),
-        (conv, ((2, 2), 3, 1, 1, 16, 16), False),
+        (conv, ((4, 4), 3, 1, 1, 16, 16), False),
         (conv, ((16, 16), 4, 1, 1, 64, 64), False),
         (conv, ((16, 16), 5, 1, 1, 16, 16), False),
         (conv, ((16, 16), 5, 1, 2, 16, 16), True),
@@ -296,6 +296,8 @@ def test_compiler_options_leave_out_what_this_jaxlib_does_not_know(monkeypatch):
         (conv, ((16, 16), 1, 1, 0, 32, 32), False),
         (conv, ((16, 16), 3, 2, 1, 32, 32), False),
         (conv_transpose, ((16, 16), 3, 1, 1, 32, 16), True),
+        (conv_transpose, ((4, 4), 3, 1, 1, 32, 16), True),
+        (conv_transpose, ((2, 2), 3, 1, 1, 32, 16), False),
         (conv_transpose, ((16, 16), 3, 1, 1, 32, 3), False),
         (conv_transpose, ((16, 16), 4, 1, 1, 64, 64), False),
         (conv_transpose, ((8, 8), 4, 2, 1, 64, 64), False),

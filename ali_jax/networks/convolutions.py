@@ -95,7 +95,7 @@ def is_faster_natively(
     if stride > 1 or k < 3 or 2 * padding != k - 1:
         return False
     if k == 3:
-        return size > 2 and not (transpose and are_few)
+        return size > 2 and not are_few if transpose else size > 4
     return size > 4 and not are_few and not (k == 5 and are_many and size > 8)
 
 
