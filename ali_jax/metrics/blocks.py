@@ -29,12 +29,16 @@ def map_blocks(function: Callable[..., PyTree], *arrays: Any, size: int = ROWS_P
     if not total:
         raise ValueError("The arrays have no rows: give at least one.")
     size = min(size, total)
-    results = []
+    joined = None
     for start in range(0, total, size):
         rows = np.minimum(np.arange(start, start + size), total - 1)
         block = jax.tree.map(lambda array, rows=rows: array[rows], arrays)
-        results.append(jax.tree.map(np.asarray, function(*block)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
+        found = jax.tree.map(np.asarray, function(*block))
+        if joined is None:  # joined at the end, the results would be there twice
+            joined = jax.tree.map(lambda part: np.empty((total, *part.shape[1:]), part.dtype), found)
+        for whole, part in zip(jax.tree.leaves(joined), jax.tree.leaves(found), strict=True):
+            whole[start : start + size] = part[: total - start]
+    return joined
 
 
 FEW, MANY = 8, 128  # rows
