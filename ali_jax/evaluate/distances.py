@@ -129,10 +129,10 @@ def memorisation(ali: ALI, variables: Variables, key: Array, dataset: Dataset) -
     """
     unseen = _test_distance(dataset)
     train = train_rows(dataset)
-    x_tilde = draw_samples(ali, variables, key, MEMORISATION_ROWS, dataset)
-    distance = reconstruction.median_distance(x_tilde, train.x, divisor=dataset.divisor)
+    search = functools.partial(reconstruction.nearest_distances, train=train.x, divisor=dataset.divisor)
+    distances = draw_samples(ali, variables, key, MEMORISATION_ROWS, dataset, read=search)
     scalars = {
-        "memorisation": reconstruction.distance_ratio(distance, unseen),
+        "memorisation": reconstruction.distance_ratio(float(np.median(distances)), unseen),
         "n_memorisation": float(MEMORISATION_ROWS),
         "n_train": float(len(train.x)),
     }
