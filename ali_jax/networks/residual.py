@@ -26,8 +26,8 @@ class ResidualEncoder(nn.Module):
     """The Gaussian encoder q(z | x) as a residual network: z = mu(x) + sigma(x) epsilon.
 
     Images become maps by one convolution, of 3x3 or, with `patch` 2, of 4x4 and stride 2. Each stage is
-    `blocks` residual blocks; between stages maps are blurred, halved, and changed in number by a 1x1 convolution. The
-    grid at the end is flattened and goes through dense layers.
+    `blocks` residual blocks; between stages maps are blurred, halved, and changed in number by a 1x1
+    convolution. The grid at the end is flattened and goes through dense layers.
 
     Attributes:
       latent_dim: Z.
