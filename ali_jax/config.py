@@ -228,6 +228,11 @@ TABLE = (
     Key("discriminator.joint_dropout", (0.0,), rules.fractions,
         "Dropout on the inputs of D(x, z)'s layers. Per layer it takes one rate more, for the last "
         "linear one."),
+    Key("discriminator.x_noise", (0.0,), rules.deviations,
+        "Standard deviation of Gaussian noise on the inputs of D(x)'s layers, in training."),
+    Key("discriminator.joint_noise", (0.0,), rules.deviations,
+        "The same on the inputs of D(x, z)'s layers. Per layer it takes one number more, for the last linear "
+        "one."),
     Key("discriminator.init_std", 0.01, rules.not_negative,
         "Standard deviation of the initial weights; 0 = He initialisation."),
     Key("discriminator.center", False, rules.flag, "Whether the network sees 2x - 1 instead of x."),
@@ -266,8 +271,8 @@ TABLE = (
         "Whether each network learns its own embedding; otherwise one fixed random projection."),
 
     Group("Penalties",
-          "Terms added to the losses: each section names a function of `ali_jax.penalties` and holds its "
-          "arguments. A weight of 0 turns a term off."),
+          "Terms added to the losses: each section names a function of `ali_jax.penalties` or of "
+          "`ali_jax.class_penalties` and holds its arguments. A weight of 0 turns a term off."),
     Key("penalties.r1.gamma", 0.0, rules.not_negative, "Weight of the gradient penalty on D."),
     Key("penalties.r1.gamma_z", -1.0, rules.finite,
         "Weight of its part in z; negative = the same as `gamma`."),
@@ -294,6 +299,33 @@ TABLE = (
     Key("penalties.elbo.weight", 0.0, rules.not_negative,
         "Weight of a variational autoencoder's loss. Use it with `loss = \"none\"`."),
     Key("penalties.elbo.sigma", 1.0, rules.positive, "Standard deviation of its likelihood, in units of x."),
+    Key("penalties.manifold.weight", 0.0, rules.not_negative,
+        "Weight of the squared change of D's logits for a small step in the decoder's latent space."),
+    Key("penalties.manifold.size", 0.1, rules.positive, "Length of that step."),
+    Key("penalties.manifold.at", "prior", rules.one_of("prior", "encoder", "both"),
+        "Where it begins: at codes of the prior, at the encoder's codes of data, or at both."),
+    Key("penalties.manifold.ramp", (0.0, 0.0), rules.ramp,
+        "Shares of `num_steps` between which the weight rises linearly from 0; (0, 0) = it is full at once."),
+    Key("penalties.manifold.stride", 1, rules.count,
+        "Of the rows of a batch, every how many-th is used. With the loss `semi_supervised`, 2 leaves out those "
+        "with labels."),
+    Key("penalties.virtual_adversarial.weight", 0.0, rules.not_negative,
+        "Weight of the divergence of D's classes at x + r from those at x, for the worst small r (VAT)."),
+    Key("penalties.virtual_adversarial.radius", 2.0, rules.positive,
+        "Length of r over all of x, in units of x."),
+    Key("penalties.virtual_adversarial.ramp", (0.0, 0.0), rules.ramp, "As `penalties.manifold.ramp`."),
+    Key("penalties.virtual_adversarial.stride", 1, rules.count, "As `penalties.manifold.stride`."),
+    Key("penalties.entropy.weight", 0.0, rules.not_negative,
+        "Weight of the entropy of D's classes at data, in nats."),
+    Key("penalties.entropy.ramp", (0.0, 0.0), rules.ramp, "As `penalties.manifold.ramp`."),
+    Key("penalties.entropy.stride", 1, rules.count, "As `penalties.manifold.stride`."),
+    Key("penalties.feature_matching.weight", 0.0, rules.not_negative,
+        "Weight of the squared distance between D's mean features of the encoder's and of the decoder's "
+        "pairs, which encoder and decoder minimise."),
+    Key("penalties.feature_matching.layer", "joint", rules.text,
+        "Submodule of D whose output they are: `joint`, its last hidden layer, or `x`, the output of D(x)."),
+    Key("penalties.feature_matching.stride", 1, rules.count,
+        "As `penalties.manifold.stride`, of the encoder's pairs."),
 
     Group("The optimiser", "Adam for each player; the generator is the encoder and the decoder together."),
     Key("optimizer.generator.learning_rate", 1e-4, rules.positive, "Learning rate."),
@@ -619,8 +651,16 @@ def schedules(config: Config) -> list[str]:
         "instance_noise": config.instance_noise > 0,
         "augment.final": config.augment.final != 1 and augmented(config),
         "penalties.r1.gamma_final": penalised and annealed,
+        **{f"penalties.{name}.ramp": _is_ramped(config, name) for name in config.penalties},
     }
     return [key for key, used in uses.items() if used]
+
+
+def _is_ramped(config: Config, penalty: str) -> bool:
+    """Whether a penalty is on, in any member of a population, and its weight rises over the steps."""
+    section, weight = config.penalties[penalty], f"penalties.{penalty}.weight"
+    is_on = section.get("weight", 0) > 0 or weight in {key for key, _ in config.population.vary}
+    return is_on and max(section.get("ramp", (0.0,))) > 0
 
 
 def augmented(config: Config) -> dict[str, float]:

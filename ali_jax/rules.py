@@ -121,6 +121,14 @@ below_one = Rule(lambda value: _is_number(value) and value < 1, "below 1 and fin
 probability = Rule(lambda value: _is_number(value, 0) and value <= 1, "in [0, 1]")
 fractions = Rule(_each(fraction.holds), "rates in [0, 1): one for all layers, (0.2,), or one per layer")
 
+deviations = Rule(
+    _each(not_negative.holds), "numbers of at least 0: one for all layers, (0.3,), or one per layer"
+)
+ramp = Rule(
+    lambda value: _all_of(probability.holds, 2)(value) and value[0] <= value[1],
+    "two shares of num_steps in [0, 1], of which the first is not larger",
+)
+
 count = Rule(lambda value: _is_integer(value, 1, 2**31), "positive and below 2^31")
 count_or_zero = Rule(_is_integer, "at least 0")
 seed = Rule(lambda value: _is_integer(value, 0, 2**32), "in [0, 2^32)")

@@ -88,7 +88,7 @@ def _prepare_one(
         ali,
         tx,
         parts.make_loss(config, axis_name=axis_name),
-        parts.make_penalties(config),
+        parts.make_penalties(config, axis_name=axis_name),
         data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.divisor),
         jax.jit(functools.partial(train.init_state, ali, tx, ema=configs.average_decay(config) > 0)),
         parts.make_augment(config),

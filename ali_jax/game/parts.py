@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ali_jax import class_penalties
 from ali_jax import config as configs
 from ali_jax import losses as loss_functions
 from ali_jax import model
@@ -131,13 +132,14 @@ def make_loss(config: Config, *, axis_name: str | None = None) -> Loss:
     return partial(known[config.loss], **{k: v for k, v in options.items() if k in accepted})
 
 
-def make_penalties(config: Config) -> tuple[Penalty, ...]:
+def make_penalties(config: Config, *, axis_name: str | None = None) -> tuple[Penalty, ...]:
     """Make the penalties of `config.penalties` that have a positive weight, with their arguments.
 
     A negative number stands for "not given". `num_steps` is the config's.
 
     Args:
       config: reads `penalties` and `num_steps`.
+      axis_name: the named axis over which the batch is split, for penalties that need the whole batch.
 
     Returns:
       The penalties, for `train_step`.
@@ -145,12 +147,13 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
     Raises:
       ValueError: there is no such penalty, or it has no such argument.
     """
-    known = public_functions(penalty_functions)
+    known = public_functions(penalty_functions) | public_functions(class_penalties)
+    given = {"num_steps": config.num_steps, "axis_name": axis_name}
     made = []
     for name, section in config.penalties.items():
         if name not in known:
             hint = did_you_mean(name, known)
-            raise ValueError(f"config.penalties.{name}:{hint} ali_jax.penalties has {', '.join(known)}.")
+            raise ValueError(f"config.penalties.{name}:{hint} ali_jax has {', '.join(sorted(known))}.")
         arguments = inspect.signature(known[name]).parameters.values()
         accepted = [a.name for a in arguments if a.kind is a.KEYWORD_ONLY and a.name != "input_gradients"]
         options = {k: None if isinstance(v, float) and v < 0 else v for k, v in section.items()}
@@ -159,8 +162,7 @@ def make_penalties(config: Config) -> tuple[Penalty, ...]:
                 raise ValueError(
                     f"config.penalties.{name}.{option}: its arguments are {', '.join(accepted)}."
                 )
-        if "num_steps" in accepted:
-            options["num_steps"] = config.num_steps
+        options |= {option: value for option, value in given.items() if option in accepted}
         if any(_is_positive(options.get(weight)) for weight in WEIGHTS):
             made.append(partial(known[name], **options))
     return tuple(made)

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ali_jax.networks import convolutions, layers
-from ali_jax.networks.layers import Affine, Dropout, Embedding, Layer, Stack, centered, join, per_layer
+from ali_jax.networks.layers import (
+    Affine,
+    Dropout,
+    Embedding,
+    GaussianNoise,
+    Layer,
+    Stack,
+    centered,
+    join,
+    per_layer,
+)
 from ali_jax.types import Array
 
 
@@ -26,6 +36,9 @@ class Discriminator(nn.Module):
       x_dropout, z_dropout, joint_dropout: dropout rates on the inputs of layers, one for all or one per
         layer. joint_dropout has one more, for the layer of the logit.
       x_dropout_after: dropout rates between a layer of D(x) and its activation.
+      x_noise, joint_noise: standard deviations of Gaussian noise on the inputs of layers in training, one for
+        all or one per layer; joint_noise has one more, as joint_dropout. That on x is in units of what the
+        first layer sees: of 2x - 1, if `center`.
       z_bias: whether D(z) has biases.
       x_pool: whether D(x)'s maps are averaged over space before they are joined.
       blind: whether D does not see z. ALI is then a GAN, whose encoder learns nothing.
@@ -52,6 +65,8 @@ class Discriminator(nn.Module):
     z_dropout: float | tuple[float, ...] = 0.0
     z_bias: bool = False
     joint_dropout: float | tuple[float, ...] = 0.0
+    x_noise: float | tuple[float, ...] = 0.0
+    joint_noise: float | tuple[float, ...] = 0.0
     init_std: float = 0.01
     center: bool = False
     x_pool: bool = False
@@ -75,9 +90,9 @@ class Discriminator(nn.Module):
 
     @property
     def random(self) -> bool:
-        """Whether a logit depends on a key, which it does by dropout."""
+        """Whether a logit depends on a key, which it does by dropout and by noise."""
         rates = (self.x_dropout, self.x_dropout_after, self.z_dropout, self.joint_dropout)
-        return any(map(np.any, rates))
+        return any(map(np.any, (*rates, self.x_noise, self.joint_noise)))
 
     def setup(self) -> None:
         if self.blind and (self.z_everywhere or self.unary_scores):
@@ -94,16 +109,19 @@ class Discriminator(nn.Module):
             axis_name=self.axis_name,
             **shared,
         )
-        rates = per_layer(self.joint_dropout, len(self.joint_layers) + 1, "joint_dropout")
+        count = len(self.joint_layers) + 1
+        rates = per_layer(self.joint_dropout, count, "joint_dropout")
+        noise = per_layer(self.joint_noise, count, "joint_noise")
         self.x = stack(
             self.x_layers,
             batch_norm=self.x_batch_norm,
             dropout=self.x_dropout,
             dropout_after=self.x_dropout_after,
+            noise=self.x_noise,
         )
         self.z = stack(self.z_layers, dropout=self.z_dropout, bias=self.z_bias)
-        self.joint = stack(self.joint_layers, dropout=rates[:-1])
-        self.last_dropout = Dropout(rates[-1])
+        self.joint = stack(self.joint_layers, dropout=rates[:-1], noise=noise[:-1])
+        self.last_noise, self.last_dropout = GaussianNoise(noise[-1]), Dropout(rates[-1])
         self.logit = Affine(self.num_classes, **shared)
         self.embed = Embedding(self.embedding, self.embedding_learned, self.dtype)
         if self.unary_scores:
@@ -116,7 +134,8 @@ class Discriminator(nn.Module):
         h_x, h_z = self._towers(x, z, train)
         h = join(join(h_x, h_z), self._conditions(y))
         beside = _packed(z, self.packing) if self.z_everywhere else None
-        h = self.last_dropout(self.joint(h, train=train, beside=beside), train=train)
+        h = self.last_noise(self.joint(h, train=train, beside=beside), train=train)
+        h = self.last_dropout(h, train=train)
         logits = self.logit(h, train=train)
         if self.is_initializing() or self.spectral_norm:  # their parameters, and their power iteration
             self._other_scores(h_x, h_z, x, y, train)
