@@ -235,8 +235,8 @@ def _class_logits(
     if logits.ndim != 2:
         raise ValueError(
             f"{name} needs a discriminator of classes: set config.loss = 'semi_supervised', with "
-            f"config.dataset.labelled and config.discriminator.num_classes, or config.penalties.{name}.weight "
-            "= 0."
+            "config.dataset.labelled and config.discriminator.num_classes, or "
+            f"config.penalties.{name}.weight = 0."
         )
     return logits
 

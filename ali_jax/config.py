@@ -307,8 +307,8 @@ TABLE = (
     Key("penalties.manifold.ramp", (0.0, 0.0), rules.ramp,
         "Shares of `num_steps` between which the weight rises linearly from 0; (0, 0) = it is full at once."),
     Key("penalties.manifold.stride", 1, rules.count,
-        "Of the rows of a batch, every how many-th is used. With the loss `semi_supervised`, 2 leaves out those "
-        "with labels."),
+        "Every how many-th row of a batch is used. With the loss `semi_supervised`, 2 leaves out those with "
+        "labels."),
     Key("penalties.virtual_adversarial.weight", 0.0, rules.not_negative,
         "Weight of the divergence of D's classes at x + r from those at x, for the worst small r (VAT)."),
     Key("penalties.virtual_adversarial.radius", 2.0, rules.positive,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from scipy import stats
 
 from ali_jax import config as defaults
 from ali_jax import model, networks
@@ -394,6 +395,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy(config, shape, message):
         ("discriminator.x_dropout_after", (1.0,), r"\[0, 1\)"),
         ("discriminator.z_dropout", ("x",), r"\[0, 1\)"),
         ("discriminator.joint_dropout", (-0.1,), r"\[0, 1\)"),
+        ("discriminator.x_noise", (-0.1,), "numbers of at least 0"),
         ("discriminator.width", -1, "at least 0"),
         ("discriminator.pieces", 0, "must be positive"),
     ],
@@ -446,6 +448,17 @@ def test_dropout_keeps_the_mean():
     h = jnp.full((100, 100), 3.0)
     dropped = layers.Dropout(0.5).apply({}, h, train=True, rngs={"dropout": jax.random.PRNGKey(0)})
     assert set(np.unique(dropped)) == {0.0, 6.0}
+
+
+def test_noise_is_normal_and_independent_and_only_in_training():
+    h = jnp.full((64, 32, 8), 2.0)
+    noisy = lambda i: layers.GaussianNoise(0.3).apply({}, h, train=True, rngs={"dropout": jax.random.key(i)})  # noqa: E731
+    rows = np.stack([np.ravel(noisy(i)) - 2 for i in range(3)]) / 0.3
+    for row in rows:
+        assert stats.kstest(row, "norm").pvalue > 1e-3
+    shifted = np.concatenate([rows, np.roll(rows[:1], 1, axis=1), np.roll(rows[:1], 8, axis=1)])
+    assert np.abs(np.corrcoef(shifted) - np.eye(5)).max() < 6 / h.size**0.5
+    np.testing.assert_array_equal(layers.GaussianNoise(0.3).apply({}, h, train=False), h)
 
 
 def test_fourier_features_are_sines_and_cosines_beside_the_input():

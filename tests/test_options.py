@@ -180,6 +180,29 @@ def test_the_last_of_the_joint_dropout_rates_is_that_of_the_logit():
     assert shares_of(found) == pytest.approx(shares, abs=0.015)
 
 
+def test_every_layer_has_its_own_noise():
+    """l = 3 (h + c), h = 2 (2 (x + a) + a') + b + b', each letter but x noise with a deviation of its own."""
+    d = networks.Discriminator(
+        (1, 1),
+        (),
+        (1, 1),
+        slope=1.0,
+        x_batch_norm=False,
+        blind=True,
+        x_noise=(0.1, 0.3),
+        joint_noise=(0.3, 0.2, 0.5),
+    )
+    stacks = {"x": layers_of_one_unit(2.0, 0.0), "joint": layers_of_one_unit(1.0, 0.0)}
+    params = {"params": {**stacks, "logit": affine([[3.0]])}}
+    ones = jnp.ones((40_000, 1))
+    noisy = d.apply(params, ones, ones, train=True, rngs={"dropout": jax.random.PRNGKey(0)})
+    expected = 9 * (16 * 0.1**2 + 4 * 0.3**2 + 0.3**2 + 0.2**2 + 0.5**2)
+    assert float(jnp.var(noisy)) == pytest.approx(expected, rel=0.02)
+    np.testing.assert_array_equal(d.apply(params, ones[:2], ones[:2]), [12.0, 12.0])
+    assert d.random
+    assert not d.clone(x_noise=0.0, joint_noise=0.0).random
+
+
 # Penalties.
 
 

@@ -147,7 +147,7 @@ def test_a_discriminator_with_batch_norm_is_refused(key):
     [
         (
             {"cycle": {"gamma": 1.0}},
-            "penalties.cycle: Did you mean cycle_.* has .*cycle_x, cycle_z, elbo, r1",
+            "penalties.cycle: Did you mean cycle_.* has .*cycle_x, cycle_z, elbo, entropy,.* r1",
         ),
         ({"r1": {"gamma": 1.0, "gama": 3.0}}, "penalties.r1.gama: its arguments are gamma, gamma_z"),
     ],

@@ -90,6 +90,7 @@ RESIDUAL = {
     **{f"{role}.patch": 2 for role in Networks._fields},
 }
 WIDTHS = {"encoder.layers": (), "decoder.layers": (), "discriminator.x_layers": ()}
+FEW_LABELS = ("manifold", "virtual_adversarial", "entropy", "feature_matching")
 # By name: values beside those of `tiny`, and the data; None: those that the config names.
 BASES: dict[str, tuple[dict[str, Any], Any]] = {
     "points": ({}, points),
@@ -118,6 +119,25 @@ BASES: dict[str, tuple[dict[str, Any], Any]] = {
     "fading": ({**CONVOLUTIONS, "augment.cutout": 0.3, "augment.final": 0.5}, images),
     "semi": (
         {"loss": "semi_supervised", "dataset.labelled": 3, "discriminator.num_classes": 3},
+        points,
+    ),
+    "few": (
+        {
+            "loss": "semi_supervised",
+            "dataset.labelled": 3,
+            "discriminator.num_classes": 3,
+            **{f"penalties.{name}.weight": 0.7 for name in FEW_LABELS},
+        },
+        points,
+    ),
+    "ramped": (
+        {
+            "loss": "semi_supervised",
+            "dataset.labelled": 3,
+            "discriminator.num_classes": 3,
+            "penalties.entropy.weight": 0.7,
+            "penalties.entropy.ramp": (0.2, 0.7),
+        },
         points,
     ),
     "seeds": ({"population.seeds": 2}, points),
@@ -239,6 +259,9 @@ PROGRAM = (
     Row("discriminator.z_bias", True, start(DISCRIMINATOR) | STEP),
     Row("discriminator.joint_dropout", (0.3,), STEP),
     Row("discriminator.joint_dropout", (0.0, 0.3), STEP),
+    Row("discriminator.x_noise", (0.3,), STEP),
+    Row("discriminator.joint_noise", (0.3,), STEP),
+    Row("discriminator.joint_noise", (0.0, 0.3), STEP),
     Row("discriminator.center", True, STEP),
     Row("discriminator.x_pool", True, start(DISCRIMINATOR) | STEP, "pooled"),
     Row("discriminator.blind", True, start(DISCRIMINATOR) | STEP),
@@ -270,6 +293,21 @@ PROGRAM = (
     Row("penalties.unary_scores.weight", 0.3, refused="needs a discriminator with unary_scores"),
     Row("penalties.elbo.weight", 0.3, step(*GENERATOR), "vae"),
     Row("penalties.elbo.sigma", 0.3, step(*GENERATOR), "vae"),
+    Row("num_steps", 9, step(DISCRIMINATOR), "ramped"),
+    *(
+        Row(f"penalties.{name}.{key}", value, step(DISCRIMINATOR), "few")
+        for name in FEW_LABELS[:3]
+        for key, value in (("weight", 0.3), ("ramp", (0.2, 0.7)), ("stride", 2))
+    ),
+    Row("penalties.manifold.size", 0.3, step(DISCRIMINATOR), "few"),
+    Row("penalties.manifold.at", "encoder", step(DISCRIMINATOR), "few"),
+    Row("penalties.virtual_adversarial.radius", 0.3, step(DISCRIMINATOR), "few"),
+    Row("penalties.virtual_adversarial.weight", 0.3, refused="needs a discriminator of classes"),
+    Row("penalties.entropy.weight", 0.3, refused="needs a discriminator of classes"),
+    Row("penalties.feature_matching.weight", 0.3, step(*GENERATOR), "few"),
+    Row("penalties.feature_matching.layer", "x", step(*GENERATOR), "few"),
+    Row("penalties.feature_matching.layer", "y", refused="D calls no submodule 'y'", base="few"),
+    Row("penalties.feature_matching.stride", 2, step(*GENERATOR), "few"),
     *(
         Row(f"optimizer.{player}.{number}", 0.3, step(*roles))
         for player, roles in (("generator", GENERATOR), ("discriminator", (DISCRIMINATOR,)))

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ali_jax import class_penalties
+from ali_jax import class_penalties, model
 from ali_jax import config as configs
 from ali_jax import losses as loss_functions
-from ali_jax import model
 from ali_jax import penalties as penalty_functions
 from ali_jax.augmentation import augment
 from ali_jax.config import Config

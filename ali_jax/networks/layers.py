@@ -329,7 +329,7 @@ class GaussianNoise(nn.Module):
 
 
 class Stack(nn.Module):
-    """Layers in order, each: noise, dropout on its input, linear map, batch norm or bias, dropout, activation.
+    """Layers in order, each: noise and dropout, linear map, batch norm or bias, dropout, activation.
 
     A layer with batch norm has no bias. To a convolution a vector is a 1x1 map. The input `beside` [B, F], if
     there is one, reaches every layer: a linear map of it is added after batch norm or bias. The input of
