@@ -427,8 +427,10 @@ def stable_recipe(config: Config) -> None:
         adam.b2 = 0.99
 
 
-def semi_supervised_recipe(config: Config, maps: int) -> None:
-    """Set, in place, the networks and the optimiser of semi-supervised ALI; `maps` is the width of D(x).
+def semi_supervised_recipe(config: Config, maps: int, *, generator_maps: int = 128) -> None:
+    """Set, in place, the networks and the optimiser of semi-supervised ALI.
+
+    `maps` is the width of D(x), `generator_maps` that of the encoder's first layer; all others follow.
 
     The code of the paper's experiment is unpublished; it was made from OpenAI's improved-gan script for 32x32
     images. From that script: nine convolutions in D(x) with a mean over space, dropout of 0.2 on the input
@@ -440,9 +442,10 @@ def semi_supervised_recipe(config: Config, maps: int) -> None:
     config.ema_decay = 0.9999
     config.loss = "semi_supervised"
     config.latent_dim = 100
-    config.encoder.layers = ((4, 2, 128, 1), (4, 2, 256, 1), (4, 2, 512, 1), (4, 1, 512))
+    g = generator_maps
+    config.encoder.layers = ((4, 2, g, 1), (4, 2, 2 * g, 1), (4, 2, 4 * g, 1), (4, 1, 4 * g))
     config.encoder.activation = "relu"
-    config.decoder.layers = ((4, 1, 512), (4, 2, 256, 1), (4, 2, 128, 1), (4, 2, 64, 1))
+    config.decoder.layers = ((4, 1, 4 * g), (4, 2, 2 * g, 1), (4, 2, g, 1), (4, 2, g // 2, 1))
     config.decoder.activation = "relu"
     config.discriminator.x_layers = (
         *((3, 1, maps, 1), (3, 1, maps, 1), (3, 2, maps, 1)),

@@ -33,7 +33,7 @@ from ali_jax.networks import convolutions
 from ali_jax.networks.layers import Convolution
 from ali_jax.program.command import load_config
 from ali_jax.tools import profile
-from benchmarks import compare, roofline
+from benchmarks import compare, gpu_semi, roofline
 from benchmarks.cudnn import step_of
 from benchmarks.gpu_records import NO_GPU, Results
 from benchmarks.jax_variants import Ours
@@ -106,7 +106,7 @@ def shrink(config: Config) -> None:
     config.decoder.layers = ((3, 1, 4), (4, 2, 4))
     for network in (config.encoder, config.decoder, config.discriminator):
         for key, value in network.items():
-            if key.endswith(("batch_norm", "dropout", "dropout_after")):
+            if key.endswith(("batch_norm", "dropout", "dropout_after", "noise")):
                 network[key] = value[-1:]
 
 
@@ -481,6 +481,31 @@ def _train(run: Run, name: str, file: Path | None, seconds: float) -> None:
         run.results.add(experiment=name, picture=str(picture.relative_to(run.out)))
 
 
+def semi(run: Run) -> None:
+    """Train on CIFAR-10 with 4,000 labels for the time that there is, and test once, at the end."""
+    began, file = time.monotonic(), None if run.path is None else run.path / "cifar10.npz"
+    if not run.tiny and (file is None or not file.exists()):
+        run.results.add(absent="No --path with a cifar10.npz was given, so nothing was trained.")
+        return
+    if run.results.measured("label_error"):
+        return
+    config = gpu_semi.config_for(file, shrink if run.tiny else None)
+    first, rates = gpu_semi.steps_per_second(config)
+    run.results.add(experiment="cifar10_semi", steps_per_second=rates, compile_seconds=first)
+    print(f"cifar10_semi: {sorted(rates)[len(rates) // 2]:.3g} steps per second", flush=True)
+    left = began + run.seconds - time.monotonic()
+    seconds = 0.0 if run.tiny else gpu_semi.SHARE * (left - first)
+    config.num_steps = gpu_semi.steps_in(seconds, rates, config.steps_per_call)
+    workdir = run.out / "runs" / f"cifar10_semi_{config.num_steps}"
+    found = gpu_semi.train(config, workdir, 0.95 * left)
+    what = {"experiment": "cifar10_semi", "steps": gpu_semi.taken(workdir), "workdir": str(workdir)}
+    if found is None:
+        run.results.add(**what, unfinished=config.num_steps)
+        return
+    numbers = {"label_error": found["label_error"], "test_images": int(found["n_test_labelled"])}
+    run.results.add(**what, **numbers, lossy=gpu_semi.lossy_images(file), tiny=run.tiny)
+
+
 def device() -> dict[str, Any]:
     """Return the device and the versions of the packages that decide the speed."""
     names = (
@@ -505,6 +530,7 @@ PARTS: dict[str, Callable[[Run], None]] = {
     "kernels": kernels,
     "layers": layers,
     "training": training,
+    "semi": semi,
 }
 
 

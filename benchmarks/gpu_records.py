@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
+from benchmarks import gpu_semi
 from benchmarks.compare import markdown
 
 Row: TypeAlias = dict[str, Any]
@@ -182,6 +183,25 @@ def _training(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _semi(rows: Sequence[Row]) -> str:
+    """Return steps per second, and the test error beside published ones, with what it was measured on."""
+    texts = []
+    for r in rows:
+        if r["part"] != "semi":
+            continue
+        if "steps_per_second" in r:
+            texts.append(f"{_spread(r['steps_per_second'])} steps per second.")
+        elif "unfinished" in r:
+            texts.append(f"Stopped after {r['steps']:,} of {r['unfinished']:,} steps, and so not tested.")
+        elif "label_error" in r:
+            texts.append(_markdown(gpu_semi.table(r)))
+            if r["lossy"]:
+                texts.append(f"{r['lossy']} of the {r['test_images']:,} test images are decoded from JPEG.")
+        elif "absent" in r:
+            texts.append(r["absent"])
+    return "\n\n".join(texts)
+
+
 # Title -> the text of all results of that kind, "" without any.
 SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
     "Tests": _tests,
@@ -190,6 +210,7 @@ SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
     "Kernels by layer and kind": _kernels,
     "Layers by form": _layers,
     "Short trainings": _training,
+    "Few labels": _semi,
     "Parts": _ends,
 }
 

@@ -4,11 +4,14 @@ import json
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 import small
+from test_pages import wilson
 
 from ali_jax.networks import convolutions
-from benchmarks import gpu, gpu_parts, gpu_records
+from ali_jax.program.command import load_config, override
+from benchmarks import gpu, gpu_parts, gpu_records, gpu_semi
 from benchmarks.gpu_parts import Cell
 from benchmarks.gpu_records import Results
 
@@ -122,6 +125,61 @@ def test_every_layer_of_the_networks_is_found_once():
     expected = [(False, 200, *sizes) for sizes in down] + [(True, 100, *sizes) for sizes in up]
     assert sides == [*expected, (False, 100, 1, 64, 64)]
     assert len({layer.name for layer in found}) == len(found)
+
+
+def test_few_labels_want_all_the_time_and_so_are_measured_on_request(monkeypatch, tmp_path):
+    parts = []
+    monkeypatch.setattr(gpu, "run_part", lambda name, *_: parts.append(name) or "done")
+    monkeypatch.setattr(gpu, "read", lambda _: [])
+    for only in ([], ["--only", "semi"]):
+        gpu.main(["--out", str(tmp_path), *only])
+    assert parts == [*(name for name in gpu.PARTS if name != "semi"), "semi"]
+
+
+def test_as_many_steps_are_trained_as_there_is_time_for():
+    assert gpu_semi.steps_in(60.0, [10.0, 3.0, 11.0], 100) == 600  # the median
+    assert gpu_semi.steps_in(0.0, [10.0], 100) == 100
+    config = gpu_semi.config_for(small.ROOT / "cifar10.npz")
+    config.num_steps = 600
+    command = load_config(str(gpu_semi.EXPERIMENT))
+    override(command, gpu_semi.flags_of(config))
+    assert command.to_dict() == config.to_dict()
+    assert (config.dataset.test_split, config.evaluate_every) == ("test", 0)  # once, at the end
+
+
+def test_a_trial_on_digits_has_its_own_config():
+    config = gpu_semi.config_for(None, gpu_parts.shrink)
+    command = load_config(str(gpu_semi.EXPERIMENT))
+    override(command, gpu_semi.flags_of(config))
+    assert command.to_dict() == config.to_dict()
+    assert config.dataset.name == "digits"
+    assert len(config.discriminator.x_layers) == 2
+
+
+def test_the_file_says_how_many_test_images_are_lossy(tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez(path, test_image=np.zeros(3))
+    assert (gpu_semi.lossy_images(path), gpu_semi.lossy_images(None)) == (0, 0)
+    np.savez(path, test_is_lossless=np.array([True, False, False]))
+    assert gpu_semi.lossy_images(path) == 2
+
+
+def test_a_test_error_stands_below_published_ones_with_its_interval_and_its_images():
+    row = {"part": "semi", "steps": 4000, "label_error": 0.459, "test_images": 10_000, "tiny": False}
+    rates = {"part": "semi", "steps_per_second": [9.0, 10.0, 12.0]}
+    unfinished = {"part": "semi", "steps": 300, "unfinished": 400}
+    text = gpu_records.report([rates, row | {"lossy": 21}, unfinished])
+    low, high = (100 * end for end in wilson(0.459, 10_000))
+    for line in (
+        "10.000 [9.000-12.000] steps per second.",
+        "| improved GAN (Salimans et al., 2016) | 18.63 ± 2.32 |",
+        f"| here, 4,000 steps | 45.90 (95 %: {low:.2f} to {high:.2f}) |",
+        "21 of the 10,000 test images are decoded from JPEG.",
+        "Stopped after 300 of 400 steps, and so not tested.",
+    ):
+        assert f"\n{line}\n" in f"{text}\n", line
+    assert "JPEG" not in gpu_records.report([row | {"lossy": 0}])
+    assert "4,000 steps, a trial on digits |" in gpu_records.report([row | {"lossy": 0, "tiny": True}])
 
 
 def test_a_report_has_every_part(tmp_path):

@@ -18,7 +18,7 @@ from ali_jax.reproduce import main
 def experiments(tmp_path_factory):
     """Give a folder of experiments with the structure of ours, a few units wide."""
     folder = tmp_path_factory.mktemp("experiments")
-    for name, variants in (("mixture", True), ("svhn", False)):
+    for name, variants in (("mixture", True), ("svhn", False), ("mnist_semi", False)):
         text = f"""
             import sys
             sys.path.insert(0, {str(small.ROOT / "tests")!r})
@@ -28,6 +28,8 @@ def experiments(tmp_path_factory):
                 config = small.narrow(small.experiment({name!r} + (":" + variant) * {variants}))
                 config.batch_size, config.report = 8, False
                 small.shallow(config)
+                if {name!r} == "mnist_semi":
+                    config.dataset.shape = (8, 8, 3)  # of `digits_of_color`
                 if {variants}:  # what takes long to compile, and pictures that nothing here looks at
                     config.evaluators = ("modes",)
                     config.encoder.layers = config.decoder.layers = (4,)
@@ -98,7 +100,7 @@ def columns(path) -> list[str]:
     return [" ".join(filter(None, column)) for column in zip(*cells, strict=True)]
 
 
-@pytest.mark.parametrize("name", ["svhn_semi", "reconstructions"])
+@pytest.mark.parametrize("name", ["svhn_semi", "mnist_semi", "reconstructions"])
 def test_images_of_ones_own_go_all_the_way(experiments, digits_of_color, tmp_path, capsys, name):
     arguments = [name, "--budget", "short", "--steps", "2", "--workdir", str(tmp_path)]
     assert main([*arguments, "--experiments", str(experiments), "--path", str(digits_of_color)]) == 0
@@ -108,6 +110,10 @@ def test_images_of_ones_own_go_all_the_way(experiments, digits_of_color, tmp_pat
         picture = tmp_path / "svhn" / "images" / "reconstructions_2.png"
         assert f"Picture: {picture}" in (tmp_path / "result.txt").read_text().replace("\n", "")
         assert picture.exists()
+    elif name == "mnist_semi":
+        error = 100 * read_metrics(tmp_path / "mnist_100_0")["label_error"]
+        assert columns(tmp_path / "result.txt")[2] == f"{error:.2f} (one draw of labels)"
+        assert "100 labels train, 1,000 more selected the settings" in out
     else:
         m = read_metrics(tmp_path / "svhn_1000")
         low, high = (100 * end for end in wilson(m["label_error"], 40))
@@ -115,6 +121,10 @@ def test_images_of_ones_own_go_all_the_way(experiments, digits_of_color, tmp_pat
             f"{100 * m['label_error']:.2f} (95 % from 40 test images: {low:.2f} to {high:.2f}); "
             f"ten codes: {100 * m['label_error_sampled']:.2f}"
         )
+
+
+def test_errors_over_draws_have_their_mean_and_deviation():
+    assert reproduce._over_draws([1.0, 2.0, 4.5]) == "2.50 ± 1.80 (1.00, 2.00, 4.50)"
 
 
 def test_every_table_has_a_short_budget():
