@@ -1,3 +1,4 @@
+from . import class_penalties as class_penalties
 from . import losses as losses
 from . import penalties as penalties
 from .game.compile import make_train_step as make_train_step

@@ -21,7 +21,7 @@ Penalties for few labels are off here, and none of them was tried on these image
     --config.penalties.feature_matching.weight=1
 
 Their authors used: a radius of 10 on whitened images, which are not ours, both weights 1 (Miyato et al.,
-2018); the weight 1e-3 and the size 1e-5, a step that float32 logits do not resolve (Lecouat et al., 2018);
+2018); the weight 1e-3 and the size 1e-5, which makes the term tiny (Lecouat et al., 2018);
 feature matching in place of the decoder's game (Salimans et al., 2016). With `stride=2` a penalty leaves
 out the rows with labels, which are half of a batch.
 """

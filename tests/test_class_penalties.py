@@ -11,6 +11,7 @@ import pytest
 import small
 
 from ali_jax import class_penalties, gradients, losses, model
+from ali_jax import config as configs
 from ali_jax.game import parts
 from ali_jax.types import Batch, Networks, Noise, Pairs, Variables
 
@@ -231,6 +232,14 @@ def test_the_ramps_of_the_config_reach_the_penalties(key):
     at = compiled(lambda s: penalty(setting.ali, setting.variables, setting.pairs, key, s)[0].discriminator)
     found = [float(at(jnp.asarray(step))) for step in (2, 4, 9)]
     np.testing.assert_allclose(np.divide(found, found[-1]), [0, 0.5, 1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_run_with_a_ramp_cannot_be_resumed_with_more_steps():
+    values = {"penalties.entropy.ramp": (0.2, 0.6), "penalties.manifold.weight": 0.5}
+    assert configs.schedules(configs.with_values(configs.base(), values)) == []  # it is off
+    on = configs.with_values(configs.base(), {**values, "penalties.entropy.weight": 0.5})
+    assert configs.schedules(on) == ["penalties.entropy.ramp"]
+    assert "num_steps" in configs.conflicts(on, configs.with_values(on, {"num_steps": on.num_steps + 1}))
 
 
 def test_shards_match_the_features_of_the_whole_batch():

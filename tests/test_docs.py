@@ -27,8 +27,8 @@ from test_architecture import LAYERS
 from test_loop import tiny
 
 import ali_jax
+from ali_jax import class_penalties, evaluate, losses, main, penalties
 from ali_jax import config as configs
-from ali_jax import evaluate, losses, main, penalties
 from ali_jax.names import public_functions
 from ali_jax.program import command, loop
 
@@ -339,7 +339,7 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
 
 def test_the_page_of_losses_names_every_loss_and_penalty():
     text = (small.ROOT / "docs/reference/losses.md").read_text()
-    for module in (losses, penalties):
+    for module in (losses, penalties, class_penalties):
         for name in public_functions(module):
             assert re.search(rf"\b{name}\b", text), name
 

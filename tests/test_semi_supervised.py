@@ -9,6 +9,7 @@ import pytest
 import small
 from scipy.special import softmax
 
+from ali_jax import config as configs
 from ali_jax import data, evaluate, game, losses, model, train
 from ali_jax.data import DataError
 from ali_jax.game import compile, parts
@@ -157,6 +158,21 @@ def test_a_discriminator_of_k_classes_learns_them(key):
     assert found["label_error_sampled"] < 0.25
     z = model.encode(ali, state.ema, first.x)
     assert model.discriminate(ali, state.ema, first.x, z).shape == (100, 10)
+
+
+@pytest.mark.parametrize(("name", "labels"), [("cifar10_semi", 4000), ("svhn_semi", 1000)])
+def test_the_narrow_variant_has_a_third_of_the_maps_and_is_otherwise_the_same(name, labels):
+    wide, narrow = (configs.flat(small.experiment(which)) for which in (name, f"{name}:narrow"))
+    assert narrow["dataset.labelled"] == labels
+    changed = {key for key in wide if wide[key] != narrow[key]}
+    stacks = ("x_layers", "z_layers", "joint_layers")
+    assert changed == {"encoder.layers", "decoder.layers", *(f"discriminator.{key}" for key in stacks)}
+    for key in changed:
+        for of_wide, of_narrow in zip(wide[key], narrow[key], strict=True):
+            maps = [layer if isinstance(layer, int) else layer[2] for layer in (of_wide, of_narrow)]
+            assert maps[1] / maps[0] == pytest.approx(1 / 3, rel=0.05)
+    with pytest.raises(ValueError, match="narrow, or a number of labels"):
+        small.experiment(f"{name}:wide")
 
 
 def test_label_error_needs_a_discriminator_of_classes(key):

@@ -15,8 +15,8 @@ import optax
 import pytest
 import small
 
+from ali_jax import class_penalties, game, gradients, losses, model, penalties, train
 from ali_jax import config as configs
-from ali_jax import game, gradients, losses, model, penalties, train
 from ali_jax.game import parts
 from ali_jax.names import public_functions
 from ali_jax.networks.layers import SpectralNorm
@@ -454,14 +454,14 @@ def test_the_flags_of_the_documentation_make_a_game_of_digits(flags, digits):
         value = ast.literal_eval(text) if text[0] in "(0123456789TF" else text
         assert configs.flat(made.config)[key] == value
         assert not key.startswith("penalties.") or terms[key] == value
-    for name in public_functions(penalties):
+    for name in (*public_functions(penalties), *public_functions(class_penalties)):
         on = any(f"penalties.{name}.{weight}=" in flags for weight in parts.WEIGHTS) or name == "r1"
         assert any(term.func.__name__ == name for term in made.penalties) == on, name
 
 
 def test_the_documentation_shows_every_loss_and_penalty():
     text = (small.ROOT / "docs" / "reference" / "losses.md").read_text()
-    for name in (*ONE_LOGIT, *public_functions(penalties)):
+    for name in (*ONE_LOGIT, *public_functions(penalties), *public_functions(class_penalties)):
         assert f"| `{name}` |" in text, name
 
 
