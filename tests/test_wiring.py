@@ -597,6 +597,13 @@ def test_the_labelled_term_has_the_weight_of_the_config():
         np.testing.assert_allclose(found, game_term + weight * (logsumexp(q[0]) - q[0, 2]), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("parallel", "axis_name"), [("pmap", "data"), ("mesh", None)])
+def test_a_penalty_that_needs_the_whole_batch_is_told_how_it_is_split(parallel, axis_name, traced):
+    made = game.prepare(tiny("few", parallel=parallel), points())
+    given = [term.keywords["axis_name"] for term in made.penalties if "axis_name" in term.keywords]
+    assert given == [axis_name]  # of feature_matching
+
+
 def adam(gradients, learning_rate, b1, b2, eps):
     """Return Adam's last step (Kingma and Ba, 2015, algorithm 1)."""
     m = v = 0.0
