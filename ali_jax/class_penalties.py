@@ -111,9 +111,10 @@ def virtual_adversarial(
         return _class_logits(ali, variables, x, z_hat, y, key, "virtual_adversarial")
 
     direction = _unit(jax.random.normal(key_direction, x.shape, x.dtype))
-    clean, change = jax.jvp(logits, (x,), (direction,))
+    clean, pull = jax.vjp(logits, x)
+    _, push = jax.vjp(lambda u: pull(u)[0], jnp.zeros_like(clean))  # J, as convolutions have no `jax.jvp`
+    (change,) = push(direction)
     p = jax.nn.softmax(clean)
-    _, pull = jax.vjp(logits, x)
     (ascent,) = pull((p * (change - jnp.sum(p * change, axis=-1, keepdims=True))).astype(clean.dtype))
     r = radius * _unit(jax.lax.stop_gradient(ascent))
     log_p, log_moved = jax.nn.log_softmax(clean), jax.nn.log_softmax(logits(x + r, variables))

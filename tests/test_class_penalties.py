@@ -307,6 +307,26 @@ def perceptrons(**discriminator):
     return ali, small.draw(ali, batch.x), batch
 
 
+@pytest.mark.parametrize("lowering", ["cpu", "gpu"])
+def test_the_worst_direction_goes_through_convolutions(lowering):
+    """They have gradients of their own there, and so no forward-mode derivative."""
+
+    def edit(config):
+        small.shallow(config)
+        config.lowering = lowering
+
+    ali, _, batch = small.game("svhn_semi", edit=edit)
+    variables = jax.eval_shape(partial(model.init, ali), jax.random.PRNGKey(0), batch.x)
+
+    def value(variables, key):
+        z = jnp.zeros((4, ali.encoder.latent_dim))
+        pairs = Pairs(batch.x, z, batch.x, z)
+        penalty = partial(class_penalties.virtual_adversarial, weight=0.5)
+        return penalty(ali, variables, pairs, key, STEP)[0].discriminator
+
+    assert jax.jit(jax.grad(value)).lower(variables, jax.random.PRNGKey(0)).as_text()
+
+
 def test_a_direction_has_the_length_one_however_small_it_is():
     v = jnp.asarray([[3e-30, 4e-30], [0.0, 0.0]], jnp.float32)
     np.testing.assert_allclose(class_penalties._unit(v), [[0.6, 0.8], [0, 0]], rtol=1e-6)
