@@ -90,6 +90,7 @@ RESIDUAL = {
     **{f"{role}.patch": 2 for role in Networks._fields},
 }
 WIDTHS = {"encoder.layers": (), "decoder.layers": (), "discriminator.x_layers": ()}
+SEMI = {"loss": "semi_supervised", "dataset.labelled": 3, "discriminator.num_classes": 3}
 FEW_LABELS = ("manifold", "virtual_adversarial", "entropy", "feature_matching")
 # By name: values beside those of `tiny`, and the data; None: those that the config names.
 BASES: dict[str, tuple[dict[str, Any], Any]] = {
@@ -117,29 +118,9 @@ BASES: dict[str, tuple[dict[str, Any], Any]] = {
     "residual": (RESIDUAL, images),
     "augmented": ({**CONVOLUTIONS, "augment.cutout": 0.3}, images),
     "fading": ({**CONVOLUTIONS, "augment.cutout": 0.3, "augment.final": 0.5}, images),
-    "semi": (
-        {"loss": "semi_supervised", "dataset.labelled": 3, "discriminator.num_classes": 3},
-        points,
-    ),
-    "few": (
-        {
-            "loss": "semi_supervised",
-            "dataset.labelled": 3,
-            "discriminator.num_classes": 3,
-            **{f"penalties.{name}.weight": 0.7 for name in FEW_LABELS},
-        },
-        points,
-    ),
-    "ramped": (
-        {
-            "loss": "semi_supervised",
-            "dataset.labelled": 3,
-            "discriminator.num_classes": 3,
-            "penalties.entropy.weight": 0.7,
-            "penalties.entropy.ramp": (0.2, 0.7),
-        },
-        points,
-    ),
+    "semi": (SEMI, points),
+    **{name: ({**SEMI, f"penalties.{name}.weight": 0.7}, points) for name in FEW_LABELS},
+    "ramped": ({**SEMI, "penalties.entropy.weight": 0.7, "penalties.entropy.ramp": (0.2, 0.7)}, points),
     "seeds": ({"population.seeds": 2}, points),
     "loaded": ({}, None),
     "prepared": (
@@ -295,19 +276,19 @@ PROGRAM = (
     Row("penalties.elbo.sigma", 0.3, step(*GENERATOR), "vae"),
     Row("num_steps", 9, step(DISCRIMINATOR), "ramped"),
     *(
-        Row(f"penalties.{name}.{key}", value, step(DISCRIMINATOR), "few")
+        Row(f"penalties.{name}.{key}", value, step(DISCRIMINATOR), name)
         for name in FEW_LABELS[:3]
         for key, value in (("weight", 0.3), ("ramp", (0.2, 0.7)), ("stride", 2))
     ),
-    Row("penalties.manifold.size", 0.3, step(DISCRIMINATOR), "few"),
-    Row("penalties.manifold.at", "encoder", step(DISCRIMINATOR), "few"),
-    Row("penalties.virtual_adversarial.radius", 0.3, step(DISCRIMINATOR), "few"),
+    Row("penalties.manifold.size", 0.3, step(DISCRIMINATOR), "manifold"),
+    Row("penalties.manifold.at", "encoder", step(DISCRIMINATOR), "manifold"),
+    Row("penalties.virtual_adversarial.radius", 0.3, step(DISCRIMINATOR), "virtual_adversarial"),
     Row("penalties.virtual_adversarial.weight", 0.3, refused="needs a discriminator of classes"),
     Row("penalties.entropy.weight", 0.3, refused="needs a discriminator of classes"),
-    Row("penalties.feature_matching.weight", 0.3, step(*GENERATOR), "few"),
-    Row("penalties.feature_matching.layer", "x", step(*GENERATOR), "few"),
-    Row("penalties.feature_matching.layer", "y", refused="D calls no submodule 'y'", base="few"),
-    Row("penalties.feature_matching.stride", 2, step(*GENERATOR), "few"),
+    Row("penalties.feature_matching.weight", 0.3, step(*GENERATOR), "feature_matching"),
+    Row("penalties.feature_matching.layer", "x", step(*GENERATOR), "feature_matching"),
+    Row("penalties.feature_matching.layer", "y", refused="D calls no submodule 'y'", base="feature_matching"),
+    Row("penalties.feature_matching.stride", 2, step(*GENERATOR), "feature_matching"),
     *(
         Row(f"optimizer.{player}.{number}", 0.3, step(*roles))
         for player, roles in (("generator", GENERATOR), ("discriminator", (DISCRIMINATOR,)))
@@ -599,7 +580,7 @@ def test_the_labelled_term_has_the_weight_of_the_config():
 
 @pytest.mark.parametrize(("parallel", "axis_name"), [("pmap", "data"), ("mesh", None)])
 def test_a_penalty_that_needs_the_whole_batch_is_told_how_it_is_split(parallel, axis_name, traced):
-    made = game.prepare(tiny("few", parallel=parallel), points())
+    made = game.prepare(tiny("feature_matching", parallel=parallel), points())
     given = [term.keywords["axis_name"] for term in made.penalties if "axis_name" in term.keywords]
     assert given == [axis_name]  # of feature_matching
 
