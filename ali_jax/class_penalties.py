@@ -68,7 +68,8 @@ def manifold(
     for i, field in enumerate(CODES[at]):
         z = getattr(pairs, field)[::stride]
         delta = _unit(jax.random.normal(jax.random.fold_in(key_delta, i), z.shape, z.dtype))
-        total += _sum_of_squares(logits(z + size * delta) - logits(z)) / len(z)
+        change = logits(z + size * delta) - logits(z)
+        total += _sum_of_squares(change) / len(change)
     return _of_discriminator(_weight(weight, ramp, step, num_steps), total, "manifold")
 
 
