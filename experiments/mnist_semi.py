@@ -16,7 +16,7 @@ Result of that command on the 1,000 rows, averaged weights, one draw of labels; 
     step        500   1,000   2,000   3,000   4,000   5,000   6,000
     error, %   16.3    12.3     5.8     4.0     3.2     2.4     2.3
 
-FRESH
+On the 10,000 test images: 2.98 % for that draw, and 3.69 % for the draw of seed 0 with all rows of train.
 
 The penalties for few labels are off: at equal time none of three that were tried for a minute beat the plain
 game. docs/reference/results.md has their curves and settings.
