@@ -18,8 +18,8 @@ Result of that command on the 1,000 rows, averaged weights, one draw of labels; 
 
 On the 10,000 test images: 2.98 % for that draw, and 3.69 % for the draw of seed 0 with all rows of train.
 
-The penalties for few labels are off: at equal time none of three that were tried for a minute beat the plain
-game. docs/reference/results.md has their curves and settings.
+The penalties for few labels are off: at equal time none of those that were tried for a minute beat the
+plain game. docs/reference/results.md has their curves and settings.
 """
 
 from ml_collections import ConfigDict
