@@ -391,7 +391,7 @@ def _numbers(run: Run, look: _Look) -> Iterator[str]:
         "over its members.",
     )
     shown = {name for name in numbers if not name.startswith("n_")}
-    for evaluator, declared in _by_first_number(list(numbers)).items():
+    for evaluator, declared in _by_first_number(list(numbers), run.config.evaluators).items():
         meanings = {number.name: number.meaning for number in declared}
         names = [name for name in numbers if name in shown and name in meanings]
         if names:
@@ -403,14 +403,17 @@ def _numbers(run: Run, look: _Look) -> Iterator[str]:
         yield _table([name for name in numbers if name in shown], numbers, raw, {}, metrics, "")
 
 
-def _by_first_number(order: list[str]) -> dict[str, tuple[Number, ...]]:
-    """Return what the evaluators declare, the one whose number comes first in `order` first."""
+def _by_first_number(order: list[str], listed: Sequence[str]) -> dict[str, tuple[Number, ...]]:
+    """Return what the evaluators declare, the one whose number comes first in `order` first.
+
+    Of two that declare it, it is that which the run lists.
+    """
 
     def first(declared: tuple[Number, ...]) -> int:
         return min((order.index(n.name) for n in declared if n.name in order and not n.is_count), default=0)
 
     declarations = sorted(evaluators.declared().items())
-    return dict(sorted(declarations, key=lambda item: first(item[1])))
+    return dict(sorted(declarations, key=lambda item: (first(item[1]), item[0] not in listed)))
 
 
 def _counts(declared: tuple[Number, ...], metrics: dict[str, float | None]) -> str:
