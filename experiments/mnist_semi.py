@@ -57,5 +57,5 @@ def get_config(variant: str = "100") -> ConfigDict:
     config.optimizer.discriminator.learning_rate = 7.5e-4
     config.optimizer.constant_fraction = 0.4
 
-    config.evaluators = ("samples", "label_error")
+    config.evaluators = ("samples", "precision_recall", "label_error")
     return config

@@ -1,8 +1,10 @@
 """The stages of residual networks: from images to a grid of maps, and back.
 
 The ingredients are those of R3GAN (Huang et al., 2024): blocks of 1x1, 3x3 and 1x1 convolutions, Fix-up
-initialisation (Zhang et al., 2019), smooth resampling by [1, 2, 1]. R3GAN's convolutions are grouped; these
-are plain. Maps are halved, sides rounded up, so that images of any size have a grid of maps at the end.
+initialisation (Zhang et al., 2019), smooth resampling. R3GAN's convolutions are grouped; these are plain.
+Its filter is [1, 2, 1]; this one is [1, 3, 3, 1]. The former keeps every second pixel as it is and makes the
+others means of two, which vary less: a lattice. Maps are halved, sides rounded up, so that images of any size
+have a grid of maps at the end.
 """
 
 import math
@@ -18,11 +20,11 @@ from ali_jax.networks.layers import Bias, Convolution, Dense, scaled_initializer
 from ali_jax.types import Array
 
 LINEAR = math.sqrt(0.5)  # factor on He initialisation where no activation follows
-BLUR = np.array([1, 2, 1]) / 4
+BLUR = np.array([1, 3, 3, 1]) / 8
 
 
 class Halving(nn.Module):
-    """Blur maps by [1, 2, 1] / 4, take every second and map them linearly, as one convolution of 3x3.
+    """Blur maps by [1, 3, 3, 1] / 8, halve them and map them linearly, as one convolution of 4x4.
 
     [B, H, W, C] becomes [B, ceil(H / 2), ceil(W / 2), maps]; beyond the border there are zeros.
     """
@@ -38,6 +40,7 @@ class Halving(nn.Module):
         kernel = self.param("kernel", init, (1, 1, h.shape[-1], self.maps)).astype(self.dtype)
         if self.blur:
             kernel = jnp.asarray(np.outer(BLUR, BLUR)[:, :, None, None], self.dtype) * kernel
+            h = jnp.pad(h, [(0, 0), *((0, side % 2) for side in h.shape[1:3]), (0, 0)])
         padding = 1 if self.blur else 0
         return convolutions.conv(
             h.astype(self.dtype), kernel, stride=2, padding=padding, lowering=self.lowering
@@ -45,7 +48,7 @@ class Halving(nn.Module):
 
 
 class Doubling(nn.Module):
-    """Put zeros between maps, blur them by [1, 2, 1] / 2, convolve them, and cut them at a size.
+    """Put zeros between maps, blur them by [1, 3, 3, 1] / 4, convolve them, and cut them at a size.
 
     It is one transposed convolution of stride 2, whose kernel is the convolution's, of 1x1 or 3x3, blurred.
     [B, H, W, C] becomes [B, *size, maps]. Without blur, each pixel is repeated.
