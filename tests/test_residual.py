@@ -123,12 +123,18 @@ def test_parameters_are_those_of_the_blocks(name, variant, key):
             (hidden,) = network.layers
             expected = first + layer(grid, hidden) + 2 * layer(hidden, z)
         elif role == "decoder":
-            expected = z * grid + network.maps[-1] + 9 * network.maps[0] * channels + math.prod(x.shape[1:])
+            expected = z * grid + network.maps[-1] + 9 * network.maps[0] * channels + channels
         else:
             (h_x,), (a, h_z) = network.x_layers, network.z_layers
             towers = layer(grid, h_x) + layer(z, a) + layer(a, h_z)
             expected = first + towers + layer(h_x + h_z, 1) + h_z * h_x
         assert sum(math.prod(p.shape) for p in jax.tree.leaves(tree)) == expected + blocks + changes, role
+
+
+def test_the_output_bias_is_the_mean_colour(key):
+    x = jnp.concatenate([jnp.full((2, 6, 5, 1), 0.2), jnp.full((2, 6, 5, 1), 0.9)], axis=-1).at[0].add(0.05)
+    params = tiny().decoder.fit_bias({"output_bias": {"bias": jnp.zeros(2)}}, x)
+    np.testing.assert_allclose(jax.nn.sigmoid(params["output_bias"]["bias"]), [0.225, 0.925], rtol=1e-5)
 
 
 def test_blocks_start_as_the_identity(fresh):

@@ -66,10 +66,12 @@ class Decoder(nn.Module):
 
         The authors use 500 training images. A linear output keeps its zeros.
         """
-        return bias_of_mean(params, x) if self.output == "sigmoid" else params
+        if self.output != "sigmoid":
+            return params
+        return {**params, "untied": {"bias": log_odds_of_mean(x, axis=0)}}
 
 
-def bias_of_mean(params: PyTree, x: Array) -> PyTree:
-    """Return a decoder's parameters with the bias `untied` that makes the mean image of x [N, *X]."""
-    mean = jnp.clip(jnp.mean(x, axis=0), 1e-7, 1 - 1e-7)
-    return {**params, "untied": {"bias": jnp.log(mean) - jnp.log1p(-mean)}}
+def log_odds_of_mean(x: Array, axis: int | tuple[int, ...]) -> Array:
+    """Return log(m / (1 - m)) of the means m of x over some axes, clipped to [1e-7, 1 - 1e-7]."""
+    mean = jnp.clip(jnp.mean(x, axis=axis), 1e-7, 1 - 1e-7)
+    return jnp.log(mean) - jnp.log1p(-mean)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ali_jax.networks import convolutions, layers
-from ali_jax.networks.decoder import OUTPUTS, bias_of_mean
+from ali_jax.networks.decoder import OUTPUTS, log_odds_of_mean
 from ali_jax.networks.layers import Affine, Bias, Dense, Embedding, Stack, check_choice, join
 from ali_jax.networks.stages import LINEAR, Downward, Upward
 from ali_jax.types import Array, PyTree
@@ -88,8 +88,10 @@ class ResidualEncoder(nn.Module):
 class ResidualDecoder(nn.Module):
     """The deterministic decoder as a residual network: `ResidualEncoder` in reverse.
 
-    Dense layers and a linear map make the grid; maps are doubled by means of neighbours. With `patch` 2 they
-    are doubled once more before the last convolution, so that no pixel of the image is one of a block.
+    Dense layers and a linear map make the grid; maps are doubled by interpolation. With `patch` 2 they are
+    doubled once more before the last convolution, so that no pixel of the image is one of a block. The output
+    bias is one number per channel. One per pixel, which `Decoder` has, learns a lattice from the strides of
+    D, and all samples show it.
 
     Attributes:
       x_shape: (H, W, C).
@@ -122,12 +124,15 @@ class ResidualDecoder(nn.Module):
         h = join(z, Embedding(self.embedding, self.embedding_learned, self.dtype, name="embed")(y))
         h = Stack(self.layers, activation=act, init_std=0.0, dtype=self.dtype)(h, train=train)
         h = Upward(*_shared(self, act), x_shape=self.x_shape)(h)
-        logits = Bias(self.x_shape, name="untied")(h.astype(jnp.promote_types(self.dtype, jnp.float32)))
+        h = h.astype(jnp.promote_types(self.dtype, jnp.float32))
+        logits = Bias(self.x_shape[-1:], name="output_bias")(h)
         return jax.nn.sigmoid(logits) if self.output == "sigmoid" else logits
 
     def fit_bias(self, params: PyTree, x: Array) -> PyTree:
-        """Set the output bias from the mean image, as `Decoder.fit_bias` does."""
-        return bias_of_mean(params, x) if self.output == "sigmoid" else params
+        """Set the output bias to the log-odds of the mean pixel of x [N, H, W, C]; see `Decoder.fit_bias`."""
+        if self.output != "sigmoid":
+            return params
+        return {**params, "output_bias": {"bias": log_odds_of_mean(x, axis=(0, 1, 2))}}
 
 
 class ResidualDiscriminator(nn.Module):
