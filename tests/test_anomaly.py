@@ -202,6 +202,17 @@ def test_the_scorer_keeps_to_scikit_learns_conventions(normal, odd):
     assert again.fit(normal).offset_ > scorer.offset_
 
 
+def test_a_frozen_model_is_the_model(normal, odd):
+    frozen_model = pytest.importorskip("sklearn.frozen").FrozenEstimator(MODEL)
+    plain, frozen = (
+        AnomalyScorer(given, steps=0, false_alarm_rate=0.1).fit(normal) for given in (MODEL, frozen_model)
+    )
+    np.testing.assert_array_equal(frozen.calibration_scores_, plain.calibration_scores_)
+    np.testing.assert_array_equal(frozen.p_values(odd), plain.p_values(odd))
+    assert clone(frozen).fit(normal).estimator_ is MODEL
+    assert vars(frozen).keys() == vars(plain).keys()
+
+
 def test_the_map_shows_the_odd_pixel(odd):
     for kind in ("ladder", "egbad_logit"):
         result = AnomalyScorer(MODEL, kind=kind, steps=30, false_alarm_rate=0.1).fit(odd).pixel_map(odd)

@@ -84,6 +84,12 @@ def test_reconstructions_and_samples_are_in_the_units_of_the_rows(fitted, rows):
     assert np.abs(x_tilde.mean(axis=0) - rows.mean(axis=0)).max() < 2
     np.testing.assert_array_equal(fitted.get_feature_names_out(), ["aliestimator0", "aliestimator1"])
     assert fitted.transform(rows.astype(np.float32)).dtype == np.float32
+    with pytest.raises(ValueError, match="Expected 2D array, got 1D array instead"):
+        fitted.inverse_transform(z[0])
+    with pytest.raises(ValueError, match=r"give numbers \[N, 2\]"):
+        fitted.inverse_transform(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="The rows have masked values, 1 of them"):
+        fitted.transform(np.ma.array(rows, mask=np.arange(160).reshape(80, 2) == 7))
 
 
 def test_the_number_of_rows_compiles_nothing(rows):
@@ -129,6 +135,10 @@ def test_a_pickle_is_arrays_and_plain_values(fitted, rows):
     [
         ({"n_components": 0}, "n_components is 0; it must be a positive integer"),
         ({"hidden": ()}, r"hidden is \(\); it must be"),
+        (
+            {"hidden": 64},
+            r"hidden is 64; it must be a tuple of one positive width or more, such as",
+        ),
         ({"learning_rate": -1.0}, "learning_rate is -1.0; it must be positive"),
         ({"learning_rate": 1e38}, "The training diverged: lower learning_rate"),
     ],

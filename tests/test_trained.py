@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import ali_jax
 from ali_jax import game, model
 from ali_jax.evaluate import running
 from ali_jax.metrics.blocks import map_fixed_blocks
+from ali_jax.networks.inputs import wrong_shape
 from ali_jax.tools.trained import Model, model_of
 
 
@@ -103,6 +105,7 @@ def test_any_number_of_rows_takes_two_programs(trained, digits):
         (np.zeros((5, 16, 16, 1)), r"\[5, 16, 16, 1\], and this model takes \[N, 8, 8, 1\]: resize .* 8x8"),
         (np.zeros((5, 8, 8, 3)), r"make the images grey, x\[..., :3\].mean\(axis=-1, keepdims=True\)"),
         (np.zeros((5, 8, 8, 2)), r"leave the transparency out, x\[..., :1\]"),
+        (np.zeros((24, 12, 1)), r"resize the images to 8x8 pixels with 1 channel\.$"),
         (
             [np.zeros((8, 8)), np.zeros((9, 8))],
             r"image number 0 is \[8, 8\], of number 1 \[9, 8\]: bring them",
@@ -113,6 +116,13 @@ def test_any_number_of_rows_takes_two_programs(trained, digits):
         (np.zeros((5, 1, 8, 8)), r"put the channels last, np.moveaxis\(x, 1, -1\)"),
         (np.zeros((5, 64)), r"reshape it, x.reshape\(-1, 8, 8, 1\)"),
         (np.zeros((0, 8, 8, 1)), "no rows"),
+        ([], "There are no rows: give at least one"),
+        (None, "x is object: give integers"),
+        (
+            np.ma.masked_less(np.arange(64).reshape(8, 8) / 64, 0.02),
+            "images have masked values, 2 of them",
+        ),
+        ([np.zeros((8, 8)), np.ma.masked_equal(np.eye(8), 1)], "The images have masked values, 8 of"),
         (np.full((8, 8), 255, np.uint8), "run from 255 to 255, .* from 0 to 16: give floats in"),
         (np.full((8, 8), -1.0), r"between -1 and -1, .* x / 16 for pixels .* \(x \+ 1\) / 2"),
         (np.full((1, 8, 8), np.nan), "1 of 1 rows have numbers that are not finite, the first in row 0"),
@@ -121,7 +131,9 @@ def test_any_number_of_rows_takes_two_programs(trained, digits):
             Image.new("L", (9, 8)),
             r"has 9x8 pixels, and this model takes 8x8: resize it, image.resize\(\(8, 8",
         ),
-        ("absent.png", "absent.png"),
+        ("absent.png", r"^absent.png: there is no such file\.$"),
+        ("", "path of the image is empty: give the name of a file"),
+        ([Path()], r"^\.: this is a folder; give the paths of the images in it"),
     ],
 )
 def test_what_the_model_does_not_take_is_refused_with_the_cure(trained, x, message):
@@ -135,6 +147,12 @@ def test_wrong_codes_ends_and_members_are_refused(trained, run, digits, tmp_path
             trained.decode(codes)
     with pytest.raises(ValueError, match="1 of 2 codes have numbers that are not finite, the first in row 1"):
         trained.decode([[0.0, 0, 0], [0, np.nan, 0]])
+    with pytest.raises(ValueError, match=r"2 codes have numbers that are beyond float32.* in row 1: leave"):
+        trained.decode([[0.0, 0, 0], [0, 1e300, 0]])
+    with pytest.raises(
+        ValueError, match=r"codes have masked values, 1 of them: fill the gaps, as array\.filled"
+    ):
+        trained.decode(np.ma.masked_equal([0.0, 1, 2], 1))
     with pytest.raises(
         ValueError, match=r"of code number 0 is .3., of number 1 .2.: bring them to one shape"
     ):
@@ -148,10 +166,45 @@ def test_wrong_codes_ends_and_members_are_refused(trained, run, digits, tmp_path
         trained.interpolate(digits[0], digits[1], 2.5)
     with pytest.raises(ValueError, match="y is given, but this model has no conditions"):
         trained.encode(digits, y="3")
-    with pytest.raises(ValueError, match="member is 1; the run has the members 0 to 0"):
-        ali_jax.load(run, member=1)
+    for member in (1, -1, "a", 0.0, None):
+        with pytest.raises(ValueError, match=f"member is {member!r}; the run has the members 0 to 0"):
+            ali_jax.load(run, member=member)
     with pytest.raises(ValueError, match="holds no run"):
         ali_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize("seed", ["a", None, -1, 1.5, 2**32])
+def test_seeds_are_whole_numbers(trained, digits, seed):
+    for draw in (
+        lambda: trained.encode(digits, sample=True, seed=seed),
+        lambda: trained.decode(np.zeros(3), seed=seed),
+        lambda: trained.sample(3, seed=seed),
+    ):
+        with pytest.raises(ValueError, match=f"seed is {seed!r}: give a whole number from 0 to 4294967295"):
+            draw()
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [
+        ((3, 6, 5), (6, 5, 3)),  # one image with its channels first, or three grey ones
+        ((4, 6, 5), (6, 5, 3)),
+        ((6, 5), (6, 5, 3)),
+        ((6, 5, 4), (6, 5, 3)),
+        ((6, 5, 3), (6, 5, 1)),
+        ((4, 6, 5, 1), (6, 5, 3)),
+        ((4, 3, 6, 5), (6, 5, 3)),
+        ((4, 90), (6, 5, 3)),
+    ],
+)
+def test_the_cure_for_a_shape_cures_it(given, shape):
+    """Compute what the message proposes: one image or many of the model's shape."""
+    message = wrong_shape("x", given, shape)
+    cures = message.split("]: ", 1)[1].rstrip(".").split("; ")
+    assert len(cures) == (2 if given == (3, 6, 5) else 1)
+    for cure in cures:
+        cured = eval(cure.split(", ", 1)[1], {"np": np, "x": np.zeros(given, np.uint8)})
+        assert cured.shape in (shape, (len(cured), *shape)), message
 
 
 def test_conditions_are_names_or_numbers(digits):
@@ -164,12 +217,19 @@ def test_conditions_are_names_or_numbers(digits):
     of_all = conditional.encode(digits[:2], "b")
     np.testing.assert_array_equal(of_all, conditional.encode(digits[:2], one_hot[1]))
     assert np.abs(named - of_all).max() > 1e-3
+    column = np.array(["c", "a"], object)  # as one of a table
+    np.testing.assert_array_equal(named, conditional.encode(digits[:2], column))
     assert conditional.interpolate(digits[:2], digits[2:4], 3, y=["a", "b"]).shape == (2, 3, 8, 8, 1)
     for y, message in (
         (None, r"pass y, \[N, 3\] numbers for a, b, c"),
         ("d", "no condition 'd': the names are a, b, c"),
         ([[1, 0, 0], [1]], "of condition number 0 is .3., of number 1 .1."),
-        (np.zeros((3, 3)), r"y has the shape \[3, 3\]: it must be \[2, 3\]"),
+        (np.zeros((3, 3)), r"y is float64 of the shape \[3, 3\]: give numbers \[2, 3\] or \[3\]"),
+        ([3, 4], r"y is int64 of the shape \[2\]: .* names as texts, y='a' for all rows or a list of 2"),
+        (3, r"y is int64 of the shape \[\]: .* names as texts"),
+        (["c"], r"y is <U1 of the shape \[1\]: .* or a list of 2"),
+        (np.eye(3)[:2] * np.nan, "2 of 2 rows of y have numbers that are not finite, the first in row 0"),
+        (np.ma.masked_equal(np.eye(3)[:2], 1), "The conditions have masked values, 2 of them"),
     ):
         with pytest.raises(ValueError, match=message):
             conditional.encode(digits[:2], y)

@@ -48,7 +48,6 @@ def check_codes(ali: ALI, z: Array) -> None:
 def wrong_shape(what: str, given: Sequence[int], shape: Sequence[int]) -> str:
     """Return the message that an array is not [N, *shape], with the cure where it can be told."""
     given, shape = tuple(given), tuple(shape)
-    cure = "bring the data to this shape"
     if given == shape:
         cure = f"add the axis of rows, {what}[None]"
     elif (*given[1:], 1) == shape:
@@ -57,12 +56,25 @@ def wrong_shape(what: str, given: Sequence[int], shape: Sequence[int]) -> str:
         cure = f"put the channels last, np.moveaxis({what}, 1, -1)"
     elif len(given) > 1 and math.prod(given[1:]) == math.prod(shape):
         cure = f"reshape it, {what}.reshape(-1, {', '.join(map(str, shape))})"
-    elif len(given) == len(shape) + 1 == 4 and given[1:3] == shape[:2]:
-        cure = _channels_cure(what, *given[3:], *shape[2:])
-    elif len(given) == len(shape) + 1 == 4:
-        cure = f"resize the images to {shape[0]}x{shape[1]} pixels with {shape[2]} channels"
+    else:
+        cure = _images_cure(what, given, shape) if len(shape) == 3 else "bring the data to this shape"
     wanted = ", ".join(map(str, ("N", *shape)))
     return f"{what} has the shape {list(given)}, and this model takes [{wanted}]: {cure}."
+
+
+def _images_cure(what: str, given: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """Return how one image or many come to the size and the channels of `shape`, (H, W, C)."""
+    height, width, channels = shape
+    if given[-2:] == (height, width) and len(given) in (2, 3) and channels > 1:  # grey
+        cure = f"repeat the channel, np.repeat({what}[..., None], {channels}, axis=-1)"
+        if given[0] == channels and len(given) == 3:
+            return f"for one image put the channels last, np.moveaxis({what}, 0, -1); for grey images {cure}"
+        return cure
+    if len(given) in (3, 4) and given[-3:-1] == (height, width):
+        return _channels_cure(what, given[-1], channels)
+    if len(given) in (3, 4):
+        return f"resize the images to {height}x{width} pixels with {channels} channel{'s' * (channels > 1)}"
+    return "bring the data to this shape"
 
 
 def _channels_cure(what: str, given: int, channels: int) -> str:

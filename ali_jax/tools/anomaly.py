@@ -120,9 +120,9 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
 
     Args:
       estimator: what models the normal rows. An `ALIEstimator` is cloned and trained on one half of the rows
-        of `fit`; the other half sets the threshold. A model that is trained already, one of `ali_jax.load` or
-        an `ALIEstimator` in scikit-learn's `FrozenEstimator`, leaves all rows to the threshold. None: an
-        `ALIEstimator` with its defaults.
+        of `fit`; the other half sets the threshold. What is trained already leaves all rows to the
+        threshold: a model of `ali_jax.load`, or that model or an `ALIEstimator` in scikit-learn's
+        `FrozenEstimator`. None: an `ALIEstimator` with its defaults.
       kind: of score. `egbad`: reconstruction and feature matching; `egbad_logit`: reconstruction and D's
         logit; `ladder`: the reconstruction error after a few gradient steps on the encoder's code;
         `alad`: features of a discriminator of pairs of data, for models trained with one.
@@ -164,9 +164,10 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
         rows have smaller errors than new ones and would give more false alarms than stated.
         """
         del y
-        if _is_trained(self.estimator):
-            self.estimator_, calibration = self.estimator, X
-            if not isinstance(self.estimator, Model):
+        estimator = _unwrapped(self.estimator)
+        if _is_trained(estimator):
+            self.estimator_, calibration = estimator, X
+            if not isinstance(estimator, Model):
                 flattened(self, X, reset=True)
         else:
             calibration = self._train_on_half(X)
@@ -226,6 +227,12 @@ class AnomalyScorer(OutlierMixin, BaseEstimator):
             return estimator, estimator.rows(X)
         rows, shape, _ = flattened(self, X, reset=False)
         return estimator.model_, estimator.rows(np.asarray(X) if len(shape) > 1 else rows)
+
+
+def _unwrapped(estimator: Any) -> Any:
+    """Return the model in a FrozenEstimator of one; all else as it is."""
+    inner = getattr(estimator, "estimator", None)
+    return inner if isinstance(inner, Model) and clone(estimator) is estimator else estimator
 
 
 def _is_trained(estimator: Any) -> bool:

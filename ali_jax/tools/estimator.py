@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state, validation
+from sklearn.utils import check_array, check_random_state, validation
 from sklearn.utils.validation import check_is_fitted
 
 from ali_jax import config as configs
@@ -23,7 +23,7 @@ from ali_jax.data.order import Order
 from ali_jax.game import parts
 from ali_jax.networks.convolutions import compiler_options, platform_of
 from ali_jax.records.weights import flat_weights, nested_weights
-from ali_jax.tools.trained import Model
+from ali_jax.tools.trained import Model, check_not_masked
 from ali_jax.types import ALI, Array, Batch, TrainState, Variables
 
 STEPS_PER_CALL = 50
@@ -34,7 +34,10 @@ CONVOLUTIONS = (16, 32, 64, 128)  # sizes of square images that the networks con
 POSITIVE = rules.Rule(rules.count.holds, "a positive integer")
 RULES = {
     **dict.fromkeys(("n_components", "num_steps", "batch_size"), POSITIVE),
-    "hidden": rules.Rule(lambda value: bool(value) and rules.widths.holds(tuple(value)), "one width or more"),
+    "hidden": rules.Rule(
+        lambda value: isinstance(value, (tuple, list)) and bool(value) and rules.widths.holds(tuple(value)),
+        "a tuple of one positive width or more, such as (128, 128)",
+    ),
     "learning_rate": rules.positive,
     "cycle_weight": rules.not_negative,
 }
@@ -148,7 +151,7 @@ class ALIEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Return the decodings of codes X [N, Z], in the shape and units of the rows of `fit`."""
         check_is_fitted(self)
-        return self._rows(self.model_.decode(X))
+        return self._rows(self.model_.decode(check_array(X, dtype=[np.float64, np.float32])))
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draw rows from the model, in the shape and units of those of `fit`."""
@@ -217,6 +220,7 @@ def flattened(
 
     With `reset` the estimator notes the number and the names of the features; otherwise it compares them.
     """
+    check_not_masked(X, "row")
     shape, dtype = np.shape(X)[1:] if getattr(X, "ndim", 2) in (3, 4) else (), getattr(X, "dtype", None)
     X = np.asarray(X).reshape(len(X), math.prod(shape)) if shape else X
     checks = {"reset": reset, "dtype": [np.float64, np.float32], "ensure_min_samples": fewest}

@@ -7,6 +7,7 @@ little is compiled.
 
 import contextlib
 import dataclasses
+import numbers
 import operator
 import os
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from ali_jax.types import ALI, PyTree, TrainState, Variables
 
 Images: TypeAlias = Any  # an array, a PIL image, a path, or a sequence of one of them
 FILES = (str, os.PathLike, Image.Image)
+LARGEST = np.finfo(np.float32).max
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +42,8 @@ class Model:
     gives one result, without the axis of rows. Files become grey or coloured, as the model is. Vectors are
     numbers, [D] or [N, D]. Other shapes and ranges are a ValueError that says what to do.
 
-    A model of conditions is given `y` beside images and codes: the names of a class, one for all rows or one
-    for each, or an array [A] or [N, A].
+    A model of conditions is given `y` beside images and codes: the name of a class as text, one for all rows
+    or one for each, or numbers [A] or [N, A].
 
     Attributes:
       ali: the networks.
@@ -85,7 +88,7 @@ class Model:
     def encode(self, images: Images, y: Any = None, *, sample: bool = False, seed: int = 0) -> np.ndarray:
         """Return the codes [N, Z] of images: the mean of q(z | x) or, with `sample`, a draw by `seed`."""
         x, is_one = self._given(images)
-        z = self._encode(x, self.condition_rows(y, len(x)), jax.random.PRNGKey(seed) if sample else None)
+        z = self._encode(x, self.condition_rows(y, len(x)), _key(seed) if sample else None)
         return z[0] if is_one else z
 
     def posterior(self, images: Images, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +112,7 @@ class Model:
             )
         _check_finite(z, "codes")
         z = z.astype(np.float32)
-        x = self._decode(z, self.condition_rows(y, len(z)), jax.random.PRNGKey(seed))
+        x = self._decode(z, self.condition_rows(y, len(z)), _key(seed))
         return x[0] if is_one else x
 
     def reconstruct(self, images: Images, y: Any = None) -> np.ndarray:
@@ -125,7 +128,8 @@ class Model:
         With the same seed, the first samples are the same for every n.
         """
         n = _whole("n", n, 1)
-        z = np.random.default_rng(seed).standard_normal((n, self.latent_dim), np.float32)
+        random = np.random.default_rng(_whole("seed", seed, 0, LARGEST_SEED))
+        z = random.standard_normal((n, self.latent_dim), np.float32)
         return self.decode(z, y, seed=seed)
 
     def interpolate(self, a: Images, b: Images, steps: int = 11, y: Any = None) -> np.ndarray:
@@ -181,17 +185,25 @@ class Model:
                 f"This model is given conditions: pass y, [N, {len(names)}] numbers for "
                 f"{survey.listed(names)}, or the name of one of them for each row."
             )
-        rows = _array([y] * count if isinstance(y, str) else y, "condition")
-        if rows.dtype.kind == "U":
-            if unknown := sorted(set(rows.ravel().tolist()) - set(names)):
-                raise ValueError(
-                    f"There is no condition {unknown[0]!r}: the names are {survey.listed(names)}."
-                )
-            rows = np.eye(len(names), dtype=np.float32)[[names.index(name) for name in rows.ravel()]]
-        rows = np.broadcast_to(rows, (count, len(names))) if rows.ndim == 1 else rows
-        if rows.shape != (count, len(names)):
-            raise ValueError(f"y has the shape {list(rows.shape)}: it must be [{count}, {len(names)}].")
+        given = _array([y] * count if isinstance(y, str) else y, "condition")
+        are_names = given.size and all(isinstance(name, str) for name in given.ravel())
+        rows = self._numbers(given) if are_names else given
+        rows = np.broadcast_to(rows, (count, len(names))) if rows.shape == (len(names),) else rows
+        if rows.shape != (count, len(names)) or rows.dtype.kind not in "biuf":
+            raise ValueError(
+                f"y is {given.dtype} of the shape {list(given.shape)}: give numbers [{count}, {len(names)}] "
+                f"or [{len(names)}], or names as texts, y={names[0]!r} for all rows or a list of {count}."
+            )
+        _check_finite(rows, "rows of y")
         return rows.astype(np.float32)
+
+    def _numbers(self, names: np.ndarray) -> np.ndarray:
+        """Return names of conditions [N] as numbers [N, A], 1 in the column of the name."""
+        known = list(self.conditions)
+        if unknown := sorted(set(names.ravel().tolist()) - set(known)):
+            raise ValueError(f"There is no condition {unknown[0]!r}: the names are {survey.listed(known)}.")
+        columns = [known.index(name) for name in names.ravel()]
+        return np.eye(len(known), dtype=np.float32)[columns].reshape(*names.shape, len(known))
 
     def _given(self, images: Images) -> tuple[np.ndarray, bool]:
         """Return images as rows, and whether they were given as a single one."""
@@ -206,6 +218,10 @@ class Model:
                 )
             return np.stack([self._pixels(image) for image in images]), False
         x = _array(images, "image")
+        if x.dtype.kind not in "iuf":
+            raise ValueError(f"x is {x.dtype}: give integers as they are stored, or floats.")
+        if x.ndim and not len(x):
+            raise ValueError("There are no rows: give at least one.")
         is_grey = len(self.shape) == 3 and self.shape[-1] == 1
         if is_grey and x.ndim in (2, 3) and x.shape[-2:] == self.shape[:2] and x.shape != self.shape:
             x = x[..., None]
@@ -213,8 +229,6 @@ class Model:
         x = x[None] if is_one else x
         if x.shape[1:] != self.shape:
             raise ValueError(wrong_shape("x", x.shape, self.shape))
-        if not len(x):
-            raise ValueError("There are no rows: give at least one.")
         return self._units(x), is_one
 
     def _pixels(self, file: Any) -> np.ndarray:
@@ -224,7 +238,7 @@ class Model:
         height, width, channels = self.shape
         is_open = isinstance(file, Image.Image)
         name = "The image" if is_open else str(file)
-        with contextlib.nullcontext(file) if is_open else images.opened(Path(file).expanduser()) as opened:
+        with contextlib.nullcontext(file) if is_open else images.opened(_existing(file)) as opened:
             upright = images.upright(opened)
             pixels = images.to_uint8(upright, channels, background=self.background, scale=self.scale)
         if self.fit:
@@ -238,8 +252,6 @@ class Model:
 
     def _units(self, x: np.ndarray) -> np.ndarray:
         """Return rows [N, *X] of integers or floats as the networks take them, float32."""
-        if x.dtype.kind not in "iuf":
-            raise ValueError(f"x is {x.dtype}: give integers as they are stored, or floats.")
         _check_finite(x, "rows")
         if len(self.shape) != 3:
             return x.astype(np.float32) * np.float32(self.scale)
@@ -285,8 +297,25 @@ class Model:
         return map_fixed_blocks(on_block, np.arange(len(rows)), rows, y)
 
 
+def _key(seed: Any) -> jax.Array:
+    return jax.random.PRNGKey(_whole("seed", seed, 0, LARGEST_SEED))
+
+
+def _existing(file: str | os.PathLike[str]) -> Path:
+    """Return the path of a file; raise a DataError if it is none."""
+    path = Path(file).expanduser()
+    if not os.fspath(file):
+        raise DataError("The path of the image is empty: give the name of a file.")
+    if path.is_dir():
+        raise DataError(f"{file}: this is a folder; give the paths of the images in it, as a list.")
+    if not path.exists():
+        raise DataError(f"{file}: there is no such file.")
+    return path
+
+
 def _array(rows: Any, what: str) -> np.ndarray:
-    """Return rows as an array; raise a ValueError for a list whose items differ in shape."""
+    """Return rows as an array; raise a ValueError for masked values and for items that differ in shape."""
+    check_not_masked(rows, what)
     try:
         return np.asarray(rows)
     except ValueError:
@@ -298,6 +327,16 @@ def _array(rows: Any, what: str) -> np.ndarray:
         ) from None
 
 
+def check_not_masked(rows: Any, what: str) -> None:
+    """Raise a ValueError if an array, or one in a list, has masked values: NumPy drops masks silently."""
+    arrays = rows if isinstance(rows, (list, tuple)) else [rows]
+    if count := sum(np.ma.count_masked(a) for a in arrays if isinstance(a, np.ma.MaskedArray)):
+        raise ValueError(
+            f"The {what}s have masked values, {count} of them: fill the gaps, as array.filled(0) does, or "
+            "leave their rows out."
+        )
+
+
 def _shape(row: Any) -> list[int] | str:
     try:
         return list(np.shape(row))
@@ -306,23 +345,29 @@ def _shape(row: Any) -> list[int] | str:
 
 
 def _check_finite(rows: np.ndarray, what: str) -> None:
-    """Raise a ValueError if some rows [N, ...] have numbers that are NaN or infinite."""
-    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-        broken = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
-        raise ValueError(
-            f"{broken.size} of {len(rows)} {what} have numbers that are not finite, the first in row "
-            f"{broken[0]}: leave these rows out or fill their gaps."
-        )
+    """Raise a ValueError if some rows [N, ...] have numbers that are NaN, infinite or not in float32."""
+    if rows.dtype.kind != "f" or -LARGEST <= rows.min() <= rows.max() <= LARGEST:
+        return
+    fault, cure = "not finite", "leave these rows out or fill their gaps"
+    is_broken = ~np.isfinite(rows)
+    if not is_broken.any():
+        fault, cure = "beyond float32, which ends at 3.4e38", "leave these rows out or scale them"
+        is_broken = np.abs(rows) > LARGEST
+    broken = np.flatnonzero(is_broken.reshape(len(rows), -1).any(axis=1))
+    raise ValueError(
+        f"{broken.size} of {len(rows)} {what} have numbers that are {fault}, the first in row {broken[0]}: "
+        f"{cure}."
+    )
 
 
-def _whole(name: str, number: Any, least: int) -> int:
-    """Return a whole number; raise a ValueError if it is none, or less than `least`."""
-    try:
-        if (whole := operator.index(number)) >= least:
+def _whole(name: str, number: Any, least: int, most: int | None = None) -> int:
+    """Return a whole number; raise a ValueError if it is none, or not from `least` to `most`."""
+    with contextlib.suppress(TypeError):  # of 2.5, or a text
+        whole = operator.index(number)
+        if least <= whole and (most is None or whole <= most):
             return whole
-    except TypeError:  # 2.5, or a text
-        pass
-    raise ValueError(f"{name} is {number!r}: give a whole number, {least} or more.")
+    allowed = f", {least} or more" if most is None else f" from {least} to {most}"
+    raise ValueError(f"{name} is {number!r}: give a whole number{allowed}.")
 
 
 def load(workdir: str | os.PathLike[str], member: int = 0) -> Model:
@@ -349,8 +394,9 @@ def model_of(game: Game, state: TrainState, member: int = 0) -> Model:
     Raises:
       ValueError: there is no such member.
     """
-    if not 0 <= member < max(len(game.members), 1):
-        raise ValueError(f"member is {member}; the run has the members 0 to {max(len(game.members), 1) - 1}.")
+    last = max(len(game.members), 1) - 1
+    if not (isinstance(member, numbers.Integral) and 0 <= member <= last):
+        raise ValueError(f"member is {member!r}; the run has the members 0 to {last}.")
     if game.members:
         game, state = game.members[member], member_of(state, member)
     source, dataset = game.config.dataset, game.dataset
