@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "reconstruction_error",
         "posterior",
         "memorisation",
+        "near_duplicates",
         "precision_recall",
     )
     return config

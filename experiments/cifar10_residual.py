@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "class_balance",
         "posterior",
         "memorisation",
+        "near_duplicates",
         "precision_recall",
     )
     return config

@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
         "probes",
         "posterior",
         "memorisation",
+        "near_duplicates",
         "precision_recall",
     )
     return config

@@ -46,6 +46,7 @@ def get_config(shape: str = "") -> ConfigDict:
         "reconstruction_error",
         "posterior",
         "memorisation",
+        "near_duplicates",
         "precision_recall",
     )
     return config

@@ -56,6 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "probes",
         "posterior",
         "memorisation",
+        "near_duplicates",
         "precision_recall",
     )
     if variant == "conditional":

@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "probes",
         "posterior",
         "memorisation",
+        "near_duplicates",
         "precision_recall",
     )
     return config

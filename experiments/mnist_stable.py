@@ -73,6 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "hidden_probe",
         "posterior",
         "memorisation",
+        "near_duplicates",
         "precision_recall",
     )
     return config

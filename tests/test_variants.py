@@ -490,3 +490,11 @@ def test_every_experiment_on_images_measures_precision_and_recall():
     assert len(of_images) > 10
     for name in of_images:
         assert "precision_recall" in small.experiment(name).evaluators, name
+
+
+def test_experiments_that_measure_memorisation_count_near_duplicates_beside_it():
+    """One search of train serves both."""
+    lists = {name: small.experiment(name).evaluators for name in small.EXPERIMENTS}
+    measuring = {name for name, evaluators in lists.items() if "memorisation" in evaluators}
+    assert {"digits", "images", "mnist", "celeba_residual"} <= measuring
+    assert measuring == {name for name, evaluators in lists.items() if "near_duplicates" in evaluators}
