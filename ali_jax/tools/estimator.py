@@ -151,7 +151,7 @@ class ALIEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Return the decodings of codes X [N, Z], in the shape and units of the rows of `fit`."""
         check_is_fitted(self)
-        return self._rows(self.model_.decode(check_array(X, dtype=[np.float64, np.float32])))
+        return self._rows(self.model_.decode(check_array(X)))
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draw rows from the model, in the shape and units of those of `fit`."""
