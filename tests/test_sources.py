@@ -9,13 +9,14 @@ import json
 import re
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ali_jax import data
-from ali_jax.data import DataError, files, hub, packed, tables
+from ali_jax.data import DataError, files, hub, inputs, packed, tables
 from ali_jax.main import main
 
 pa = pytest.importorskip("pyarrow")
@@ -379,6 +380,25 @@ class TestHub:
     def test_a_lone_split_is_divided(self, saved):
         dataset = data.load(f"hf:{saved / 'train'}")
         assert (len(dataset.train), len(dataset.test)) == (6, 2)
+
+    def test_all_splits_are_inputs_of_a_trained_model(self, saved):
+        found = inputs.read(Path(f"hf:{saved}"), inputs.Rule((8, 6, 1)))
+        train = [level for levels in CLASSES.values() for level in levels]
+        test = [level + 1 for levels in CLASSES.values() for level in levels[:2]]
+        assert found.x[:, 0, 0, 0].tolist() == [*train, *test, *train]
+        assert found.names[7:9] == ("train[7]", "test[0]")
+        assert found.labels[:8] == ("ants",) * 4 + ("bees",) * 4
+        lone = inputs.read(Path(f"hf:{saved / 'test'}"), inputs.Rule((8, 6, 1)))
+        assert lone.names == tuple(f"test[{i}]" for i in range(4))
+
+    def test_no_name_and_a_library_that_is_not_whole_are_one_sentence(self, monkeypatch):
+        with pytest.raises(DataError, match=r"^hf: names no set: give hf:NAME, such as hf:mnist$"):
+            hub.read_rows("")
+        monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: True)
+        missing = ModuleNotFoundError("No module named 'multiprocess'")
+        monkeypatch.setattr(hub.importlib, "import_module", lambda name: (_ for _ in ()).throw(missing))
+        with pytest.raises(DataError, match=r"`datasets` cannot be imported .*'multiprocess'.* pip install"):
+            hub.read_rows("mnist")
 
     def test_an_absent_name_is_one_sentence(self, tmp_path, capsys):
         pytest.importorskip("datasets")

@@ -214,7 +214,7 @@ def _check_x(what: str, x: np.ndarray, scale: float) -> np.ndarray:
     if x.dtype != np.uint8 or x.ndim not in (3, 4):
         raise DataError(
             f"{what} is {x.dtype} {list(x.shape)}; images must be uint8 [N, H, W, C] or [N, H, W] from 0 to "
-            f"255, vectors floats [N, D]{_as_bytes(x)}"
+            f"255, vectors floats [N, D]{as_bytes(x)}"
         )
     x = x[..., None] if x.ndim == 3 else x
     if x.shape[3] not in (1, 3):
@@ -224,7 +224,7 @@ def _check_x(what: str, x: np.ndarray, scale: float) -> np.ndarray:
     return images.scaled_bytes(x, scale)
 
 
-def _as_bytes(x: np.ndarray) -> str:
+def as_bytes(x: np.ndarray) -> str:
     """Say which values numbers of images [N, H, W(, C)] have, and the line of NumPy that makes them uint8."""
     if x.ndim not in (3, 4) or x.dtype.kind not in "iufb":
         return ""

@@ -31,6 +31,14 @@ class ImageFile(NamedTuple):
     label: int  # -1 for none
 
 
+class NamedImage(NamedTuple):
+    """An encoded image, its name, and the name of its class."""
+
+    source: images.Source
+    name: str
+    label: str  # "" for none
+
+
 class Contents(NamedTuple):
     """What a file or a directory of the user's holds."""
 
@@ -175,10 +183,15 @@ def _common_size(files: Sequence[images.Source], headers: Sequence[Header]) -> s
 
 def skipped_note(shelf: Shelf, headers: Sequence[Header]) -> list[Note]:
     """Say which files and frames are not read, by reason; nothing where all are."""
-    skipped, animated = +shelf.skipped, sum(header.has_frames for header in headers)
+    if reasons := skipped_reasons(shelf.skipped, headers):
+        return [Note(f"{shelf.name} has {sizes.images_text(shelf.number)}. Skipped: {reasons}.")]
+    return []
+
+
+def skipped_reasons(skipped: Counter[str], headers: Sequence[Header]) -> str:
+    """Return which files and frames are not read, by reason; "" where all are."""
+    skipped, animated = +skipped, sum(header.has_frames for header in headers)
     reasons = [counted(skipped)] if skipped else []
     if animated:
-        reasons.append(f"all but the first frame of {animated} {'image' if animated == 1 else 'images'}")
-    if not reasons:
-        return []
-    return [Note(f"{shelf.name} has {shelf.number} images. Skipped: {', '.join(reasons)}.")]
+        reasons.append(f"all but the first frame of {sizes.images_text(animated)}")
+    return ", ".join(reasons)

@@ -113,9 +113,10 @@ def fit_notes(found: Sequence[Size], sizing: Sizing) -> list[Note]:
         before = f"{len(kinds)} sizes ({by(kinds[0])} to {by(kinds[-1])}, height x width)"
     scale = np.minimum(rows, columns) if sizing.fit == "pad" else np.maximum(rows, columns)
     enlarged = int(np.sum(scale > 1))
+    verb = "is" if len(found) == 1 else "are"
     return [
         Note(
-            f"{len(found)} images of {before} are resized to {by(size)} by {sizing.fit}: "
+            f"{images_text(len(found))} of {before} {verb} resized to {by(size)} by {sizing.fit}: "
             f"{_loss(sizing.fit, unevenness)}{f' (enlarged: {enlarged})' if enlarged else ''}."
         )
     ]
@@ -142,6 +143,11 @@ def cure(given: Sequence[int], wanted: Sequence[int]) -> str:
     convert = "convert the images to grey" if wanted[2] == 1 else "convert the images to colour"
     steps = [resize] * (given[:2] != wanted[:2]) + [convert] * (given[2] != wanted[2])
     return " and ".join(steps)
+
+
+def images_text(number: int) -> str:
+    """Return "1 image", or "2 images"."""
+    return "1 image" if number == 1 else f"{number} images"
 
 
 def by(shape: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ from ali_jax.data.archives import MAX_CLASSES, check_fits
 from ali_jax.data.dataset import DataError, LoadOptions, Note, class_order
 from ali_jax.data.images import Stored
 from ali_jax.data.packed import check_size
-from ali_jax.data.pictures import Contents, ImageFile
+from ali_jax.data.pictures import Contents, ImageFile, NamedImage
 
 SUFFIX = ".parquet"
 IMAGES = ("image", "img", "images")  # usual names of columns, the most usual first
@@ -38,6 +38,7 @@ class Rows(NamedTuple):
 
     images: Sequence[Stored]
     labels: Sequence[Any]  # numbers or names, None or -1 for none; empty where there is no column
+    paths: Sequence[str | None] = ()  # that are stored beside the images; empty where they were not read
 
 
 def find_tables(root: Path) -> list[Path]:
@@ -71,9 +72,66 @@ def read_tables(root: Path, options: LoadOptions) -> Contents:
         part: _joined([_on_file(path, _rows, image, label) for path in paths])
         for part, paths in of_part.items()
     }
-    notes = [Note(f"Of {root.name} these columns are not used: {', '.join(unused)}.")] if unused else []
+    notes = unused_notes(root.name, unused)
     skipped = Counter({f"{SUFFIX} file of another part": len(others)})
     return in_parts(root, rows, label, options, notes, skipped)
+
+
+def read_rows(root: Path) -> tuple[list[NamedImage], list[Note]]:
+    """Read all rows of a Parquet file, or of all files of a directory in the order of their names.
+
+    Names are those of `named`. The images are not decoded; as they are encoded, they are kept in memory.
+
+    Raises:
+        DataError: as `read_tables`; parts and their sizes do not matter.
+    """
+    files = find_tables(root)
+    image, label, unused = chosen(files[0], _columns(files[0]))
+    check_fits(root, sum(_on_file(path, _image_bytes, image) for path in files))
+    folder = root if root.is_dir() else root.parent
+    rows = {
+        path.relative_to(folder).as_posix(): _on_file(path, _rows, image, label, with_paths=True)
+        for path in files
+    }
+    return named(root, rows, label), unused_notes(root.name, unused)
+
+
+def named(root: Path, rows: Mapping[str, Rows], label: Column | None) -> list[NamedImage]:
+    """Return the rows of tables, by name, one after the other.
+
+    The name of an image is the path that is stored with it. Where there is none, or another row has the same,
+    it is that of the table and the number of the row: train[3].
+
+    Raises:
+        DataError: a label has no name.
+    """
+    number = Counter(path for of in rows.values() for path in of.paths)
+    found = []
+    for table, of in rows.items():
+        columns = (of.images, of.labels or [None] * len(of.images), of.paths or [None] * len(of.images))
+        for i, (source, value, path) in enumerate(zip(*columns, strict=True)):
+            name = path if path and number[path] == 1 else f"{table}[{i}]"
+            found.append(NamedImage(source, name, _class_name(root, label, value)))
+    return found
+
+
+def _class_name(root: Path, label: Column | None, value: Any) -> str:
+    if label is None or value in (None, -1):
+        return ""
+    if not label.classes:
+        return str(value)
+    if not 0 <= value < len(label.classes):
+        raise DataError(_unnamed(root, label, value))
+    return label.classes[value]
+
+
+def _unnamed(root: Path, label: Column, value: Any) -> str:
+    return f"{root}: column {label.name} has the label {value}, which has no name"
+
+
+def unused_notes(name: str, columns: Sequence[str]) -> list[Note]:
+    """Say which columns are not used, if some are not."""
+    return [Note(f"Of {name} these columns are not used: {', '.join(columns)}.")] if columns else []
 
 
 def in_parts(
@@ -135,7 +193,7 @@ def _coded(
     if label.classes:
         number: dict[Any, int] = {code: code for code in range(len(label.classes))}
         if unknown := found - number.keys():
-            raise DataError(f"{root}: column {label.name} has the label {min(unknown)}, which has no name")
+            raise DataError(_unnamed(root, label, min(unknown)))
         classes = label.classes
     else:
         classes = tuple(sorted(map(str, found), key=class_order))
@@ -162,14 +220,14 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def _on_file(path: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+def _on_file(path: Path, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call a function with an open Parquet file; a DataError says what is wrong with the file."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            return function(path, file, *arguments)
+            return function(path, file, *arguments, **options)
     except (pyarrow.ArrowException, OSError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise DataError(f"{path}: not a readable Parquet file, or damaged ({reason})") from error
@@ -224,6 +282,10 @@ def _has_bytes(struct: Any) -> bool:
     return any(field.name == "bytes" and is_binary(field.type) for field in struct)
 
 
+def _has_paths(struct: Any) -> bool:
+    return any(field.name == "path" and _is_text(field.type) for field in struct)
+
+
 def _image_bytes(path: Path, file: Any, image: Column) -> int:
     """Return the size of a file's images in memory, as its footer states it."""
     del path
@@ -233,7 +295,7 @@ def _image_bytes(path: Path, file: Any, image: Column) -> int:
     return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
 
 
-def _rows(path: Path, file: Any, image: Column, label: Column | None) -> Rows:
+def _rows(path: Path, file: Any, image: Column, label: Column | None, *, with_paths: bool = False) -> Rows:
     import pyarrow.compute
     import pyarrow.types
 
@@ -241,15 +303,20 @@ def _rows(path: Path, file: Any, image: Column, label: Column | None) -> Rows:
     names = file.schema_arrow.names
     if missing := [column.name for column in (image, label) if column and column.name not in names]:
         raise DataError(f"{path}: lacks the column {missing[0]}, which other files have")
-    is_struct = pyarrow.types.is_struct(file.schema_arrow.field(image.name).type)
+    kind = file.schema_arrow.field(image.name).type
+    is_struct = pyarrow.types.is_struct(kind)
+    with_paths = with_paths and is_struct and _has_paths(kind)
     wanted = [f"{image.name}.bytes" if is_struct else image.name, *([label.name] if label else [])]
+    wanted += [f"{image.name}.path"] if with_paths else []
     images: list[Stored] = []
     labels: list[Any] = []
+    paths: list[str | None] = []
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=wanted)
         labels += table.column(label.name).to_pylist() if label else ()
         for chunk in table.column(image.name).chunks:
             content = compute.struct_field(chunk, "bytes") if is_struct else chunk
+            paths += compute.struct_field(chunk, "path").to_pylist() if with_paths else ()
             start = len(images)
             if content.null_count:
                 row = start + content.is_null().to_pylist().index(True)
@@ -258,7 +325,7 @@ def _rows(path: Path, file: Any, image: Column, label: Column | None) -> Rows:
             images += [
                 Stored(f"{path} row {start + i}", partial(_encoded, content, i)) for i in range(len(content))
             ]
-    return Rows(images, labels)
+    return Rows(images, labels, paths)
 
 
 def _encoded(content: Any, i: int) -> bytes:
