@@ -32,6 +32,7 @@ from ali_jax.program.command import (
     PICTURES,
     UNTRAINED,
     USAGE,
+    WITH_INPUTS,
     Options,
     UsageError,
     load_config,
@@ -314,9 +315,23 @@ def _check_trained(config: Config, options: Options) -> None:
             f"{', '.join(FREE_AFTER_TRAINING)}."
         )
     if not checkpoint_steps(options.workdir):
-        raise UsageError(f"{options.workdir} has no checkpoint yet: train first (--mode train).")
+        _check_exported(options)
     if options.out is not None and options.mode != "export":
         _check_out(options.out, may_be_folder=options.inputs is not None)
+
+
+def _check_exported(options: Options) -> None:
+    """Raise a UsageError unless a folder without checkpoints is an exported model that the mode can use."""
+    from ali_jax.records.weights import is_exported
+
+    folder = options.workdir
+    if not is_exported(folder):
+        raise UsageError(f"{folder} has no checkpoint yet: train first (--mode train).")
+    if options.inputs is None:
+        raise UsageError(
+            f"{folder} holds an exported model: --mode {options.mode} needs the folder of its run. Exported "
+            f"models are read by --mode {', '.join(WITH_INPUTS)}, with --inputs, and by ali_jax.load."
+        )
 
 
 def _check_out(out: Path, *, may_be_folder: bool = False) -> None:

@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import io
 import json
 import re
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -18,13 +20,17 @@ from test_loop import tiny
 from test_main import message, size_of
 
 from ali_jax import game
-from ali_jax.data import ArraySplit, DataError, hub, inputs
-from ali_jax.data.pictures import Contents
+from ali_jax.data import DataError, Note, hub, inputs
+from ali_jax.data.images import Stored
+from ali_jax.data.pictures import NamedImage
+from ali_jax.evaluate.rows import Rows
 from ali_jax.main import main
 from ali_jax.metrics import directions
 from ali_jax.program import command, new_images
-from ali_jax.records.workdir import absolute
+from ali_jax.records import known_data, weights
+from ali_jax.records.workdir import absolute, read_config
 from ali_jax.tools.anomaly import anomaly_scores
+from ali_jax.tools.export import _kind_of
 from ali_jax.tools.trained import Model
 
 
@@ -195,6 +201,8 @@ def test_what_is_skipped_or_lies_under_transparency_is_said_as_in_training(tmp_p
     (tmp_path / "photo.heic").touch()
     rule = inputs.Rule((8, 8, 1))
     note = inputs.read(tmp_path, rule).note
+    assert note.startswith(f"{tmp_path.name}: 2 images. ")
+    assert note.count("2 images") == 1
     assert "Skipped: 1 .heic file, all but the first frame of 1 image" in note
     assert "transparen" in note
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
@@ -263,21 +271,44 @@ def test_a_conditional_model_takes_the_folders_as_classes(photos):
     conditional = Model(None, None, (8, 8, 1), conditions=("a", "b", "c", "d"))
     found = inputs.read(photos, inputs.Rule((8, 8, 1)))
     assert new_images._conditions(conditional, found) == list("aabbcc")
+    for path, labels in ((photos / "b", "bb"), (photos / "b" / "0.png", "b")):
+        alone = inputs.read(path, inputs.Rule((8, 8, 1)), classes=conditional.conditions)
+        assert new_images._conditions(conditional, alone) == list(labels)
     with pytest.raises(command.UsageError, match="'no class' is none of a, b, c, d"):
-        new_images._conditions(conditional, inputs.read(photos / "a" / "0.png", inputs.Rule((8, 8, 1))))
+        new_images._conditions(conditional, found._replace(labels=("",)))
     with pytest.raises(command.UsageError, match="'c' is none of a, b"):
         new_images._conditions(dataclasses.replace(conditional, conditions=("a", "b")), found)
 
 
-@pytest.mark.parametrize("mode", ["nearest", "score"])
-def test_a_conditional_model_compares_each_image_under_its_own_class(mode, tmp_path, monkeypatch):
-    """The second image is the first under another class: its code differs, its pixels do not."""
+@pytest.fixture(scope="module")
+def conditional():
+    """Give a config, a model of it that is given the class, and eight rows."""
     config = tiny()
     config.dataset.conditional, config.condition.size = True, 10
     dataset = game.load_data(config)
     ali, batch = game.prepare(config, dataset).ali, dataset.train.rows(np.arange(8))
     variables = small.draw(ali, batch.x / np.float32(16), batch.y)
-    trained = Model(ali, variables, (8, 8, 1), divisor=16.0, conditions=dataset.attributes)
+    return config, Model(ali, variables, (8, 8, 1), divisor=16.0, conditions=dataset.attributes), batch
+
+
+def test_a_line_between_two_classes_has_the_class_of_each_end(conditional, tmp_path):
+    config, trained, batch = conditional
+    x, y = batch.x / np.float32(16), ["3", "3", "7"]
+    options = command.parse(["--mode=interpolate", f"--workdir={tmp_path}", "--inputs=x"])
+    found = inputs.Inputs(batch.x[:3], ("a", "b", "c"), tuple(y), False, "")
+    given = new_images.Given(config, options, trained, found, x[:3], y)
+    line = new_images._lines(given, slice(0, 1), slice(-1, None), 3)[0]
+    np.testing.assert_allclose(line[[0, 2]], trained.reconstruct(x[[0, 2]], ["3", "7"]), atol=1e-5)
+    z = trained.encode(x[[0, 2]], ["3", "7"]).mean(axis=0)
+    half = np.eye(10, dtype=np.float32)[[3, 7]].mean(axis=0)
+    np.testing.assert_allclose(line[1], trained.decode(z, half), atol=1e-5)
+    assert np.abs(trained.reconstruct(x[2], "3") - line[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["nearest", "score"])
+def test_a_conditional_model_compares_each_image_under_its_own_class(mode, conditional, tmp_path):
+    """The second image is the first under another class: its code differs, its pixels do not."""
+    config, trained, batch = conditional
     names = [trained.conditions[k] for k in np.argmax(batch.y, axis=1)]
     other = next(name for name in trained.conditions if name != names[0])
     found = inputs.Inputs(batch.x[[0, 0]], ("a", "b"), (names[0], other), False, "")
@@ -320,23 +351,107 @@ def test_other_data_than_those_of_the_run_are_named_not_the_inputs(run, photos, 
         )
 
 
-def test_a_set_of_the_hub_is_read_as_training_reads_it(run, monkeypatch, capsys):
+def given_of(run, trained, *flags, **changes):
+    """Return what a mode is given of a run, without inputs; keywords are keys of the config's data."""
+    config = read_config(run)
+    with config.unlocked():
+        config.dataset.update(changes)
+    options = command.parse([f"--workdir={run}", "--inputs=x", *flags])
+    return new_images.Given(config, options, trained, None, None, None)
+
+
+def test_other_data_of_the_model_s_shape_are_said_to_be_others(run, trained, tmp_path, capsys):
+    new_images._own_data(given_of(run, trained, "--mode=score"))
+    assert capsys.readouterr().err == ""
+    rows = np.zeros((9, 8, 8), np.uint8)
+    np.savez(tmp_path / "other.npz", train_image=rows, test_image=rows)
+    given = given_of(run, trained, "--mode=score", path=str(tmp_path / "other.npz"))
+    assert new_images._own_data(given).name == "other"
+    said = "The data are not those that the run was trained on: divisor of pixels was 16; now 255"
+    assert capsys.readouterr().err.startswith(said)
+    new_images._data_with_names(given.config, run)
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_an_exported_model_takes_new_images(run, trained, photos, tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    shutil.copy(run / "config.json", exported)
+    weights.write(exported, trained.variables, 10)
+    known_data.write(exported, _kind_of(game.load_data(tiny())))
+    assert use("encode", exported, photos / "a", "--out", tmp_path / "codes.npz") == 0
+    codes = np.load(tmp_path / "codes.npz")["mean"]
+    np.testing.assert_allclose(codes, trained.encode(sorted((photos / "a").iterdir())), atol=1e-5)
+    capsys.readouterr()
+    new_images._own_data(given_of(exported, trained, "--mode=score"))  # it does not know the rows
+    assert capsys.readouterr().err == ""
+    for mode in ("evaluate", "sample"):
+        said = message(capsys, ["--mode", mode, "--workdir", str(exported)], 2)
+        assert f"holds an exported model: --mode {mode} needs the folder of its run" in said
+
+
+def test_vectors_are_scaled_once(tmp_path):
+    vectors = np.array([[1, 2], [3, 4]], np.float32)
+    two = Model(None, None, (2,), scale=2.0)
+    found = inputs.Inputs(vectors, ("a", "b"), ("", ""), False, "")
+    np.testing.assert_array_equal(two.rows(new_images._units(two, found)), 2 * vectors)
+    dataset = SimpleNamespace(divisor=1.0)
+    given = new_images.Given(None, None, two, found, None, None)
+    stored = new_images._stored(given, dataset, Rows(2 * vectors, None, None))  # as the data are loaded
+    np.testing.assert_array_equal(two.rows(stored), 2 * vectors)
+
+
+@pytest.mark.parametrize(
+    ("names", "files"),
+    [
+        (["a/0.png", "b/1.jpg"], ["a_0", "b_1"]),
+        (["a.jpg", "a.png"], ["a.jpg", "a.png"]),
+        (["a/b.jpg", "a/b.png", "a_b.png"], ["1_a_b.jpg", "2_a_b.png", "3_a_b.png"]),
+        (["A.png", "a.png"], ["1_A.png", "2_a.png"]),
+        (["x[0]", "x[1]"], ["x_0", "x_1"]),
+        (["v1.5", "v1.6"], ["v1.5", "v1.6"]),
+        (["../x.png", "?"], [".._x", "image"]),
+    ],
+)
+def test_each_row_has_a_file_of_its_own(names, files):
+    assert new_images._file_names(names) == files
+
+
+def test_a_picture_goes_into_the_folder_that_out_names(run, trained, tmp_path):
+    (tmp_path / "there").mkdir()
+    for out, path in (("there", "there/nearest.png"), ("new", "new/nearest.png"), ("x.jpg", "x.jpg")):
+        given = given_of(run, trained, "--mode=nearest", f"--out={tmp_path / out}")
+        assert new_images._picture_path(given, "nearest") == tmp_path / path
+        assert path == "x.jpg" or (tmp_path / out).is_dir()
+
+
+def test_images_are_not_written_among_those_that_are_read(run, photos, capsys, monkeypatch):
+    monkeypatch.chdir(photos)
+    for out in (photos, photos / "made", "."):
+        flags = [f"--workdir={run}", f"--inputs={photos}", f"--out={out}"]
+        assert "whose images are read" in message(capsys, ["--mode=reconstruct", *flags], 2)
+    assert not (photos / "made").exists()
+
+
+def test_frames_lead_through_the_amounts_in_their_order(monkeypatch):
+    monkeypatch.setattr(new_images, "FRAMES", 5)
+    for amounts, frames in (((2, -2), (2, 1, 0, -1, -2)), ((0, 4, 1), (0, 2, 4, 2.5, 1)), ((3,), (3,) * 5)):
+        assert new_images._in_frames(np.array(amounts, np.float32)).tolist() == list(frames)
+
+
+def test_a_set_of_the_hub_is_read_whole(run, monkeypatch, capsys):
     arguments = ["--mode=encode", "--workdir", str(run), "--inputs=hf:someone/faces"]
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
     assert "hf:someone/faces needs the library `datasets`: pip install" in message(capsys, arguments, 1)
     assert absolute("hf:someone/faces") == "hf:someone/faces"
     asked = []
-    monkeypatch.setattr(hub, "read_hub", lambda name, options: asked.append(name) or SOME)
+    some = [NamedImage(Stored("x", lambda: png(200)), "train[0]", "a")]
+    monkeypatch.setattr(hub, "read_rows", lambda name: asked.append(name) or (some, [Note("Of it.")]))
     found = inputs.read(Path("hf:someone/faces"), inputs.Rule((8, 8, 1)))
     assert asked == ["someone/faces"]
-    assert (len(found.x), found.labels) == (4, ("a", "b", "a", "b"))
-
-
-SOME = Contents(
-    {p: ArraySplit(np.zeros((2, 8, 8, 1), np.uint8), None, np.arange(2), 2) for p in ("train", "test")},
-    ("a", "b"),
-    [],
-)
+    assert (found.names, found.labels) == (("train[0]",), ("a",))
+    assert found.note.startswith("faces: 1 image. Of it. ")
 
 
 def test_broken_files_are_named_and_left_out_if_asked(run, photos, tmp_path, capsys):
@@ -368,18 +483,120 @@ def test_inputs_are_padded_or_stretched_as_the_run_says(tmp_path):
     assert x["stretch"][7, 7] < 30
 
 
-def test_an_archive_and_a_parquet_file_are_read(photos, tmp_path):
+def test_an_archive_and_a_parquet_file_are_read_as_the_folder(photos, tmp_path):
     shutil.make_archive(str(tmp_path / "x"), "zip", photos)
     rule = inputs.Rule((8, 8, 1))
-    folder, archive = inputs.read(photos, rule), inputs.read(tmp_path / "x.zip", rule)
-    assert (archive.names, archive.labels) == (folder.names, folder.labels)
-    np.testing.assert_array_equal(archive.x, folder.x)
-    images = [{"bytes": (photos / name).read_bytes()} for name in folder.names]
-    table = pyarrow.table({"image": images, "label": list(folder.labels)})
-    parquet.write_table(table, tmp_path / "x.parquet")
-    found = inputs.read(tmp_path / "x.parquet", rule)
-    assert sorted(found.labels) == sorted(folder.labels)
-    assert sorted(found.x.reshape(6, -1).sum(axis=1)) == sorted(folder.x.reshape(6, -1).sum(axis=1))
+    folder = inputs.read(photos, rule)
+    images = [{"bytes": (photos / name).read_bytes(), "path": name} for name in folder.names]
+    write_rows(tmp_path / "x.parquet", images, list(folder.labels))
+    for name in ("x.zip", "x.parquet"):
+        found = inputs.read(tmp_path / name, rule)
+        assert (found.names, found.labels) == (folder.names, folder.labels)
+        np.testing.assert_array_equal(found.x, folder.x)
+        assert found.note == folder.note.replace(photos.name, name)
+
+
+def png(level, shape=(8, 8)):
+    """Return an image of one grey level as the bytes of a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(np.full(shape, level, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_rows(path, images, label):
+    parquet.write_table(pyarrow.table({"image": images, "label": label}), path, row_group_size=3)
+
+
+def test_all_rows_of_tables_are_read_in_the_order_of_their_files(tmp_path):
+    """Ten labels of ten rows are no classes, and a part is not left out: nothing is trained on here."""
+    levels, rule = [20 * i for i in range(10)], inputs.Rule((8, 8, 1))
+    write_rows(
+        tmp_path / "rows.parquet",
+        [{"bytes": png(level), "path": f"img_{level}.png"} for level in levels],
+        levels,
+    )
+    found = inputs.read(tmp_path / "rows.parquet", rule)
+    assert found.x[:, 0, 0, 0].tolist() == levels
+    assert found.names == tuple(f"img_{level}.png" for level in levels)
+    assert found.labels == tuple(map(str, levels))
+
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for part, rows in {"train": levels[:5], "validation": levels[5:8], "test": levels[8:]}.items():
+        images = [{"bytes": png(level), "path": f"{i}.png"} for i, level in enumerate(rows)]
+        write_rows(parts / f"{part}-0.parquet", images, ["dog", None, "cat", "dog", "cat"][: len(rows)])
+    found = inputs.read(parts, rule)
+    assert found.x[:, 0, 0, 0].tolist() == [*levels[8:], *levels[:5], *levels[5:8]]
+    assert found.names[1:4] == ("test-0.parquet[1]", "train-0.parquet[0]", "train-0.parquet[1]")
+    assert found.names[5:7] == ("3.png", "4.png")  # no other row has these paths
+    assert found.labels[2:7] == ("dog", "", "cat", "dog", "cat")
+    assert found.note.startswith("parts: 10 images.")
+
+
+def test_one_row_of_a_table_is_enough_and_a_broken_one_is_left_out(tmp_path):
+    rule = inputs.Rule((8, 8, 1))
+    write_rows(tmp_path / "one.parquet", [png(7)], [3])
+    found = inputs.read(tmp_path / "one.parquet", rule)
+    assert (found.names, found.labels, found.x.max()) == (("one.parquet[0]",), ("3",), 7)
+    write_rows(tmp_path / "two.parquet", [b"no image", png(7)], [3, 4])
+    with pytest.raises(DataError, match=r"two\.parquet row 0: not a readable image .* --skip-broken leaves"):
+        inputs.read(tmp_path / "two.parquet", rule)
+    found = inputs.read(tmp_path / "two.parquet", rule, skip_broken=True)
+    assert (found.names, found.labels) == (("two.parquet[1]",), ("4",))
+
+
+def test_the_folder_of_a_class_is_the_label_of_what_lies_in_it(tmp_path, monkeypatch):
+    (tmp_path / "3" / "new").mkdir(parents=True)
+    for name in ("0.png", "new/1.png"):
+        (tmp_path / "3" / name).write_bytes(png(0))
+    rule = inputs.Rule((8, 8, 1))
+    for path, plain, of_classes in (
+        (tmp_path, ("3", "new"), ("3", "3")),
+        (tmp_path / "3", ("", "new"), ("3", "3")),
+        (tmp_path / "3" / "0.png", ("",), ("3",)),
+        (tmp_path / "3" / "new" / "1.png", ("",), ("",)),
+    ):
+        assert inputs.read(path, rule).labels == plain
+        assert inputs.read(path, rule, classes=("3", "7")).labels == of_classes
+    monkeypatch.chdir(tmp_path / "3")
+    assert inputs.read(Path("."), rule, classes=("3", "7")).labels == ("3", "3")
+    assert inputs.read(Path("0.png"), rule, classes=("3", "7")).labels == ("3",)
+
+
+def test_arrays_of_other_types_are_resized_as_bytes_are(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 24, 3))
+    read = {}
+    for name, x in {"byte": pixels.astype(np.uint8), "int": pixels, "float": pixels / 255}.items():
+        np.savez(tmp_path / "x.npz", image=x)
+        read[name] = inputs.read(tmp_path / "x.npz", inputs.Rule((8, 8, 1)))
+    assert read["byte"].x.shape == (2, 8, 8, 1)
+    assert read["byte"].x.std() > 10
+    np.testing.assert_array_equal(read["int"].x, read["byte"].x)
+    np.testing.assert_array_equal(np.rint(255 * read["float"].x), read["byte"].x)
+    assert read["float"].x.max() <= 1
+    assert read["int"].note == read["float"].note == read["byte"].note
+    own = np.random.default_rng(0).random((2, 8, 8))
+    np.savez(tmp_path / "x.npz", image=own)
+    np.testing.assert_array_equal(inputs.read(tmp_path / "x.npz", inputs.Rule((8, 8, 1))).x[..., 0], own)
+
+
+@pytest.mark.parametrize(
+    ("x", "problem"),
+    [
+        (np.zeros((90, 120, 3), np.uint8), r"\[90, 120, 3\] of its array looks .* 90 grey images of 120x3$"),
+        (np.zeros((8, 8), np.uint8), r"\[8, 8\] of its array looks .*write x\[None\] .* for one image$"),
+        (np.zeros((2, 3, 12, 24), np.uint8), r"have 24 channels, .* np.moveaxis\(x, 1, -1\)"),
+        (np.full((2, 12, 24), 300), "images are int64; .* integers from 0 to 255, .*run from 300 to 300"),
+        (
+            np.full((2, 12, 24), -1.0),
+            r"images are float64; .* or floats from 0 to 1\. Its values run from -1",
+        ),
+    ],
+)
+def test_arrays_that_are_no_images_of_the_usual_kinds_are_refused(tmp_path, x, problem):
+    np.savez(tmp_path / "x.npz", image=x)
+    with pytest.raises(DataError, match=problem):
+        inputs.read(tmp_path / "x.npz", inputs.Rule((8, 8, 1)))
 
 
 def test_arrays_of_any_part_and_other_channels_are_read(tmp_path):

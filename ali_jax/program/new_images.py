@@ -6,7 +6,7 @@ Each mode computes with `ali_jax.tools.trained.Model` and writes one file, or a 
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ali_jax import data, game, model
 from ali_jax.config import Config
-from ali_jax.data import inputs, survey
+from ali_jax.data import inputs, sizes, survey
 from ali_jax.evaluate import figures
 from ali_jax.evaluate.rows import Rows, test_rows, train_rows
 from ali_jax.metrics import conformal, directions
@@ -23,6 +23,7 @@ from ali_jax.metrics.neighbors import nearest_few
 from ali_jax.names import did_you_mean
 from ali_jax.program.command import Options, UsageError
 from ali_jax.program.tables import write_table
+from ali_jax.records import known_data
 from ali_jax.records.workdir import RunError, absolute, write_text
 from ali_jax.tools.anomaly import anomaly_scores
 from ali_jax.tools.trained import Model, load
@@ -31,6 +32,7 @@ ROWS_AT_ONCE = 2_000  # of uint8, made floats
 NEIGHBOURS = 5
 CALIBRATION_ROWS = 1_000  # of test, at most
 SCORES_PRINTED = 20
+TABLES = ("encode", "score")  # modes that write no images
 MOVING = (".gif", ".webp")
 STEPS, FRAMES = 11, 24  # of a line, in a picture and in one that moves
 MILLISECONDS = 60  # that a frame is shown
@@ -43,29 +45,42 @@ class Given(NamedTuple):
     options: Options
     trained: Model
     inputs: inputs.Inputs
-    x: np.ndarray  # [N, *X] as the networks take them
+    x: np.ndarray  # [N, *X] floats, as the methods of the model take them
     y: Any  # [N] names of conditions, or None
 
 
 def run(config: Config, options: Options) -> int:
     """Run a mode on the images at `options.inputs`; return the exit status."""
-    trained = load(options.workdir)
-    source = config.dataset
-    rule = inputs.Rule(trained.shape, source.fit, trained.background, trained.scale)
     assert options.inputs is not None
-    found = _read(options.inputs, rule, options)
+    _check_is_apart(options, options.inputs)
+    trained = load(options.workdir)
+    found = _read(options.inputs, config, trained, options)
     given = Given(config, options, trained, found, _units(trained, found), _conditions(trained, found))
     for path in _MODES[options.mode](given):
         print(path)
     return 0
 
 
-def _read(path: Path, rule: inputs.Rule, options: Options) -> inputs.Inputs:
+def _check_is_apart(options: Options, given: Path) -> None:
+    """Raise a UsageError if single images would be written among those that are read."""
+    out = options.out
+    if out is None or options.mode in TABLES or not given.is_dir() or (out.suffix and not out.is_dir()):
+        return
+    if given.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(
+            f"--out {out} lies in {given}, whose images are read, so that the next command would read what "
+            "this one writes: give another folder."
+        )
+
+
+def _read(path: Path, config: Config, trained: Model, options: Options) -> inputs.Inputs:
     """Read the images at a path, and say what was done to them."""
+    rule = inputs.Rule(trained.shape, config.dataset.fit, trained.background, trained.scale)
+    classes = trained.conditions or trained.classes
     if not path.exists() and not inputs.is_on_hub(path):
         raise UsageError(f"{path}: there is no such file or folder.")
     try:
-        found = inputs.read(path, rule, skip_broken=options.skip_broken)
+        found = inputs.read(path, rule, classes=classes, skip_broken=options.skip_broken)
     except data.DataError as error:
         raise RunError(str(error)) from None
     print(found.note, file=sys.stderr)
@@ -76,9 +91,14 @@ def _read(path: Path, rule: inputs.Rule, options: Options) -> inputs.Inputs:
 
 def _units(trained: Model, found: inputs.Inputs) -> np.ndarray:
     if not found.are_files:
-        return trained.rows(found.x)
+        return _unscaled(trained, trained.rows(found.x))
     parts = np.array_split(found.x, -(-len(found.x) // ROWS_AT_ONCE))
     return np.concatenate([part.astype(np.float32) / np.float32(255) for part in parts])
+
+
+def _unscaled(trained: Model, x: np.ndarray) -> np.ndarray:
+    """Return rows that the networks take in the units of the data: the model's methods scale vectors."""
+    return x if len(trained.shape) == 3 else x / np.float32(trained.scale)
 
 
 def _conditions(trained: Model, found: inputs.Inputs) -> list[str] | None:
@@ -106,15 +126,17 @@ def _encode(given: Given) -> Iterator[Path]:
 
 
 def _score(given: Given) -> Iterator[Path]:
-    held_out = _spread(test_rows(_own_data(given)), CALIBRATION_ROWS)
-    normal = anomaly_scores(given.trained, _stored(given, held_out), _own_conditions(given, held_out))
+    dataset = _own_data(given)
+    held_out = _spread(test_rows(dataset), CALIBRATION_ROWS)
+    x_held_out = _stored(given, dataset, held_out)
+    normal = anomaly_scores(given.trained, x_held_out, _own_conditions(given, held_out))
     scores = anomaly_scores(given.trained, given.x, given.y)
     p = conformal.p_values(normal, scores)
     columns = {"name": given.inputs.names, "label": given.inputs.labels, "score": scores, "p_value": p}
     for path in _tables(given, "scores", (".csv",)):
         write_table(path, {name: np.asarray(column) for name, column in columns.items()})
         yield path
-    print(f"The p-values compare with {len(normal)} test rows of {given.trained.name}.", file=sys.stderr)
+    print(f"The p-values compare with {len(normal)} test rows of {dataset.name}.", file=sys.stderr)
     for i in np.argsort(p, kind="stable")[:SCORES_PRINTED]:
         print(f"p = {p[i]:.4f}  score {scores[i]:.4g}  {given.inputs.names[i]}", file=sys.stderr)
 
@@ -123,7 +145,7 @@ def _reconstruct(given: Given) -> Iterator[Path]:
     _need_images(given)
     x_hat = given.trained.reconstruct(given.x, given.y)
     if folder := _folder(given.options.out):
-        for name, image in zip(_file_names(given), x_hat, strict=True):
+        for name, image in zip(_file_names(given.inputs.names), x_hat, strict=True):
             yield _save_single(folder / f"{name}.png", image)
         return
     count = len(given.x)
@@ -134,25 +156,42 @@ def _reconstruct(given: Given) -> Iterator[Path]:
 
 def _interpolate(given: Given) -> Iterator[Path]:
     _need_images(given)
-    x, y = given.x, given.y
-    count = len(x)
+    x, count = given.x, len(given.x)
     if count < 2 or (given.options.pairs and count % 2):
         raise UsageError(
-            f"{given.options.inputs} has {count} images: a line takes two, and --pairs an even number."
+            f"{given.options.inputs} has {sizes.images_text(count)}: a line takes two, and --pairs an even "
+            "number."
         )
     ends = (slice(0, None, 2), slice(1, None, 2)) if given.options.pairs else (slice(0, 1), slice(-1, None))
     moves = _moves(given.options.out)
-    path = given.trained.interpolate(
-        x[ends[0]], x[ends[1]], FRAMES if moves else STEPS, None if y is None else y[ends[0]]
-    )
+    path = _lines(given, *ends, FRAMES if moves else STEPS)
     if moves:
         yield _save_moving(given.options.out, path)
     elif folder := _folder(given.options.out):
-        for row, name in zip(path, _file_names(given)[ends[0]], strict=True):
+        for row, name in zip(path, _file_names(given.inputs.names)[ends[0]], strict=True):
             for i, image in enumerate(row):
                 yield _save_single(folder / f"{name}_{i:02d}.png", image)
     else:
         yield _save(given, "interpolate", figures.interpolation_grid(x[ends[0]], path, x[ends[1]]))
+
+
+def _lines(given: Given, start: slice, end: slice, steps: int) -> np.ndarray:
+    """Decode the codes on the lines between rows `start` and `end`; return images [N, steps, *X].
+
+    Each end has its own condition, and the condition moves along the line as the code does.
+    """
+    trained = given.trained
+    if given.y is None:
+        return trained.interpolate(given.x[start], given.x[end], steps)
+    rows = trained.condition_rows(given.y, len(given.y))
+    assert rows is not None
+    y0, y1 = rows[start], rows[end]
+    z0, z1 = trained.encode(given.x[start], y0), trained.encode(given.x[end], y1)
+    alpha = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
+    z = (1 - alpha) * z0[:, None] + alpha * z1[:, None]
+    y = (1 - alpha) * y0[:, None] + alpha * y1[:, None]
+    images = trained.decode(z.reshape(-1, z.shape[-1]), y.reshape(-1, y.shape[-1]))
+    return images.reshape(-1, steps, *trained.shape)
 
 
 def _edit(given: Given) -> Iterator[Path]:
@@ -160,7 +199,7 @@ def _edit(given: Given) -> Iterator[Path]:
     name, vector = direction(given.config, given.options, given.trained)
     amounts = np.array(given.options.amounts, np.float32)
     if moves := _moves(given.options.out):
-        amounts = np.linspace(amounts.min(), amounts.max(), FRAMES, dtype=np.float32)
+        amounts = _in_frames(amounts)
     z = given.trained.encode(given.x, given.y)
     moved = z[:, None] + amounts[None, :, None] * vector.astype(np.float32)[None, None]
     y = None if given.y is None else np.repeat(given.y, len(amounts)).tolist()
@@ -169,7 +208,7 @@ def _edit(given: Given) -> Iterator[Path]:
     if moves:
         yield _save_moving(given.options.out, images)
     elif folder := _folder(given.options.out):
-        for row, image_name in zip(images, _file_names(given), strict=True):
+        for row, image_name in zip(images, _file_names(given.inputs.names), strict=True):
             for amount, image in zip(amounts, row, strict=True):
                 yield _save_single(folder / f"{image_name}_{amount:+g}.png", image)
     else:
@@ -178,16 +217,24 @@ def _edit(given: Given) -> Iterator[Path]:
         yield _save(given, f"edit_{_file_name(name)}", grid)
 
 
+def _in_frames(amounts: np.ndarray) -> np.ndarray:
+    """Return the amounts [FRAMES] that lead through all amounts [n] in their order."""
+    at = np.linspace(0, len(amounts) - 1, FRAMES)
+    return np.interp(at, np.arange(len(amounts)), amounts).astype(np.float32)
+
+
 def _nearest(given: Given) -> Iterator[Path]:
     """Draw each input, the training images with the nearest codes, and those with the nearest pixels."""
-    train = train_rows(_own_data(given))
-    x_train = _stored(given, train)
+    as_table = _is_table(given)
+    dataset = _own_data(given)
+    train = train_rows(dataset)
+    x_train = _stored(given, dataset, train)
     few = min(NEIGHBOURS, len(x_train))
     own = _own_conditions(given, train)
     codes = [given.trained.encode(rows, y) for rows, y in ((given.x, given.y), (x_train, own))]
     pixels = [rows.reshape(len(rows), -1) for rows in (given.x, x_train)]
     by_code, by_pixel = (nearest_few(a, b, few) for a, b in (codes, pixels))
-    if (given.options.out and given.options.out.suffix == ".csv") or len(given.trained.shape) != 3:
+    if as_table:
         columns = {
             "name": np.repeat(given.inputs.names, few),
             "rank": np.tile(np.arange(1, few + 1), len(given.x)),
@@ -197,15 +244,25 @@ def _nearest(given: Given) -> Iterator[Path]:
                 for column, value in (("row", index), ("label", train.label[index]), ("distance", distance))
             },
         }
-        path = given.options.out or given.options.workdir / "nearest.csv"
-        write_table(path, columns)
-        yield path
+        for path in _tables(given, "nearest", (".csv",)):
+            write_table(path, columns)
+            yield path
         return
     white = np.ones((len(given.x), 1, *given.trained.shape), np.float32)
     shown = [given.x[:, None], white, x_train[by_code[0]], white, x_train[by_pixel[0]]]
     rows = np.concatenate(shown, axis=1)
     grid = figures.image_grid(rows.reshape(-1, *given.trained.shape), len(given.x), rows.shape[1])
     yield _save(given, "nearest", grid)
+
+
+def _is_table(given: Given) -> bool:
+    """Whether neighbours are written as a table; raise a UsageError for a picture of vectors."""
+    out = given.options.out
+    if out is not None and out.suffix.lower() == ".csv":
+        return True
+    if out is not None and not _folder(out):
+        _need_images(given)
+    return len(given.trained.shape) != 3
 
 
 _MODES = {
@@ -240,7 +297,11 @@ def direction(config: Config, options: Options, trained: Model) -> tuple[str, np
         source = [dataset.name, absolute(dataset.path), dataset.train_split]
         if name in kept and (kept[name]["source"] == source or len(kept[name]["source"]) == 2):
             return name, np.array(kept[name]["vector"])
-    vector = _between_folders(config, options, trained) if is_of_folders else _of_data(config, name, trained)
+    vector = (
+        _between_folders(config, options, trained)
+        if is_of_folders
+        else _of_data(config, name, trained, options.workdir)
+    )
     if not np.linalg.norm(vector) > 0:
         raise UsageError(f"The direction {name!r} leads nowhere: its two ends have the same mean code.")
     kept[name] = {"source": source, "vector": vector.tolist()}
@@ -268,22 +329,21 @@ def _kept_directions(path: Path, step: int) -> dict[str, Any]:
 
 
 def _between_folders(config: Config, options: Options, trained: Model) -> np.ndarray:
-    rule = inputs.Rule(trained.shape, config.dataset.fit, trained.background, trained.scale)
     codes = []
     for folder in (options.start, options.to):
         assert folder is not None
-        found = _read(folder, rule, options)
+        found = _read(folder, config, trained, options)
         codes.append(trained.encode(_units(trained, found), _conditions(trained, found)))
     is_end = np.repeat([False, True], [len(z) for z in codes])
     return directions.class_direction(np.concatenate(codes), is_end, ~is_end)
 
 
-def _of_data(config: Config, name: str, trained: Model) -> np.ndarray:
+def _of_data(config: Config, name: str, trained: Model, workdir: Path) -> np.ndarray:
     """Compute a direction from the mean codes of train: of a class, of an attribute, or a principal axis."""
-    dataset, names = _data_with_names(config)
+    dataset, names = _data_with_names(config, workdir)
     train = train_rows(dataset)
     y = train.y if trained.conditions else None
-    z = trained.encode(trained.rows(data.unit(train.x, dataset.divisor)), y)
+    z = trained.encode(_unscaled(trained, np.asarray(data.unit(train.x, dataset.divisor))), y)
     if axis := re.fullmatch(r"pc(\d+)", name):
         return directions.principal_axis(z, int(axis[1]))
     if dataset.attributes and not dataset.num_classes:
@@ -302,9 +362,10 @@ def _of_data(config: Config, name: str, trained: Model) -> np.ndarray:
     )
 
 
-def _data_with_names(config: Config) -> tuple[data.Dataset, list[str]]:
+def _data_with_names(config: Config, workdir: Path) -> tuple[data.Dataset, list[str]]:
     """Load the data of a run with their classes or, where they have none, with their attributes."""
     dataset = game.load_data(config)
+    _note_other_data(workdir, config, dataset)
     if not dataset.num_classes and not dataset.attributes:
         config = config.copy_and_resolve_references()
         with config.unlocked():
@@ -327,15 +388,22 @@ def _own_data(given: Given) -> data.Dataset:
             f"{given.config.dataset.path!r} are {shape}, while this model takes {wanted}: give the data that "
             "it was trained on."
         )
+    _note_other_data(given.options.workdir, given.config, dataset)
     return dataset
+
+
+def _note_other_data(workdir: Path, config: Config, dataset: data.Dataset) -> None:
+    """Say how data differ from those of the run; raise a ValueError if its model does not take them."""
+    if changes := known_data.check_used(workdir, config, dataset):
+        print(f"The data are not those that the run was trained on: {'; '.join(changes)}.", file=sys.stderr)
 
 
 def _own_conditions(given: Given, rows: Rows) -> np.ndarray | None:
     return rows.y if given.trained.conditions else None
 
 
-def _stored(given: Given, rows: Rows) -> np.ndarray:
-    return given.trained.rows(data.unit(rows.x, given.trained.divisor))
+def _stored(given: Given, dataset: data.Dataset, rows: Rows) -> np.ndarray:
+    return _unscaled(given.trained, np.asarray(data.unit(rows.x, dataset.divisor)))
 
 
 def _spread(rows: Rows, most: int) -> Rows:
@@ -376,11 +444,19 @@ def _tables(given: Given, stem: str, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _save(given: Given, stem: str, image: np.ndarray) -> Path:
-    folder = given.options.workdir / "images"
-    folder.mkdir(exist_ok=True)
-    path = given.options.out or folder / f"{stem}_inputs_{given.trained.step}.png"
+    path = _picture_path(given, stem)
     figures.save_picture(path, image)
     return path
+
+
+def _picture_path(given: Given, stem: str) -> Path:
+    out = given.options.out
+    if out is None:
+        folder = given.options.workdir / "images"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{stem}_inputs_{given.trained.step}.png"
+    folder = _folder(out)
+    return out if folder is None else folder / f"{stem}.png"
 
 
 def _save_single(path: Path, image: np.ndarray) -> Path:
@@ -389,15 +465,23 @@ def _save_single(path: Path, image: np.ndarray) -> Path:
     return path
 
 
-def _file_names(given: Given) -> list[str]:
-    """Return names of files for the rows: those of their own, without suffixes where these are not needed."""
-    names = given.inputs.names
-    short = [name.rpartition(".")[0] or name for name in names]
-    return [_file_name(name) for name in (short if len(set(short)) == len(names) else names)]
+def _file_names(names: Sequence[str]) -> list[str]:
+    """Return a name of a file for each row, all different: its own, made short or numbered.
+
+    Names lose their suffixes if they then still differ; rows are numbered if names differ only in what a
+    file's name cannot have, or in upper and lower case.
+    """
+    short = [_file_name(re.sub(r"\.\w+$", "", name)) for name in names]
+    whole = [_file_name(name) for name in names]
+    for made in (short, whole):
+        if len({name.casefold() for name in made}) == len(names):
+            return made
+    width = len(str(len(names)))
+    return [f"{i:0{width}d}_{name}" for i, name in enumerate(whole, 1)]
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", name)
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_") or "image"
 
 
 def _save_moving(out: Path | None, images: np.ndarray) -> Path:
