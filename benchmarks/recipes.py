@@ -134,7 +134,7 @@ def make_variants(recipe: str, overrides: Sequence[str]) -> dict[str, Callable[[
 def measure(config: Config, folder: Path, seconds: float) -> dict[str, float]:
     """Train for so many CPU seconds in a folder, unless that is done, and return the run's numbers."""
     config.evaluators, config.evaluate_every = EVALUATORS, 0
-    plan = folder.with_suffix(".json")
+    plan = folder.with_name(f"{folder.name}.json")
     if not plan.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         per_step = seconds_per_step(config)

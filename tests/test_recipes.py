@@ -54,10 +54,11 @@ def test_a_variant_changes_its_ingredient_alone_and_can_be_built():
 
 def test_a_run_is_as_long_as_its_time_and_is_planned_once(unmeasured, tmp_path):
     config = recipes.make_variants(SMALL, [])["recipe"]()
-    assert recipes.measure(config, tmp_path / "a", 62.0)["images"] == 600 * 64  # whole calls of 50 steps
-    assert json.loads((tmp_path / "a.json").read_text()) == {"num_steps": 600}
-    recipes.measure(config, tmp_path / "a", 10.0)
-    assert unmeasured == [(600, 0), (600, 0)]
+    assert recipes.measure(config, tmp_path / "a.py_0", 62.0)["images"] == 600 * 64  # whole calls of 50 steps
+    assert json.loads((tmp_path / "a.py_0.json").read_text()) == {"num_steps": 600}
+    recipes.measure(config, tmp_path / "a.py_0", 10.0)
+    recipes.measure(config, tmp_path / "a.py_1", 10.0)
+    assert unmeasured == [(600, 0), (600, 0), (100, 0)]
 
 
 def test_the_table_has_mean_and_deviation_over_seeds(unmeasured, tmp_path, capsys, monkeypatch):
