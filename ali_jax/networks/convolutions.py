@@ -159,13 +159,14 @@ def conv(
             f"conv: a {size}x{size} kernel does not fit an image of {x.shape[1]}x{x.shape[2]} "
             f"with padding {padding}; use a smaller kernel or more padding."
         )
+    layer: dict[str, Any] = {"stride": stride, "padding": padding}
+    if lowering == "cpu" and is_faster_natively(x.shape[1:], kernel.shape, **layer):
+        lowering = "native"
     if lowering == "native":
         return _lax_conv(x, kernel, stride, padding)
-    if lowering == "cpu":
-        if is_faster_natively(x.shape[1:], kernel.shape, stride=stride, padding=padding):
-            return _lax_conv(x, kernel, stride, padding)  # the forms "cpu" do not pad
+    if lowering == "cpu":  # its forms do not pad
         return _conv(_Form("cpu", stride, 0), _crop_or_pad(x, padding), kernel)
-    name = layer_name(x.shape[1:], kernel.shape, stride=stride, padding=padding, dtype=x.dtype)
+    name = layer_name(x.shape[1:], kernel.shape, dtype=x.dtype, **layer)
     forms = forms_of(lowering, name)
     if "padded_maps" in forms:
         x, kernel = _fill_maps(x, kernel)
@@ -191,10 +192,10 @@ def conv_transpose(
             "use a smaller padding."
         )
     image = (height - 2 * padding, width - 2 * padding, kernel.shape[3])
-    layer = {"stride": stride, "padding": padding}
-    if lowering == "native" or (
-        lowering == "cpu" and is_faster_natively(image, kernel.shape, transpose=True, **layer)
-    ):
+    layer: dict[str, Any] = {"stride": stride, "padding": padding}
+    if lowering == "cpu" and is_faster_natively(image, kernel.shape, transpose=True, **layer):
+        lowering = "native"
+    if lowering == "native":
         margin = size - 1 - padding
         return lax.conv_general_dilated(
             x,
@@ -302,11 +303,16 @@ class _Form(NamedTuple):
     forms: tuple[str, ...] = ()
 
 
+def _is_of_pixels(form: _Form, k: int) -> bool:
+    """Whether a convolution is a product of single pixels with a matrix."""
+    return form.padding == 0 and k == 1 and (form.stride == 1 or form.lowering == "cpu")
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(form: _Form, x: Array, w: Array) -> Array:
     """dT/dg: x [B, H, W, C], w [k, k, C, F] -> [B, H', W', F]."""
     k, stride = w.shape[0], form.stride
-    if form.padding == 0 and k == 1 and (stride == 1 or form.lowering == "cpu"):
+    if _is_of_pixels(form, k):
         return jnp.einsum("bijc,cf->bijf", x[:, ::stride, ::stride], w[0, 0])
     if form.padding == 0 and _output_size(x.shape, k, stride) == (1, 1):
         return (_rows(x[:, :k, :k]) @ w.reshape(-1, w.shape[3]))[:, None, None]
@@ -317,7 +323,7 @@ def _conv(form: _Form, x: Array, w: Array) -> Array:
 def _input_gradient(form: _Form, size: tuple[int, int], g: Array, w: Array) -> Array:
     """dT/dx: g [B, H', W', F], w [k, k, C, F] -> [B, *size, C]."""
     k, stride, padding = w.shape[0], form.stride, form.padding
-    if padding == 0 and k == 1 and (stride == 1 or form.lowering == "cpu"):
+    if _is_of_pixels(form, k):
         x = jnp.einsum("bijf,cf->bijc", g, w[0, 0])
         gaps = [(0, 0, 0), (0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0)]
         return _fit(lax.pad(x, jnp.zeros((), x.dtype), gaps), size)
@@ -333,7 +339,7 @@ def _input_gradient(form: _Form, size: tuple[int, int], g: Array, w: Array) -> A
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _kernel_gradient(form: _Form, k: int, x: Array, g: Array) -> Array:
     """dT/dw: x [B, H, W, C], g [B, H', W', F] -> [k, k, C, F]."""
-    if form.padding == 0 and k == 1 and (form.stride == 1 or form.lowering == "cpu"):
+    if _is_of_pixels(form, k):
         return jnp.einsum("bijc,bijf->cf", x[:, :: form.stride, :: form.stride], g)[None, None]
     if form.padding == 0 and g.shape[1:3] == (1, 1):
         return (_rows(x[:, :k, :k]).T @ g[:, 0, 0]).reshape(k, k, x.shape[3], -1)

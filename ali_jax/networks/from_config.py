@@ -178,7 +178,7 @@ def pyramid(size: int | Sequence[int], width: int, *, what: str) -> tuple[Layer,
       what: the network, for messages.
     """
     sides = _sides(size, what)
-    maps = [width * min(2**i, 8) for i in range(len(sides) - 1)]
+    maps = _doubling(width, len(sides) - 1)
     halvings = [(4, 2, m, 1, *_odd(before)) for before, m in zip(sides, maps, strict=False)]
     return (*halvings, (_spanning(sides[-1]), 1, 2 * maps[-1]))
 
@@ -186,7 +186,7 @@ def pyramid(size: int | Sequence[int], width: int, *, what: str) -> tuple[Layer,
 def inverted_pyramid(size: int | Sequence[int], width: int, *, what: str) -> tuple[Layer, ...]:
     """Return the decoder layers that mirror `pyramid`: a vector to the grid, then stride 2 up to the size."""
     sides = _sides(size, what)
-    maps = [width * min(2**i, 8) for i in range(len(sides) - 1)]
+    maps = _doubling(width, len(sides) - 1)
     doublings = zip(sides[-2::-1], (*maps[-2::-1], width), strict=True)
     return ((_spanning(sides[-1]), 1, maps[-1]), *((4, 2, m, 1, *_odd(after)) for after, m in doublings))
 
@@ -198,7 +198,11 @@ def stage_maps(size: int | Sequence[int], width: int, *, what: str, patch: int =
       size, width, what: as `pyramid` takes them.
       patch: 1 for a first stage at the image's own size, 2 for one at half of it.
     """
-    count = len(_sides(size, what)) - (patch > 1)
+    return _doubling(width, len(_sides(size, what)) - (patch > 1))
+
+
+def _doubling(width: int, count: int) -> tuple[int, ...]:
+    """Return numbers of maps that double from layer to layer, up to eightfold."""
     return tuple(width * min(2**i, 8) for i in range(count))
 
 

@@ -8,6 +8,7 @@ This module says what a layer does, and in which order; the networks say which l
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -303,9 +304,7 @@ class Dropout(nn.Module):
     def __call__(self, h: Array, *, train: bool) -> Array:
         if not train or self.rate == 0:
             return h
-        words = jax.random.key_data(self.make_rng("dropout"))
-        positions = jax.lax.iota(jnp.uint32, h.size).reshape(h.shape)
-        mask = hashed(words, positions) >= np.uint32(self.rate * 2**32)
+        mask = _bits(self, h.shape) >= np.uint32(self.rate * 2**32)
         return jnp.where(mask, h / (1 - self.rate), 0)
 
 
@@ -322,10 +321,26 @@ class GaussianNoise(nn.Module):
     def __call__(self, h: Array, *, train: bool) -> Array:
         if not train or self.std == 0:
             return h
-        words = jax.random.key_data(self.make_rng("dropout"))
-        bits = hashed(words, jax.lax.iota(jnp.uint32, h.size).reshape(h.shape))
+        bits = _bits(self, h.shape)
         centred = ((bits >> np.uint32(9)).astype(jnp.float32) + 0.5) * 2.0**-22 - 1  # in (-1, 1), 2^23 values
         return h + (self.std * np.sqrt(2) * jax.lax.erf_inv(centred)).astype(h.dtype)
+
+
+def _bits(module: nn.Module, shape: tuple[int, ...]) -> Array:
+    """Return 32 random bits per element: hashes of its position and the key of the stream `dropout`."""
+    words = jax.random.key_data(module.make_rng("dropout"))
+    return hashed(words, jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape))
+
+
+def over_pixels(function: Callable[[Array], Array], h: Array, lowering: convolutions.Lowering) -> Array:
+    """Apply to the pixels of maps [B, H, W, C], as rows, what keeps the shape; other h as they are.
+
+    Batch norm and biases then sum over one axis alone.
+    """
+    if h.ndim != 4:
+        return function(h)
+    rows = function(convolutions.cut(h.reshape(-1, h.shape[-1]), lowering))
+    return convolutions.cut(rows, lowering).reshape(h.shape)
 
 
 class Stack(nn.Module):
@@ -367,16 +382,7 @@ class Stack(nn.Module):
             h = GaussianNoise(noise)(h, train=train)
             h = Dropout(dropout)(h, train=train)
             h = self._linear(layer, f"layer_{i}")(h, train=train)
-            shape = h.shape
-            if len(shape) == 4:  # pixels become rows: batch norm and bias then sum over one axis alone
-                h = convolutions.cut(h.reshape(-1, shape[-1]), self.lowering)
-            if batch_norm:
-                norm = BatchNorm(self.axis_name, self.dtype, name=f"norm_{i}")
-                h = norm(h, train=train)
-            elif self.bias:
-                h = Bias(h.shape[-1:], name=f"bias_{i}")(h)
-            if len(shape) == 4:
-                h = convolutions.cut(h, self.lowering).reshape(shape)
+            h = over_pixels(self._shift(i, h.shape[-1], batch_norm, train), h, self.lowering)
             if beside is not None:
                 added = self._linear(h.shape[-1], f"beside_{i}")(beside, train=train)
                 h = h + added.reshape(-1, *(1,) * (h.ndim - 2), h.shape[-1])
@@ -384,6 +390,12 @@ class Stack(nn.Module):
             self.sow("intermediates", "pre_activation", h)
             h = self.activation(h)
         return h
+
+    def _shift(self, i: int, width: int, batch_norm: bool, train: bool) -> Callable[[Array], Array]:
+        if batch_norm:
+            norm = BatchNorm(self.axis_name, self.dtype, name=f"norm_{i}")
+            return functools.partial(norm, train=train)
+        return Bias((width,), name=f"bias_{i}") if self.bias else lambda h: h
 
     def _linear(self, layer: Layer, name: str) -> nn.Module:
         shared = {

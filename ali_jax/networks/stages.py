@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ali_jax.networks import convolutions
-from ali_jax.networks.layers import Bias, Convolution, Dense, scaled_initializer
+from ali_jax.networks.layers import Bias, Convolution, Dense, over_pixels, scaled_initializer
 from ali_jax.types import Array
 
 LINEAR = math.sqrt(0.5)  # factor on He initialisation where no activation follows
@@ -98,15 +98,22 @@ class Stages(nn.Module):
     dtype: Any
 
     def conv(
-        self, kernel: int, maps: int, name: str, *, stride: int = 1, factor: float = LINEAR
+        self,
+        kernel: int,
+        maps: int,
+        name: str,
+        *,
+        stride: int = 1,
+        odd: tuple[int, int] = (0, 0),
+        factor: float = LINEAR,
     ) -> nn.Module:
         """Return a convolution that keeps the size of maps, or halves it with a kernel of 4 and stride 2."""
-        padding = (kernel - 1) // 2
         return Convolution(
             kernel,
             stride,
             maps,
-            padding,
+            (kernel - 1) // 2,
+            odd,
             init_std=0.0,
             init_factor=factor,
             lowering=self.lowering,
@@ -129,9 +136,7 @@ class Stages(nn.Module):
         return h
 
     def biased(self, h: Array, name: str, activation: Callable[[Array], Array] = lambda h: h) -> Array:
-        rows = convolutions.cut(h.reshape(-1, h.shape[-1]), self.lowering)
-        rows = Bias(rows.shape[-1:], name=name)(rows)
-        return activation(convolutions.cut(rows, self.lowering).reshape(h.shape))
+        return activation(over_pixels(Bias(h.shape[-1:], name=name), h, self.lowering))
 
 
 class Downward(Stages):
@@ -142,8 +147,8 @@ class Downward(Stages):
         if self.patch == 1:
             h = self.conv(3, self.maps[0], "input")(h)
         else:
-            odd = [(0, side % 2) for side in h.shape[1:3]]
-            h = self.conv(4, self.maps[0], "input", stride=2)(jnp.pad(h, [(0, 0), *odd, (0, 0)]))
+            odd = h.shape[1] % 2, h.shape[2] % 2
+            h = self.conv(4, self.maps[0], "input", stride=2, odd=odd)(h)
         h = self.biased(h, "input_bias")
         for i, maps in enumerate(self.maps):
             if i:
