@@ -291,13 +291,18 @@ def conditional():
     return config, Model(ali, variables, (8, 8, 1), divisor=16.0, conditions=dataset.attributes), batch
 
 
-def test_a_line_between_two_classes_has_the_class_of_each_end(conditional, tmp_path):
+def test_a_line_between_two_classes_has_the_class_of_each_end(conditional, tmp_path, monkeypatch):
     config, trained, batch = conditional
     x, y = batch.x / np.float32(16), ["3", "3", "7"]
     options = command.parse(["--mode=interpolate", f"--workdir={tmp_path}", "--inputs=x"])
     found = inputs.Inputs(batch.x[:3], ("a", "b", "c"), tuple(y), False, "")
     given = new_images.Given(config, options, trained, found, x[:3], y)
-    line = new_images._lines(given, slice(0, 1), slice(-1, None), 3)[0]
+    drawn = []
+    monkeypatch.setattr(new_images, "STEPS", 3)
+    monkeypatch.setattr(new_images.figures, "interpolation_grid", lambda _, path, __: drawn.extend(path))
+    monkeypatch.setattr(new_images.figures, "save_picture", lambda *_: None)
+    assert len(list(new_images._MODES["interpolate"](given))) == 1
+    (line,) = drawn
     np.testing.assert_allclose(line[[0, 2]], trained.reconstruct(x[[0, 2]], ["3", "7"]), atol=1e-5)
     z = trained.encode(x[[0, 2]], ["3", "7"]).mean(axis=0)
     half = np.eye(10, dtype=np.float32)[[3, 7]].mean(axis=0)

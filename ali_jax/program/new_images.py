@@ -164,7 +164,8 @@ def _interpolate(given: Given) -> Iterator[Path]:
         )
     ends = (slice(0, None, 2), slice(1, None, 2)) if given.options.pairs else (slice(0, 1), slice(-1, None))
     moves = _moves(given.options.out)
-    path = _lines(given, *ends, FRAMES if moves else STEPS)
+    y, y_end = (None if given.y is None else given.y[end] for end in ends)
+    path = given.trained.interpolate(x[ends[0]], x[ends[1]], FRAMES if moves else STEPS, y, y_end)
     if moves:
         yield _save_moving(given.options.out, path)
     elif folder := _folder(given.options.out):
@@ -173,25 +174,6 @@ def _interpolate(given: Given) -> Iterator[Path]:
                 yield _save_single(folder / f"{name}_{i:02d}.png", image)
     else:
         yield _save(given, "interpolate", figures.interpolation_grid(x[ends[0]], path, x[ends[1]]))
-
-
-def _lines(given: Given, start: slice, end: slice, steps: int) -> np.ndarray:
-    """Decode the codes on the lines between rows `start` and `end`; return images [N, steps, *X].
-
-    Each end has its own condition, and the condition moves along the line as the code does.
-    """
-    trained = given.trained
-    if given.y is None:
-        return trained.interpolate(given.x[start], given.x[end], steps)
-    rows = trained.condition_rows(given.y, len(given.y))
-    assert rows is not None
-    y0, y1 = rows[start], rows[end]
-    z0, z1 = trained.encode(given.x[start], y0), trained.encode(given.x[end], y1)
-    alpha = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
-    z = (1 - alpha) * z0[:, None] + alpha * z1[:, None]
-    y = (1 - alpha) * y0[:, None] + alpha * y1[:, None]
-    images = trained.decode(z.reshape(-1, z.shape[-1]), y.reshape(-1, y.shape[-1]))
-    return images.reshape(-1, steps, *trained.shape)
 
 
 def _edit(given: Given) -> Iterator[Path]:

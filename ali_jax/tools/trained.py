@@ -132,14 +132,17 @@ class Model:
         z = random.standard_normal((n, self.latent_dim), np.float32)
         return self.decode(z, y, seed=seed)
 
-    def interpolate(self, a: Images, b: Images, steps: int = 11, y: Any = None) -> np.ndarray:
+    def interpolate(
+        self, a: Images, b: Images, steps: int = 11, y: Any = None, y_end: Any = None
+    ) -> np.ndarray:
         """Decode codes on the straight lines between those of images a and b.
 
         Args:
           a: one image or N.
           b: one image or N.
           steps: codes on each line, both ends included.
-          y: conditions, the same for all codes of a line.
+          y: conditions of a.
+          y_end: conditions of b, to which those of a line move as its code does; None: they stay at y.
 
         Returns:
           [steps, *X] for one image at each end, [N, steps, *X] for N.
@@ -150,11 +153,15 @@ class Model:
                 f"There are {len(x0)} images at one end and {len(x1)} at the other: give as many at both."
             )
         steps = _whole("steps", steps, 2)
-        y = self.condition_rows(y, len(x0))
-        z0, z1 = self._encode(x0, y), self._encode(x1, y)
+        y0 = self.condition_rows(y, len(x0))
+        y1 = y0 if y_end is None else self.condition_rows(y_end, len(x1))
+        z0, z1 = self._encode(x0, y0), self._encode(x1, y1)
         alpha = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
         z = (1 - alpha) * z0[:, None] + alpha * z1[:, None]
-        path = self._decode(z.reshape(-1, z.shape[-1]), None if y is None else y.repeat(steps, axis=0))
+        ys = None
+        if y0 is not None and y1 is not None:
+            ys = (y0[:, None] + alpha * (y1 - y0)[:, None]).reshape(-1, y0.shape[-1])
+        path = self._decode(z.reshape(-1, z.shape[-1]), ys)
         path = path.reshape(len(x0), steps, *self.shape)
         return path[0] if is_one else path
 
