@@ -56,6 +56,24 @@ class Key(NamedTuple):
     meaning: str
 
 
+def _residual(role: str) -> tuple[Key, ...]:
+    """Return the keys that all residual networks have."""
+    # fmt: off
+    return (
+        Key(f"{role}.maps", (), rules.widths,
+            "Of a residual network: maps of its stages, from the image to the grid; () = they follow "
+            "`width`."),
+        Key(f"{role}.blocks", 1, rules.count, "Of a residual network: blocks of a stage."),
+        Key(f"{role}.expansion", 1, rules.count,
+            "Of a residual network: maps within a block, as a multiple of the stage's."),
+        Key(f"{role}.patch", 1, rules.one_or_two,
+            "Of a residual network: 1 for a first stage at the image's own size, 2 for one at half of it."),
+        Key(f"{role}.blur", True, rules.flag,
+            "Of a residual network: whether maps are blurred where their size changes."),
+    )
+    # fmt: on
+
+
 # A line or two per key, in the order of `base`.
 # fmt: off
 TABLE = (
@@ -176,15 +194,7 @@ TABLE = (
         "Random Fourier features of x, for perceptrons; () = none."),
     Key("encoder.width", 0, rules.count_or_zero,
         "Maps of the first layer, where the layers are to follow the image size; 0 = `layers`."),
-    Key("encoder.maps", (), rules.widths,
-        "Of a residual network: maps of its stages, from the image to the grid; () = they follow `width`."),
-    Key("encoder.blocks", 1, rules.count, "Of a residual network: blocks of a stage."),
-    Key("encoder.expansion", 1, rules.count,
-        "Of a residual network: maps within a block, as a multiple of the stage's."),
-    Key("encoder.patch", 1, rules.one_or_two,
-        "Of a residual network: 1 for a first stage at the image's own size, 2 for one at half of it."),
-    Key("encoder.blur", True, rules.flag,
-        "Of a residual network: whether maps are blurred where their size changes."),
+    *_residual("encoder"),
 
     Group("The decoder", "As the encoder; its layers are transposed convolutions."),
     Key("decoder.name", "Decoder", rules.named_in("ali_jax.networks"), "The class."),
@@ -199,15 +209,7 @@ TABLE = (
         "Last activation: sigmoid for data in [0, 1], linear for others."),
     Key("decoder.width", 0, rules.count_or_zero,
         "Maps of the last layer, where the layers are to follow the image size; 0 = `layers`."),
-    Key("decoder.maps", (), rules.widths,
-        "Of a residual network: maps of its stages, from the image to the grid; () = they follow `width`."),
-    Key("decoder.blocks", 1, rules.count, "Of a residual network: blocks of a stage."),
-    Key("decoder.expansion", 1, rules.count,
-        "Of a residual network: maps within a block, as a multiple of the stage's."),
-    Key("decoder.patch", 1, rules.one_or_two,
-        "Of a residual network: 1 for a first stage at the image's own size, 2 for one at half of it."),
-    Key("decoder.blur", True, rules.flag,
-        "Of a residual network: whether maps are blurred where their size changes."),
+    *_residual("decoder"),
 
     Group("The discriminator",
           "D(x) and D(z) are joined by D(x, z), which ends in a linear layer of its own."),
@@ -252,15 +254,7 @@ TABLE = (
         "Whether D also scores x and z alone, for `penalties.unary_scores`."),
     Key("discriminator.pair_layers", (), rules.layers,
         "Layers of D(x, x'), for `penalties.adversarial_cycle`; () = none."),
-    Key("discriminator.maps", (), rules.widths,
-        "Of a residual network: maps of its stages, from the image to the grid; () = they follow `width`."),
-    Key("discriminator.blocks", 1, rules.count, "Of a residual network: blocks of a stage."),
-    Key("discriminator.expansion", 1, rules.count,
-        "Of a residual network: maps within a block, as a multiple of the stage's."),
-    Key("discriminator.patch", 1, rules.one_or_two,
-        "Of a residual network: 1 for a first stage at the image's own size, 2 for one at half of it."),
-    Key("discriminator.blur", True, rules.flag,
-        "Of a residual network: whether maps are blurred where their size changes."),
+    *_residual("discriminator"),
     Key("discriminator.head", "projection", rules.one_of("projection", "concatenation"),
         "How a residual D joins D(x) and D(z): by a bilinear form, or by a perceptron of `joint_layers`."),
 
@@ -471,15 +465,18 @@ def residual_recipe(config: Config, *, small: bool = False) -> None:
 
     Relativistic pairs; a gradient penalty at both kinds of pairs; Adam with b1 = 0; and along half a cosine,
     over all of training, rate and penalty fall to a tenth and b2 rises from 0.9 to 0.99. To that a joint game
-    adds a log sigma that starts near -1 and is clipped to (-6, 0.5), and ALICE's cycle on x with a weak
-    weight, which the experiment sets: 20 over the number of dimensions of x is weak.
+    adds a log sigma that starts near -1 and is clipped to (-6, 0.5), and ALICE's cycle on x with the weak
+    weight of 20 over the number of dimensions of x.
 
     Args:
-      config: the experiment's; it sets data, numbers of steps and the weight of the cycle.
+      config: the experiment's, which states its data and their shape; it sets the number of steps.
       small: networks for two CPU cores instead of a GPU.
     """
     config.loss = "relativistic_pairs"
     config.batch_size = 64
+    config.steps_per_call = 50
+    config.log_every = 250
+    config.checkpoint_every = 2_500
     config.latent_dim = 64
     config.ema_half_life = 44_000.0
     for network, name in (
@@ -501,6 +498,7 @@ def residual_recipe(config: Config, *, small: bool = False) -> None:
     config.penalties.r1.gamma_final = 0.02
     config.penalties.r1.at = "both"
     config.penalties.r1.schedule = "cosine"
+    config.penalties.cycle_x.weight = 20 / math.prod(config.dataset.shape)
     for adam in (config.optimizer.generator, config.optimizer.discriminator):
         adam.learning_rate = 1e-3
         adam.b1 = 0.0
@@ -508,6 +506,17 @@ def residual_recipe(config: Config, *, small: bool = False) -> None:
     config.optimizer.b2_final = 0.99
     config.optimizer.constant_fraction = 0.0
     config.optimizer.final_fraction = 0.1
+    config.evaluators = (
+        "samples",
+        "reconstructions",
+        "interpolations",
+        "reconstruction_error",
+        "class_balance",
+        "posterior",
+        "memorisation",
+        "near_duplicates",
+        "precision_recall",
+    )
 
 
 def average_decay(config: Config) -> float:

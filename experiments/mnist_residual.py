@@ -15,28 +15,10 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "small"):
         raise ValueError(f"mnist_residual.py:{variant}: the only variant is small.")
     config = defaults.base()
-    defaults.residual_recipe(config, small=bool(variant))
-    config.num_steps = 40_000
-    config.steps_per_call = 50
-    config.log_every = 250
-    config.checkpoint_every = 2_500
-    config.evaluate_every = 10_000
-
     config.dataset.name = "mnist"
     config.dataset.shape = (28, 28, 1)
-
-    config.penalties.cycle_x.weight = 20 / 784
-
-    config.evaluators = (
-        "samples",
-        "reconstructions",
-        "interpolations",
-        "reconstruction_error",
-        "class_balance",
-        "probes",
-        "posterior",
-        "memorisation",
-        "near_duplicates",
-        "precision_recall",
-    )
+    defaults.residual_recipe(config, small=bool(variant))
+    config.num_steps = 40_000
+    config.evaluate_every = 10_000
+    config.evaluators = (*config.evaluators, "probes")
     return config
