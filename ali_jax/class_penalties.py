@@ -9,16 +9,14 @@ Each of them calls D itself, in training mode. Calls that are compared with each
 the same noise.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from ali_jax import model
-from ali_jax.types import ALI, Array, Losses, Metrics, Pairs, Variables
+from ali_jax.types import ALI, Array, Losses, Metrics, Pairs, Variables, Weight
 
-Weight: TypeAlias = float | Array | Callable[[Array], Array]  # a number, or a function of the step
 Ramp: TypeAlias = tuple[float, float]
 CODES = {"prior": ("z",), "encoder": ("z_hat",), "both": ("z", "z_hat")}  # fields of `Pairs`
 ALWAYS = (0.0, 0.0)  # the ramp of a weight that is full from the start

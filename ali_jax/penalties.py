@@ -7,16 +7,14 @@ differentiated in the parameters of D alone.
 A weight is a number, which may be traced, or a function of the step, such as a schedule of optax.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from ali_jax import losses, model
-from ali_jax.types import ALI, Array, Batch, InputGradients, Logits, Losses, Metrics, Pairs, Variables
+from ali_jax.types import ALI, Array, Batch, InputGradients, Logits, Losses, Metrics, Pairs, Variables, Weight
 
-Weight: TypeAlias = float | Array | Callable[[Array], Array]
 Placement = Literal["encoder", "decoder", "both", "prior"]
 Masks = Literal["own", "game"]
 Schedule = Literal["geometric", "cosine"]

@@ -95,6 +95,7 @@ class Report(NamedTuple):
 
 
 Metrics: TypeAlias = dict[str, Array]
+Weight: TypeAlias = float | Array | Callable[[Array], Array]  # a number, or a function of the step
 Loss: TypeAlias = Callable[[Logits, Batch], tuple[Losses, Metrics]]
 # (ali, variables, pairs, key, step); with an argument `input_gradients`, also an InputGradients or None.
 Penalty: TypeAlias = Callable[..., tuple[Losses, Metrics]]

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ali_jax import config as configs
 from ali_jax.config import Config
@@ -24,6 +24,8 @@ from ali_jax.program import loop
 from ali_jax.program.command import load_config, override
 from ali_jax.records.workdir import RunError, read_metrics
 from benchmarks.compare import in_one_sentence, markdown
+
+T = TypeVar("T")
 
 EVALUATOR = "modes"
 COLUMNS = ("modes_strict", "high_quality", "reverse_kl", "mode_spread", "mode_kept")
@@ -94,7 +96,7 @@ def make_variants(config: Config) -> dict[str, Config]:
     }
 
 
-def choose(variants: Mapping[str, Config], text: str) -> dict[str, Config]:
+def choose(variants: Mapping[str, T], text: str) -> dict[str, T]:
     """Return the variants that `text` names, or all if it is empty.
 
     Raises:

@@ -26,11 +26,12 @@ import numpy as np
 
 from ali_jax import game
 from ali_jax.config import Config, flat
+from ali_jax.game import population
 from ali_jax.program import loop
 from ali_jax.program.command import load_config, override
 from ali_jax.records.workdir import RunError, read_metrics
-from benchmarks.ablation import mean_and_deviation
-from benchmarks.compare import markdown
+from benchmarks.ablation import choose, mean_and_deviation
+from benchmarks.compare import in_one_sentence, markdown
 
 EVALUATORS = (
     "samples",
@@ -71,6 +72,7 @@ CHANGES: dict[str, Change] = {
 }
 
 
+@in_one_sentence
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, print the table in Markdown, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", allow_abbrev=False)
@@ -81,24 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, default=Path("runs/recipes"), help="the folder of all runs")
     options, overrides = parser.parse_known_args(argv)
     found: dict[str, list[dict[str, float]]] = {}
-    try:
-        variants = make_variants(options.config, overrides)
-        names = list(variants) if options.variants == "all" else options.variants.split(",")
-        for name in names:
-            if name not in variants:
-                raise ValueError(f"--variants: {name!r} is unknown; there are {', '.join(variants)}.")
-        for seed in map(int, options.seeds.split(",")):
-            for name in names:
-                config = variants[name]()
-                config.seed = seed
-                folder = options.workdir / f"{name.replace(' ', '_')}_{seed}"
-                found.setdefault(name, []).append(measure(config, folder, options.seconds))
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    named = "" if options.variants == "all" else options.variants
+    variants = choose(make_variants(options.config, overrides), named)
+    for seed in map(int, options.seeds.split(",")):
+        for name, make in variants.items():
+            config = make()
+            config.seed = seed
+            folder = options.workdir / f"{name.replace(' ', '_')}_{seed}"
+            found.setdefault(name, []).append(measure(config, folder, options.seconds))
     print(f"\n{options.config}, {options.seconds:g} CPU seconds a run, seeds {options.seeds}\n")
     print(table(found))
     return 0
@@ -169,16 +161,9 @@ def table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     columns = [name for name in COLUMNS if all(name in numbers for numbers in every)]
     rows = [["variant", *columns], ["---", *["---:"] * len(columns)]]
     for name, of_seeds in found.items():
-        cells = []
-        for column in columns:
-            values = np.array([numbers[column] for numbers in of_seeds])
-            spread = {column: float(values.mean())}
-            if len(values) > 1:
-                spread[f"{column}/std"] = float(values.std(ddof=1))
-            cells.append(
-                f"{values.mean():,.0f}" if column == "images" else mean_and_deviation(spread, column)
-            )
-        rows.append([name, *cells])
+        spread = population.spread(of_seeds)
+        cells = {column: mean_and_deviation(spread, column) for column in columns}
+        rows.append([name, *(cells | {"images": f"{spread['images']:,.0f}"}).values()])
     return markdown(rows)
 
 

@@ -25,8 +25,6 @@ from ali_jax.types import ALI, Array, Report, Variables
 
 MEMORISATION_ROWS = 2_000  # samples, and at most as many test rows, whose median distance is taken
 NEAR = 0.02  # of the range: root mean square over pixels by which near-duplicates differ at most
-
-
 N_TRAIN = count("n_train", "train rows searched")
 
 

@@ -6,14 +6,14 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ali_jax.data import Dataset
 from ali_jax.evaluate.declare import CLASSES, IMAGES, Need, is_no_image
-from ali_jax.evaluate.rows import Rows, cached_by_data, over_x, reference_classifier, test_rows, train_rows
+from ali_jax.evaluate.rows import cached_by_data, over_x, reference_classifier, test_rows, train_rows
 from ali_jax.metrics import dinov2, inception, random_features
 from ali_jax.metrics.blocks import map_blocks
 
@@ -58,15 +58,18 @@ def classifier_extractor(dataset: Dataset) -> Extractor:
 @functools.lru_cache(maxsize=1)
 def inception_extractor(path: str) -> Extractor:
     """Return Inception-v3 with the weights of an .npz file; a ValueError says what is wrong with the file."""
-    run = functools.partial(jax.jit(inception.features), inception.load(path))
-    return Extractor("inception", inception.RESIZE, lambda x: map_blocks(run, x, size=50))
+    return _with_weights("inception", inception, path)
 
 
 @functools.lru_cache(maxsize=1)
 def dinov2_extractor(path: str) -> Extractor:
     """Return DINOv2 with the weights of a .safetensors file; a ValueError says what is wrong with it."""
-    run = functools.partial(jax.jit(dinov2.features), dinov2.load(path))
-    return Extractor("dinov2", dinov2.RESIZE, lambda x: map_blocks(run, x, size=50))
+    return _with_weights("dinov2", dinov2, path)
+
+
+def _with_weights(name: str, network: Any, path: str) -> Extractor:
+    run = functools.partial(jax.jit(network.features), network.load(path))
+    return Extractor(name, network.RESIZE, lambda x: map_blocks(run, x, size=50))
 
 
 @functools.cache
@@ -95,17 +98,13 @@ def needs_of_features(
 @cached_by_data(maxsize=4)
 def train_features(dataset: Dataset, extractor: Extractor) -> np.ndarray:
     """Return the features [N, F] of the rows of train that evaluators use."""
-    return _of_rows(extractor, train_rows(dataset), dataset.divisor)
+    return over_x(extractor.features, train_rows(dataset), dataset.divisor)
 
 
 @cached_by_data(maxsize=4)
 def test_features(dataset: Dataset, extractor: Extractor) -> np.ndarray:
     """Return the features [N, F] of the rows of test that evaluators use."""
-    return _of_rows(extractor, test_rows(dataset), dataset.divisor)
-
-
-def _of_rows(extractor: Extractor, rows: Rows, divisor: float) -> np.ndarray:
-    return over_x(extractor.features, rows, divisor)
+    return over_x(extractor.features, test_rows(dataset), dataset.divisor)
 
 
 def _has_classes(dataset: Dataset) -> bool:

@@ -90,7 +90,7 @@ def _prepare_one(
         parts.make_loss(config, axis_name=axis_name),
         parts.make_penalties(config, axis_name=axis_name),
         data.scaled(dataset.train.rows(np.arange(min(INIT_ROWS, len(dataset.train)))), dataset.divisor),
-        jax.jit(functools.partial(train.init_state, ali, tx, ema=configs.average_decay(config) > 0)),
+        jax.jit(parts.make_init(config, ali, tx)),
         parts.make_augment(config),
         _labelled_rows(config, dataset),
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ali_jax import class_penalties, model
+from ali_jax import class_penalties, model, train
 from ali_jax import config as configs
 from ali_jax import losses as loss_functions
 from ali_jax import penalties as penalty_functions
@@ -18,7 +18,7 @@ from ali_jax.config import Config
 from ali_jax.names import did_you_mean, public_functions
 from ali_jax.networks import convolutions
 from ali_jax.optimizers import scale_by_adam_for
-from ali_jax.types import Array, Augment, Loss, Networks, Pairs, Penalty, PyTree
+from ali_jax.types import ALI, Array, Augment, Batch, Loss, Networks, Pairs, Penalty, PyTree, TrainState
 
 WEIGHTS = ("gamma", "gamma_z", "weight")  # a penalty is on if one of these arguments is positive
 
@@ -58,9 +58,11 @@ def _with_b2(
     if final < 0:
         return scale_by_adam(b2=b2)
 
+    share_left = optax.cosine_decay_schedule(1.0, config.num_steps)
+
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        share = (1 - jnp.cos(jnp.pi * jnp.clip(state.count / config.num_steps, 0, 1))) / 2
-        return scale_by_adam(b2=b2 + (final - b2) * share).update(updates, state, params)
+        now = final + (b2 - final) * share_left(state.count)
+        return scale_by_adam(b2=now).update(updates, state, params)
 
     return optax.GradientTransformation(scale_by_adam(b2=b2).init, update)
 
@@ -114,6 +116,13 @@ def _schedule(rate: float, config: Config) -> float | optax.Schedule:
         rate, max(config.num_steps - constant, 1), config.optimizer.final_fraction
     )
     return optax.join_schedules([optax.constant_schedule(rate), decay], [constant])
+
+
+def make_init(
+    config: Config, ali: ALI, tx: optax.GradientTransformation
+) -> Callable[[Array, Batch], TrainState]:
+    """Make the `(key, first rows) -> state before the first step`, with an average if the config has one."""
+    return partial(train.init_state, ali, tx, ema=configs.average_decay(config) > 0)
 
 
 def make_loss(config: Config, *, axis_name: str | None = None) -> Loss:

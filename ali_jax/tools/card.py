@@ -203,7 +203,7 @@ def _training(
         role: sum(leaf.size for leaf in jax.tree.leaves(params))
         for role, params in variables.params._asdict().items()
     }
-    images = step * config.batch_size
+    images, decay = step * config.batch_size, average_decay(config)
     yield "## Training"
     facts = {
         "data": f"{dataset.name}, {shape} {'pixels' if len(dataset.test.shape) == 3 else 'numbers'}",
@@ -214,9 +214,7 @@ def _training(
         "steps": f"{step:,} of {config.batch_size:,} rows: {images:,} rows, "
         f"{images / len(dataset.train):,.1f} passes over the training rows",
         "parameters": ", ".join(f"{role} {size:,}" for role, size in sizes.items()),
-        "weights": f"averaged, decay {average_decay(config):g}"
-        if average_decay(config)
-        else "those of the last step",
+        "weights": f"averaged, decay {decay:g}" if decay else "those of the last step",
         **({"population": f"the first of {members} members"} if members else {}),
     }
     yield _table(("", ""), facts.items())

@@ -36,8 +36,7 @@ def describe(config: Config) -> dict[str, Any]:
     ali = networks.build(native, x_shape=shape)
     tx = parts.make_optimizer(config)
     batch = abstract_batch(config, shape)
-    init = partial(train.init_state, ali, tx, ema=average_decay(config) > 0)
-    state = jax.eval_shape(init, jax.random.PRNGKey(0), batch)
+    state = jax.eval_shape(parts.make_init(config, ali, tx), jax.random.PRNGKey(0), batch)
     return {
         "parameters": {role: _size(params) for role, params in state.variables.params._asdict().items()},
         "frozen_parameters": _frozen_parameters(config),

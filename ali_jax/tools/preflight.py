@@ -4,7 +4,6 @@ All numbers come from the compiler and from data sheets; none is a measurement. 
 read.
 """
 
-import functools
 import importlib.util
 import math
 import os
@@ -19,8 +18,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from ali_jax import networks, train
-from ali_jax.config import Config, average_decay
+from ali_jax import networks
+from ali_jax.config import Config
 from ali_jax.game import compile, parts, population
 from ali_jax.tools.describe import abstract_batch, data_shape, training_step
 from ali_jax.types import PyTree
@@ -248,9 +247,7 @@ def _compile(config: Config, topology: str, mesh: Mesh) -> Any:
     shape = data_shape(config)
     ali = networks.build(config, x_shape=shape, platform="tpu")
     batch = _placed(abstract_batch(config, shape), split)
-    init = functools.partial(
-        train.init_state, ali, parts.make_optimizer(config), ema=average_decay(config) > 0
-    )
+    init = parts.make_init(config, ali, parts.make_optimizer(config))
     state = _placed(jax.eval_shape(init, jax.random.PRNGKey(0), batch), whole)
     step = jax.jit(training_step(config, ali), donate_argnums=0, out_shardings=whole)
     try:
